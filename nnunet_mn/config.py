@@ -1,0 +1,198 @@
+"""Every setting of M&N in one frozen dataclass, and the layers it is read from."""
+
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, NamedTuple
+
+from nnunet_mn.errors import MNError
+
+ENVIRONMENT_PREFIX = "nnUNet_mn_"
+UNLABELED_SOURCES = ("split", "imagesUn", "imagesTs")
+
+# A preset is a set of other defaults: whatever the user sets still wins over it.
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "nnunet": MappingProxyType({}),
+        "paper": MappingProxyType(
+            {"adaptation": "lora", "rounding": "floor", "lora_dropout": 0.1, "slice_step": 1},
+        ),
+    }
+)
+
+# Fields that decide which tensors a checkpoint holds: it cannot be continued with another value.
+STATE_FIELDS = ("backbone", "adaptation", "preset", "lora_rank", "lora_alpha", "rounding")
+
+
+class Layer(NamedTuple):
+    """Some settings and where they come from, for messages."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+def _range(low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> dict[str, Any]:
+    """Metadata of a number that must lie between two bounds."""
+    allowed = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+
+    def check(value: float) -> bool:
+        above = value > low if low_open else value >= low
+        return above and (value < high if high_open else value <= high)
+
+    return {"check": check, "allowed": f"a number in {allowed}"}
+
+
+_POSITIVE = {"check": lambda value: value >= 1, "allowed": "an integer of at least 1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MNConfig:
+    """The settings of one training.
+
+    Args:
+        backbone: the 2D network: a name of the registry, a Hugging Face id or a local folder.
+        adaptation: which weights of its encoder are trained: `lora` (low-rank updates), `full`, `frozen` (none), or
+            `auto`, which is `lora` for transformers and `full` for convolutional networks.
+        preset: `nnunet` keeps nnU-Net's optimizer and loss for the 3D network, `paper` takes the reference's.
+        rounding: how the unlabeled share becomes a number of samples: `diffusion` carries the error to the next
+            batch, `floor` is the reference's.
+        supervised_fraction: share of the training, in iterations, that uses labeled samples only.
+        lr_2d: peak learning rate of the 2D network.
+        lora_rank, lora_alpha, lora_dropout: of the low-rank updates.
+        batch_statistics: whether batch-norm statistics of the pretrained encoder stay `frozen` or `adapt`.
+        slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
+            it sees all of them.
+        slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels.
+        gradient_checkpointing: recompute the 2D encoder's activations in the backward pass to save memory.
+        epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.
+        unlabeled_sources: where unlabeled cases are looked for; None means `split` and `imagesUn`, and `imagesTs` if
+            these hold none.
+        checkpoint_every: epochs between two writings of `checkpoint_latest.pth`.
+        seed: of every random generator; None means nnU-Net's behavior (not seeded).
+
+    Raises:
+        MNError: when a value has the wrong type or lies out of its range.
+    """
+
+    backbone: str = "nvidia/segformer-b2-finetuned-ade-512-512"
+    adaptation: Literal["auto", "lora", "full", "frozen"] = "auto"
+    preset: Literal["nnunet", "paper"] = "nnunet"
+    rounding: Literal["diffusion", "floor"] = "diffusion"
+    supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
+    lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
+    lora_rank: int = field(default=64, metadata=_POSITIVE)
+    lora_alpha: int = field(default=64, metadata=_POSITIVE)
+    lora_dropout: float = field(default=0.0, metadata=_range(0, 1, high_open=True))
+    batch_statistics: Literal["frozen", "adapt"] = "frozen"
+    slice_step: int = field(default=2, metadata=_POSITIVE)
+    slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
+    gradient_checkpointing: bool = False
+    epochs: int | None = field(default=None, metadata=_POSITIVE)
+    iterations_per_epoch: int | None = field(default=None, metadata=_POSITIVE)
+    val_iterations_per_epoch: int | None = field(default=None, metadata=_POSITIVE)
+    unlabeled_sources: tuple[str, ...] | None = field(
+        default=None,
+        metadata={
+            "check": lambda value: len(value) > 0 and set(value) <= set(UNLABELED_SOURCES),
+            "allowed": f"a comma-separated choice of {', '.join(UNLABELED_SOURCES)}",
+        },
+    )
+    checkpoint_every: int = field(default=5, metadata=_POSITIVE)
+    seed: int | None = field(default=None, metadata=_range(0, 2**32 - 1))
+
+    def __post_init__(self) -> None:
+        for name in _FIELDS:
+            _check(name, getattr(self, name), source="MNConfig")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as a plain dict of numbers, strings and lists."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+_FIELDS = {f.name: f for f in fields(MNConfig)}
+_TYPES: dict[str, Any] = typing.get_type_hints(MNConfig)
+
+
+def resolve(*layers: Layer) -> MNConfig:
+    """Build a configuration from layers, later ones winning, over the defaults of the preset that they choose.
+
+    Args:
+        layers: settings and their sources, in rising order of precedence; strings are converted to a field's type.
+
+    Raises:
+        MNError: naming the field, the value, the layer's source and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, raw in layer.values.items():
+            if name not in _FIELDS:
+                raise MNError(
+                    f"{layer.source} sets '{name}' to {raw!r}, but M&N has no such field; allowed: {', '.join(_FIELDS)}"
+                )
+            values[name] = _check(name, _convert(name, raw), source=layer.source)
+    preset = values.get("preset", _FIELDS["preset"].default)
+    return MNConfig(**{**PRESETS[preset], **values})
+
+
+def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
+    """The settings in environment variables named `nnUNet_mn_<field>`."""
+    found = {k[len(ENVIRONMENT_PREFIX) :]: v for k, v in environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
+    return Layer("the environment (nnUNet_mn_<field>)", found)
+
+
+def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:
+    """Sentences about the fields in which `now` differs from a stored configuration so that it cannot continue it."""
+    mine = now.to_dict()
+    return [
+        f"{name} is {mine[name]!r} but the checkpoint was trained with {then[name]!r}"
+        for name in STATE_FIELDS
+        if name in then and mine[name] != then[name]
+    ]
+
+
+def _options(name: str) -> tuple[tuple[Any, ...], bool]:
+    """The types or literal values a field accepts, and whether None is one of them."""
+    annotation = _TYPES[name]
+    parts = typing.get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return tuple(p for p in parts if p is not NoneType), NoneType in parts
+
+
+def _convert(name: str, raw: Any) -> Any:
+    """Turn a string from the environment, or a list from JSON, into the field's type; leave the rest for `_check`."""
+    (kind,), optional = _options(name)
+    if typing.get_origin(kind) is tuple:
+        parts = raw.split(",") if isinstance(raw, str) else raw
+        none = optional and isinstance(raw, str) and raw.lower() == "none"
+        return None if none else tuple(parts) if isinstance(parts, (list, tuple)) else parts
+    if isinstance(raw, str):
+        if optional and raw.lower() == "none":
+            return None
+        if kind is bool and raw.lower() in ("true", "1", "false", "0"):
+            return raw.lower() in ("true", "1")
+        if kind in (int, float):
+            try:
+                return kind(raw)
+            except ValueError:
+                return raw  # `_check` says what is allowed
+    return float(raw) if kind is float and type(raw) is int else raw
+
+
+def _check(name: str, value: Any, *, source: str) -> Any:
+    """Return the value if the field accepts it."""
+    (kind,), optional = _options(name)
+    allowed = _FIELDS[name].metadata.get("allowed", f"of type {getattr(kind, '__name__', kind)}")
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        allowed, fits = f"one of {', '.join(choices)}", value in choices
+    elif typing.get_origin(kind) is tuple:
+        fits = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+    else:
+        fits = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
+    check = _FIELDS[name].metadata.get("check")
+    if (value is None and optional) or (fits and (check is None or check(value))):
+        return value
+    raise MNError(
+        f"{source} sets '{name}' to {value!r}; allowed is {allowed}{' or None (the default)' if optional else ''}"
+    )
