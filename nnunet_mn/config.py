@@ -23,7 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 # Fields that decide which tensors a checkpoint holds: it cannot be continued with another value.
-STATE_FIELDS = ("backbone", "adaptation", "preset", "lora_rank", "lora_alpha", "rounding")
+STATE_FIELDS = ("backbone", "adaptation", "preset", "lora_rank", "lora_alpha")
 
 
 class Layer(NamedTuple):
