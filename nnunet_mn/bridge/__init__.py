@@ -1,0 +1,1 @@
+"""The bridge to nnU-Net: its data, its files, its look-up of classes."""

@@ -1,0 +1,191 @@
+"""Make nnU-Net find the plug-in: a small marked module inside the installed nnunetv2 package.
+
+nnU-Net imports every module of a folder on its way to a class, so what is written there must never harm it: the
+plug-in is imported only when one of its own names is asked for (PEP 562).
+"""
+
+import importlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from nnunet_mn.bridge.versions import check_nnunet_version, nnunet_version
+from nnunet_mn.errors import MNError
+
+
+class Hook(NamedTuple):
+    """Some classes of the plug-in and the file that leads nnU-Net to them."""
+
+    file: str  # relative to the nnunetv2 package
+    module: str
+    names: tuple[str, ...]
+
+
+# Listed by hand because importing the trainers imports torch; a test compares them with the classes.
+TRAINERS = (
+    "nnUNetTrainerMN",
+    "nnUNetTrainerMNLabeledOnly",
+    "nnUNetTrainerMN_1epoch",
+    "nnUNetTrainerMN_5epochs",
+    "nnUNetTrainerMN_10epochs",
+    "nnUNetTrainerMN_20epochs",
+    "nnUNetTrainerMN_50epochs",
+    "nnUNetTrainerMN_100epochs",
+    "nnUNetTrainerMN_250epochs",
+    "nnUNetTrainerMN_500epochs",
+    "nnUNetTrainerMN_2000epochs",
+    "nnUNetTrainerMN_4000epochs",
+)
+
+HOOKS = (Hook("training/nnUNetTrainer/variants/nnUNetTrainerMN.py", "nnunet_mn.trainers.nnUNetTrainerMN", TRAINERS),)
+
+MARK = "# Written by `nnunet-mn register`; `nnunet-mn unregister` removes it."
+
+_TEMPLATE = '''{mark}
+"""Leads nnU-Net to the classes of nnunet-mn, which is imported only when one of them is asked for."""
+
+import importlib
+
+_MODULE = "{module}"
+_NAMES = {names!r}
+
+
+def __getattr__(name):
+    if name not in _NAMES:
+        raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
+    try:
+        return getattr(importlib.import_module(_MODULE), name)
+    except AttributeError as error:
+        # nnU-Net takes an AttributeError for "not here" and would hide what is wrong with the plug-in
+        raise ImportError(f"{{name}} cannot be loaded from {{_MODULE}}: {{error}}") from error
+'''
+
+
+def register(package: Path | None = None) -> list[Path]:
+    """Write the files through which nnU-Net finds the plug-in; those that are up to date are left alone.
+
+    Args:
+        package: folder of the nnunetv2 package; None: the one that Python imports here.
+
+    Returns:
+        The registered files.
+
+    Raises:
+        MNError: when nnunetv2 is missing or unsupported, its folder is read-only, or a file of somebody else is in
+            the way.
+    """
+    check_nnunet_version()
+    package = package or nnunet_package()
+    files = [package / hook.file for hook in HOOKS]
+    for file in files:
+        _refuse_foreign(file)
+    for file, hook in zip(files, HOOKS, strict=True):
+        text = hook_source(hook)
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            with _changing(package):
+                _write(file, text)
+    importlib.invalidate_caches()
+    return files
+
+
+def unregister(package: Path | None = None) -> list[Path]:
+    """Remove the registered files and their bytecode.
+
+    Args:
+        package: folder of the nnunetv2 package; None: the one that Python imports here.
+
+    Returns:
+        The removed files.
+
+    Raises:
+        MNError: when nnunetv2 is missing, its folder is read-only, or a file of that name does not carry the mark.
+    """
+    package = package or nnunet_package()
+    for hook in HOOKS:
+        _refuse_foreign(package / hook.file)
+    removed = registered_files(package)
+    for file in removed:
+        with _changing(package):
+            _remove(file)
+    importlib.invalidate_caches()
+    return removed
+
+
+def registered_files(package: Path | None = None) -> list[Path]:
+    """The files of ours that lie in the nnunetv2 package now, up to date or not."""
+    package = package or nnunet_package()
+    return [package / hook.file for hook in HOOKS if _is_ours(package / hook.file)]
+
+
+def trainers_path() -> Path:
+    """The folder for `nnUNet_extTrainer`, where nnunetv2 >= 2.8 looks for trainers that it does not hold itself."""
+    return _folder("nnunet_mn.trainers")
+
+
+def nnunet_package() -> Path:
+    """The folder of the nnunetv2 package that Python imports here, found without importing it."""
+    return _folder("nnunetv2")
+
+
+def hook_source(hook: Hook) -> str:
+    """The text of the file that leads nnU-Net to the classes of one hook."""
+    return _TEMPLATE.format(mark=MARK, module=hook.module, names=hook.names)
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MNError(f"the package {package} is not installed in this environment; run 'pip install {package}'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _is_ours(file: Path) -> bool:
+    return file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(MARK)
+
+
+def _refuse_foreign(file: Path) -> None:
+    if os.path.lexists(file) and not _is_ours(file):
+        raise MNError(f"{file} was not written by nnunet-mn, so it is left alone; move it away and run this again")
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file that appears whole or not at all, as readable as its neighbors."""
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp's files are private; in a shared environment every other user's nnU-Net would fail on this one
+        shutil.copymode(file.parent / "__init__.py", temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove(file: Path) -> None:
+    file.unlink()
+    for bytecode in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+        bytecode.unlink()
+
+
+@contextmanager
+def _changing(package: Path) -> Iterator[None]:
+    """Say what to do instead where the package cannot be changed."""
+    try:
+        yield
+    except OSError as error:
+        raise MNError(f"{package} cannot be changed ({error.strerror}); {_remedy()}") from error
+
+
+def _remedy() -> str:
+    version = nnunet_version()
+    if version.release < (2, 8):
+        return f"nnunetv2 {version} looks nowhere else, so use an environment of your own or nnunetv2>=2.8"
+    return 'leave it as it is and put this line into your shell: export nnUNet_extTrainer="$(nnunet-mn trainers-path)"'
