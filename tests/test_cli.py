@@ -1,0 +1,68 @@
+"""The command line: what a user sees, also after a mistake."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from nnunet_mn import cli
+from nnunet_mn.bridge import registration
+from nnunet_mn.errors import MNError
+
+COMMANDS = sorted(typer.main.get_command(cli.app).commands)
+RUNNER = CliRunner()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "weights"])
+def test_help_of_every_command_shows_an_example(command: str) -> None:
+    result = RUNNER.invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"nnunet-mn {command}" in " ".join(result.output.split("Example:")[1].split())
+
+
+def test_help_names_every_command() -> None:
+    output = RUNNER.invoke(cli.app, ["--help"]).output
+    assert not [command for command in COMMANDS if command not in output]
+
+
+def test_version_is_the_package_version() -> None:
+    assert RUNNER.invoke(cli.app, ["--version"]).output.split() == ["nnunet-mn", version("nnunet-mn")]
+
+
+def test_start_is_fast_because_it_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'numpy', 'nnunetv2', 'transformers', 'matplotlib'}"
+    code = f"import sys, nnunet_mn.cli; print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_mistake_of_the_user_is_one_line_and_exit_code_2(monkeypatch, capsys) -> None:
+    def refuse() -> None:
+        raise MNError("the value 7 is wrong; use 8")
+
+    monkeypatch.setattr(registration, "register", refuse)
+    monkeypatch.setattr(sys, "argv", ["nnunet-mn", "register"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", "nnunet-mn: error: the value 7 is wrong; use 8\n")
+
+
+def test_trainers_path_prints_a_folder_and_nothing_else() -> None:
+    printed = RUNNER.invoke(cli.app, ["trainers-path"]).output
+    assert Path(printed.rstrip("\n")) == registration.trainers_path()
+
+
+def test_register_and_unregister_name_their_files(monkeypatch, tmp_path: Path) -> None:
+    for hook in registration.HOOKS:
+        (tmp_path / hook.file).parent.mkdir(parents=True)
+        ((tmp_path / hook.file).parent / "__init__.py").touch()
+    monkeypatch.setattr(registration, "nnunet_package", lambda: tmp_path)
+    files = [str(tmp_path / hook.file) for hook in registration.HOOKS]
+    assert RUNNER.invoke(cli.app, ["register"]).output.split() == [w for f in files for w in ("registered:", f)]
+    assert RUNNER.invoke(cli.app, ["unregister"]).output.split() == [w for f in files for w in ("removed:", f)]
+    assert RUNNER.invoke(cli.app, ["unregister"]).output == "nothing was registered\n"
