@@ -40,6 +40,11 @@ def check_nnunet_version() -> Version:
     return found
 
 
+def package_versions() -> dict[str, str]:
+    """The versions of the plug-in and of the packages that decide what a checkpoint means."""
+    return {name: version(name) for name in ("nnunet-mn", "nnunetv2", "torch", "transformers", "peft", "timm")}
+
+
 def _requirement() -> Requirement:
     parsed = (Requirement(text) for text in requires("nnunet-mn") or ())
     return next(requirement for requirement in parsed if requirement.name == "nnunetv2")
