@@ -1,0 +1,134 @@
+"""Builds the co-trainer for what nnU-Net planned, and turns its state into a checkpoint's and back."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from nnunet_mn.config import MNConfig
+from nnunet_mn.cotraining import CoTrainer, Student
+from nnunet_mn.errors import MNError
+from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
+from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.schedule import scale_learning_rates
+from nnunet_mn.slices import SliceWise
+from nnunet_mn.targets import LabelSpace
+
+WEIGHT_DECAY_2D = 0.01  # AdamW's default
+
+
+def label_space(labels: LabelManager) -> LabelSpace:
+    """nnU-Net's labels as the core knows them."""
+    return LabelSpace(
+        num_channels=labels.num_segmentation_heads, regions=labels.has_regions, ignore_label=labels.ignore_label
+    )
+
+
+def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool) -> SoftTargetLoss:
+    """The loss for one output: nnU-Net's form or, under `preset = "paper"`, the reference's."""
+    if config.preset == "paper":
+        return SoftTargetLoss(regions=labels.regions, background=True, squared=True, average="elements")
+    return SoftTargetLoss(regions=labels.regions, batch_dice=batch_dice)
+
+
+def build(
+    config: MNConfig,
+    network_3d: nn.Module,
+    optimizer_3d: torch.optim.Optimizer,
+    *,
+    scaler_3d: GradScaler | None,
+    deep_supervision_weights: tuple[float, ...],
+    batch_dice: bool,
+    labels: LabelSpace,
+    in_channels: int,
+    device: torch.device,
+) -> CoTrainer:
+    """Put the 2D network beside nnU-Net's 3D network.
+
+    Args:
+        config: the settings.
+        network_3d, optimizer_3d, scaler_3d: nnU-Net's, as its trainer holds them.
+        deep_supervision_weights: one for each output of the 3D network.
+        batch_dice: as planned.
+        labels: of the dataset.
+        in_channels: channels of an image.
+        device: where the 2D network goes.
+
+    Raises:
+        MNError: when the 2D network's weights cannot be had or do not fit.
+    """
+    network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels).to(device)
+    optimizer_2d = torch.optim.AdamW(network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D))
+    scale_learning_rates(optimizer_2d, 1)
+    loss = loss_for(config, labels, batch_dice=batch_dice)
+    on_cuda = device.type == "cuda"
+    generator = torch.Generator()
+    generator.manual_seed(torch.initial_seed() if config.seed is None else config.seed)
+    return CoTrainer(
+        student_3d=Student(
+            name="3D",
+            network=network_3d,
+            optimizer=optimizer_3d,
+            loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
+            scaler=scaler_3d or GradScaler(enabled=False),
+        ),
+        student_2d=Student(
+            name="2D",
+            network=SliceWise(network_2d, slices_per_forward=config.slices_per_forward),
+            optimizer=optimizer_2d,
+            loss=DeepSupervisionLoss(loss=loss),
+            scaler=GradScaler(device.type, enabled=on_cuda),
+        ),
+        labels=labels,
+        slice_step=config.slice_step,
+        generator=generator,
+        # nnU-Net's choice: autocast is slow on the CPU and raises on MPS
+        autocast=partial(torch.autocast, device.type) if on_cuda else nullcontext,
+    )
+
+
+def state(cotrainer: CoTrainer, *, with_optimizer: bool) -> dict[str, Any]:
+    """The 2D side of the training as tensors, numbers and strings."""
+    network = _network_2d(cotrainer)
+    student = cotrainer.student_2d
+    return {
+        "network_2d": {name: value.cpu() for name, value in network.learned_state().items()},
+        "frozen_hash": network.frozen_hash(),
+        "optimizer_2d": student.optimizer.state_dict() if with_optimizer else None,
+        "scaler_2d": student.scaler.state_dict() if with_optimizer else None,
+        "slices": cotrainer.generator.get_state(),
+        "skipped": [cotrainer.student_3d.skipped, student.skipped],
+    }
+
+
+def restore(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
+    """Undo `state`; a final checkpoint's, which holds no optimizer, leaves the optimizer new.
+
+    Raises:
+        MNError: when the stored weights belong to another 2D network.
+    """
+    network = _network_2d(cotrainer)
+    if stored["frozen_hash"] != network.frozen_hash():
+        raise MNError(
+            f"the frozen weights of the 2D network ({network.description}) are not those that the checkpoint was "
+            f"trained with: put the same weights in place, or start a new training without --c"
+        )
+    network.load_learned_state(stored["network_2d"])
+    if stored["optimizer_2d"] is not None:
+        optimizer = cotrainer.student_2d.optimizer
+        peaks = [group["peak_lr"] for group in optimizer.param_groups]  # `lr_2d` may have been changed on purpose
+        optimizer.load_state_dict(stored["optimizer_2d"])
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak_lr"] = peak
+        cotrainer.student_2d.scaler.load_state_dict(stored["scaler_2d"])
+    cotrainer.generator.set_state(stored["slices"])
+    cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
+
+
+def _network_2d(cotrainer: CoTrainer) -> Network2D:
+    return cast(Network2D, cotrainer.student_2d.network.network)

@@ -1,0 +1,90 @@
+"""nnU-Net's checkpoint plus one key, `mn`, written so that a kill leaves the old or the new file whole."""
+
+import io
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_mn.errors import MNError
+
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
+    """Write a stock checkpoint with the key `mn`, to be predicted from with stock nnU-Net alone.
+
+    The network is the plans' own, so that `trainer_name` may name the built-in trainer (nnU-Net's guide to sharing
+    models, option 1).
+
+    Args:
+        write_stock: nnU-Net's own saving.
+        path: the file; a temporary one beside it is flushed to disk and then takes its place.
+        mn: what a resumed training needs more than stock.
+
+    Raises:
+        MNError: when the file cannot be written; the previous one stays.
+    """
+    stock = io.BytesIO()
+    write_stock(stock)
+    stock.seek(0)
+    checkpoint = torch.load(stock, map_location="cpu", weights_only=False)
+    checkpoint |= {"trainer_name": STOCK_TRAINER, "mn": dict(mn)}
+    _replace(checkpoint, path)
+
+
+def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")  # one name: what a kill leaves is overwritten by the next writing
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where its zip writer cannot write
+        temporary.unlink(missing_ok=True)
+        raise MNError(
+            f"the checkpoint {path} could not be written ({error}): the previous one is whole; free some space and "
+            f"continue with --c"
+        ) from error
+
+
+def load_mn(path: Path) -> dict[str, Any]:
+    """The `mn` part of a checkpoint, on the CPU.
+
+    Raises:
+        MNError: when the checkpoint was not written by an M&N training.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    if "mn" not in checkpoint:
+        raise MNError(
+            f"{path} holds no M&N state, so that M&N cannot continue from it: start without --c, or use the trainer "
+            f"that wrote it ({checkpoint.get('trainer_name', 'unknown')})"
+        )
+    mn: dict[str, Any] = checkpoint["mn"]
+    return mn
+
+
+def random_state() -> dict[str, Any]:
+    """The states of python's, numpy's and torch's generators as tensors, numbers and strings."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Undo everything drawn since `random_state`."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():  # another number of cards: their states mean nothing here
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,152 @@
+"""nnU-Net's data loader, drawing mixed batches: labeled samples first, then unlabeled ones."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from multiprocessing import Value
+from typing import Any, Protocol
+
+import numpy as np
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnunet_mn.schedule import UnlabeledCounter
+
+
+class Cases(Protocol):
+    """What the loader needs of an nnU-Net dataset."""
+
+    identifiers: list[str]
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image, segmentation, previous stage's segmentation and properties."""
+        ...
+
+
+class JointCases:
+    """Labeled and unlabeled cases of two preprocessed folders under one `load_case`.
+
+    Args:
+        labeled, unlabeled: nnU-Net datasets without a common identifier. A case listed as unlabeled is read from the
+            folder of the unlabeled ones alone, which holds no label.
+    """
+
+    def __init__(self, labeled: Cases, unlabeled: Cases) -> None:
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self.identifiers = labeled.identifiers  # what the stock loader looks at
+        self._unlabeled_names = frozenset(unlabeled.identifiers)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Read a case from its folder."""
+        return (self.unlabeled if identifier in self._unlabeled_names else self.labeled).load_case(identifier)
+
+
+class SharedFraction:
+    """The wanted share of unlabeled samples, set by the trainer and read by every worker."""
+
+    def __init__(self) -> None:
+        self._value = Value("d", 0.0, lock=False)  # one aligned double: written and read in one piece
+
+    def get(self) -> float:
+        """The share, 0 to 1."""
+        return float(self._value.value)
+
+    def set(self, fraction: float) -> None:
+        """Change the share of batches drawn from now on."""
+        self._value.value = fraction
+
+
+class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
+    """Draws `{'data', 'target', 'keys', 'n_labeled'}` with labeled samples first.
+
+    Each worker has its own copy, and so diffuses its own rounding error; batches may wait in the queue for some
+    iterations, which is why each says itself how many of its samples are labeled.
+
+    Args:
+        cases: labeled and unlabeled cases.
+        counter: turns the share into a number of samples; knows the batch size.
+        fraction: the share, which the trainer changes as training goes on.
+        stock: the remaining arguments of `nnUNetDataLoader`, by name.
+    """
+
+    def __init__(self, cases: JointCases, *, counter: UnlabeledCounter, fraction: SharedFraction, **stock: Any) -> None:
+        super().__init__(cases, counter.batch_size, **stock)
+        self.counter = counter
+        self.fraction = fraction
+        self._labeled = np.array(cases.labeled.identifiers)
+        self._unlabeled = np.array(cases.unlabeled.identifiers)
+        self._n_labeled = self.batch_size
+        self._forced_share = 1 - round(self.batch_size * (1 - self.oversample_foreground_percent)) / self.batch_size
+        self._stock_oversample = self.get_do_oversample
+        self.get_do_oversample = self._oversample_within_group
+
+    def get_indices(self) -> np.ndarray:
+        """The names of a batch's cases."""
+        n_unlabeled = self.counter.next(self.fraction.get())
+        self._n_labeled = self.batch_size - n_unlabeled
+        # nnU-Net's workers seed numpy's global generator
+        return np.concatenate(
+            [np.random.choice(self._labeled, self._n_labeled), np.random.choice(self._unlabeled, n_unlabeled)]
+        )
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """A batch as stock draws it, with the number of its labeled samples."""
+        batch: dict[str, Any] = super().generate_train_batch()
+        return {**batch, "n_labeled": self._n_labeled}
+
+    def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Mapping[Any, Any], *args: Any) -> Any:
+        """Where to crop; at random where nothing is known of the classes, as in unlabeled cases."""
+        with warnings.catch_warnings():
+            if not any(len(locations) for locations in class_locations.values()):
+                warnings.filterwarnings("ignore", message="Warning! No annotated pixels in image!")
+            return super().get_bbox(data_shape, force_fg, class_locations, *args)
+
+    def _oversample_within_group(self, sample: int) -> bool:
+        """Whether a sample must show foreground.
+
+        Stock forces it on the last samples of a batch, which in a mixed one are always the unlabeled ones: there each
+        sample is forced with the share that stock gives a whole batch.
+        """
+        if self._n_labeled == self.batch_size:
+            return bool(self._stock_oversample(sample))
+        return bool(np.random.uniform() < self._forced_share)
+
+
+def worker_count() -> int:
+    """Augmentation workers: as stock, but no more than the CPUs this process may use unless `nnUNet_n_proc_DA` says so."""
+    wanted = int(get_allowed_n_proc_DA())
+    if "nnUNet_n_proc_DA" in os.environ or not hasattr(os, "sched_getaffinity"):
+        return wanted
+    return min(wanted, len(os.sched_getaffinity(0)))
+
+
+def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None) -> Any:
+    """Let a loader run in background processes, or in this one for 0 workers.
+
+    Args:
+        loader: what to run.
+        workers: number of processes.
+        cached: batches that may wait.
+        pin_memory: of the batches, for CUDA.
+        seed: of the workers' generators; None draws fresh ones. Stock leaves each worker with the same state of
+            torch's generator, so that their augmentations are alike.
+    """
+    if workers == 0:
+        return SingleThreadedAugmenter(loader, None)
+    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(workers)]
+    return NonDetMultiThreadedAugmenter(
+        loader, None, num_processes=workers, num_cached=cached, seeds=seeds, pin_memory=pin_memory, wait_time=0.002
+    )
+
+
+def make_repeatable(transform: Any) -> None:
+    """Stop a blur inside a transform from choosing its algorithm by wall clock, which changes the last bits."""
+    if isinstance(transform, GaussianBlurTransform):
+        transform.benchmark = False
+    for inner in [*getattr(transform, "transforms", []), getattr(transform, "transform", None)]:
+        if inner is not None:
+            make_repeatable(inner)

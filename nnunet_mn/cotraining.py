@@ -1,0 +1,161 @@
+"""The co-training step: two networks see the same batch, each learns from masks and from the other's pseudo-masks."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from nnunet_mn.errors import MNError
+from nnunet_mn.losses import DeepSupervisionLoss
+from nnunet_mn.slices import every_nth_slice
+from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
+
+MOST_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass(kw_only=True)
+class Student:
+    """A network and how it is updated.
+
+    Args:
+        name: for logs and messages.
+        network: volume `(B, C, D, H, W)` -> list of logits, finest first.
+        optimizer: of its trained weights.
+        loss: of all outputs.
+        scaler: of fp16 gradients, where autocast uses fp16.
+        clip_norm: most the gradients' norm may be (12 is nnU-Net's).
+    """
+
+    name: str
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: DeepSupervisionLoss
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
+    clip_norm: float = 12.0
+    skipped: int = field(default=0, init=False)
+    skipped_in_a_row: int = field(default=0, init=False)
+
+    def learning_rate(self) -> float:
+        """The highest rate of all groups now."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
+    def update(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> float:
+        """Take one optimizer step; a loss or gradient that is not finite is counted and leaves the weights alone.
+
+        Returns:
+            The loss.
+
+        Raises:
+            MNError: after 20 such steps in a row.
+        """
+        loss = self.loss(outputs, targets)
+        value = float(loss.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        if not torch.isfinite(loss.detach()):
+            self._skip(value)
+            return value
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        if not (self.scaler.is_enabled() or torch.isfinite(norm)):
+            self._skip(value)
+            return value
+        self.scaler.step(self.optimizer)  # skips by itself where fp16 gradients overflowed
+        self.scaler.update()
+        self.skipped_in_a_row = 0
+        return value
+
+    def _skip(self, value: float) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise MNError(
+                f"the loss or gradient of the {self.name} network was not finite {self.skipped_in_a_row} times in a "
+                f"row (last loss {value}): look for NaN or extreme intensities in the images, or lower the learning "
+                f"rate (nnUNet_mn_lr_2d for the 2D network)"
+            )
+
+
+def same_in_eval(network: nn.Module) -> bool:
+    """Whether a network in train mode gives what it would in eval mode: no dropout, no statistics of the batch."""
+    stochastic = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    return not any(
+        module.training
+        and (
+            (isinstance(module, stochastic) and getattr(module, "p", 1) != 0)
+            or "drop" in type(module).__name__.lower()
+            and getattr(module, "drop_prob", 0) != 0
+        )
+        for module in network.modules()
+    )
+
+
+def pseudo_mask(teacher: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tensor:
+    """The teacher's probabilities `(n_u, K, D, H, W)`, in eval mode and without gradient."""
+    was_training = teacher.training
+    teacher.eval()
+    with torch.no_grad():  # not inference mode: its tensors cannot be saved for the student's backward pass
+        probabilities = labels.probabilities(teacher(volumes)[0])
+    teacher.train(was_training)
+    return probabilities
+
+
+@dataclass(kw_only=True)
+class CoTrainer:
+    """Two students that teach each other (arXiv 2509.15167, section 2.2).
+
+    Args:
+        student_3d, student_2d: the networks; the 2D one wrapped so that it takes volumes (`slices.SliceWise`).
+        labels: how labels become channels.
+        slice_step: the 2D network learns from every n-th slice, from a random one on.
+        generator: draws that first slice.
+        autocast: the precision of all forward passes; losses and pseudo-masks are fp32.
+    """
+
+    student_3d: Student
+    student_2d: Student
+    labels: LabelSpace
+    slice_step: int = 1
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def step(self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int) -> dict[Literal["3d", "2d"], float]:
+        """Update both networks on one batch, each from the other's state before the step.
+
+        The reference alternates whole epochs on separate batches; one batch for both halves the loading.
+
+        Args:
+            volumes: `(B, C, D, H, W)`, labeled samples first.
+            targets: the loader's masks for every output of the 3D network, finest first.
+            n_labeled: how many samples are labeled, 0 to B.
+
+        Returns:
+            Both losses.
+        """
+        net_3d, net_2d = self.student_3d.network, self.student_2d.network
+        unlabeled = volumes[n_labeled:]  # (n_u, C, D, H, W)
+        with self.autocast():
+            from_2d = self._teach(net_2d, unlabeled)
+            # A 3D network without dropout and batch norm says the same as student and as teacher: one pass serves both
+            from_3d = None if same_in_eval(net_3d) else self._teach(net_3d, unlabeled)
+            outputs = net_3d(volumes)
+        if from_3d is None:
+            from_3d = self.labels.probabilities(outputs[0][n_labeled:].detach())
+        loss_3d = self.student_3d.update(outputs, combine_scales(targets, from_2d, self.labels))
+        del outputs, from_2d  # only one network's activations are held at a time
+
+        first = int(torch.randint(self.slice_step, (), generator=self.generator))
+        volumes, mask, from_3d = (every_nth_slice(v, self.slice_step, first) for v in (volumes, targets[0], from_3d))
+        with self.autocast():
+            outputs = net_2d(volumes)
+        loss_2d = self.student_2d.update(outputs, [combine(mask, from_3d, self.labels)])
+        return {"3d": loss_3d, "2d": loss_2d}
+
+    def _teach(self, teacher: nn.Module, unlabeled: Tensor) -> Tensor:
+        if len(unlabeled) == 0:
+            return unlabeled.new_empty(0, self.labels.num_channels, *unlabeled.shape[2:])
+        return pseudo_mask(teacher, unlabeled, self.labels)

@@ -1,0 +1,101 @@
+"""Soft Dice plus Kullback-Leibler divergence to soft targets, with deep supervision, regions and an ignore mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_mn.targets import SoftTarget
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargetLoss:
+    """`KL(target || prediction) - Dice`; with hard targets nnU-Net's own loss, value and gradient.
+
+    Args:
+        regions: channels are regions (sigmoid, Bernoulli KL) rather than classes (softmax).
+        batch_dice: one Dice over the batch rather than the mean of each sample's.
+        background: whether the first class counts in the Dice (nnU-Net: only for regions; reference: always).
+        squared: squared denominators as in V-Net and the reference. A linear Dice with soft targets rewards
+            sharpening: it is highest for a hard prediction, the squared one for the target itself.
+        average: KL over `voxels` (nnU-Net's cross entropy) or over all `elements`, that is voxels and channels.
+        smooth: added to numerator and denominator of the Dice.
+    """
+
+    regions: bool = False
+    batch_dice: bool = False
+    background: bool = False
+    squared: bool = False
+    average: Literal["voxels", "elements"] = "voxels"
+    smooth: float = 1e-5
+
+    def __call__(self, logits: Tensor, target: SoftTarget) -> Tensor:
+        """The loss of logits `(B, K, ...)` in fp32."""
+        logits = logits.float()
+        if self.regions:
+            divergence = F.binary_cross_entropy_with_logits(logits, target.values, reduction="none")
+            divergence = divergence - _binary_entropy(target.values)
+            prediction = logits.sigmoid()
+        else:
+            log_prediction = logits.log_softmax(1)
+            divergence = -(target.values * log_prediction) - _entropy_terms(target.values)
+            prediction = log_prediction.exp()
+        return self._mean(divergence, target.mask) - self._dice(prediction, target)
+
+    def _mean(self, divergence: Tensor, mask: Tensor | None) -> Tensor:
+        """Average `(B, K, ...)` over the voxels that count."""
+        if mask is None:
+            voxels = divergence.numel() / divergence.shape[1]
+            total = divergence.sum() / voxels
+            # nnU-Net averages the BCE over regions too, but only where there is no ignore label
+            return total / divergence.shape[1] if self.regions or self.average == "elements" else total
+        total = (divergence * mask).sum() / mask.sum().clamp_min(1e-8)
+        return total / divergence.shape[1] if self.average == "elements" else total
+
+    def _dice(self, prediction: Tensor, target: SoftTarget) -> Tensor:
+        values = target.values
+        if not (self.background or self.regions):
+            prediction, values = prediction[:, 1:], values[:, 1:]
+        if target.mask is not None:
+            prediction, values = prediction * target.mask, values * target.mask
+        over = tuple(range(2, prediction.ndim))
+        power = 2 if self.squared else 1
+        overlap = (prediction * values).sum(over)  # (B, K)
+        size = (prediction**power).sum(over) + (values**power).sum(over)
+        if self.batch_dice:
+            overlap, size = overlap.sum(0), size.sum(0)
+        return ((2 * overlap + self.smooth) / (size + self.smooth).clamp_min(1e-8)).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSupervisionLoss:
+    """A loss summed over a network's outputs, finest first, with nnU-Net's weights.
+
+    Args:
+        loss: for one output.
+        weights: one for each output; outputs of weight 0 are left out.
+    """
+
+    loss: SoftTargetLoss
+    weights: tuple[float, ...] = (1.0,)
+
+    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> Tensor:
+        """The weighted sum over outputs `[(B, K, ...), ...]` and their targets."""
+        terms = [
+            weight * self.loss(output, target)
+            for weight, output, target in zip(self.weights, outputs, targets, strict=True)
+            if weight != 0
+        ]
+        return torch.stack(terms).sum()
+
+
+def _entropy_terms(probabilities: Tensor) -> Tensor:
+    """`-p log p`, 0 for p = 0; subtracted from the cross entropy it leaves the divergence."""
+    return -torch.xlogy(probabilities, probabilities)
+
+
+def _binary_entropy(probabilities: Tensor) -> Tensor:
+    return _entropy_terms(probabilities) + _entropy_terms(1 - probabilities)

@@ -1,0 +1,68 @@
+"""A volume as a stack of slices along its first axis, and a 2D network that works on volumes."""
+
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+PIXELS_PER_FORWARD = 2**20  # activations of a few GB for the encoders we know
+
+
+class SliceNetwork(Protocol):
+    """What a 2D network must offer: `(N, C, H, W)` -> logits `(N, K, H, W)`, and its input size."""
+
+    def __call__(self, slices: Tensor) -> Tensor: ...
+
+    def input_pixels(self, height: int, width: int) -> int:
+        """Pixels a slice of `height` x `width` has where the encoder sees it."""
+        ...
+
+
+def volume_to_slices(volume: Tensor) -> Tensor:
+    """Stack the slices of all samples: `(B, C, D, H, W)` -> `(B*D, C, H, W)`."""
+    return volume.transpose(1, 2).flatten(0, 1)
+
+
+def slices_to_volume(slices: Tensor, batch_size: int) -> Tensor:
+    """Undo `volume_to_slices`: `(B*D, C, H, W)` -> `(B, C, D, H, W)`."""
+    return slices.unflatten(0, (batch_size, -1)).transpose(1, 2)
+
+
+def every_nth_slice(volume: Tensor, step: int, first: int) -> Tensor:
+    """Every `step`-th slice from `first` on: `(B, C, D, H, W)` -> `(B, C, ceil((D - first) / step), H, W)`."""
+    return volume[:, :, first::step]
+
+
+class SliceWise(nn.Module):
+    """A 2D network applied to each slice of a volume: `(B, C, D, H, W)` -> `[logits (B, K, D, H, W)]`.
+
+    The list has the one entry of a network without deep supervision.
+
+    Args:
+        network: the 2D network.
+        slices_per_forward: most slices in flight; more of them are worked off chunk after chunk, whose activations
+            are computed again in the backward pass. None: as many as hold 2^20 pixels at the encoder's input.
+    """
+
+    def __init__(self, network: SliceNetwork, *, slices_per_forward: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.slices_per_forward = slices_per_forward
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        slices = volume_to_slices(volume)  # (B·D, C, H, W)
+        chunk = self.slices_per_forward or self._slices_that_fit(*slices.shape[-2:])
+        if len(slices) <= chunk:
+            logits = self.network(slices)
+        else:
+            logits = torch.cat([self._run(part) for part in slices.split(chunk)])
+        return [slices_to_volume(logits, len(volume))]
+
+    def _run(self, part: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.network(part)
+        return cast(Tensor, checkpoint(self.network, part, use_reentrant=False))
+
+    def _slices_that_fit(self, height: int, width: int) -> int:
+        return max(1, PIXELS_PER_FORWARD // self.network.input_pixels(height, width))

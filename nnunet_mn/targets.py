@@ -1,0 +1,82 @@
+"""Masks and pseudo-masks as the soft targets that both networks learn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class SoftTarget(NamedTuple):
+    """A target at one resolution.
+
+    Args:
+        values: class probabilities, `(B, K, ...)`.
+        mask: 1 where a voxel counts, `(B, 1, ...)`; None where all do.
+    """
+
+    values: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSpace:
+    """How a dataset's labels become channels.
+
+    Args:
+        num_channels: classes with background, or regions; the logits' channels K.
+        regions: the channels are overlapping regions (sigmoid) rather than classes (softmax).
+        ignore_label: the value of voxels that must not count, where the dataset has one.
+    """
+
+    num_channels: int
+    regions: bool = False
+    ignore_label: int | None = None
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Class or region probabilities of logits `(B, K, ...)`, in fp32."""
+        return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
+
+    def encode(self, target: Tensor) -> SoftTarget:
+        """Turn a mask as nnU-Net's loader gives it into a soft target.
+
+        Args:
+            target: labels `(B, 1, ...)`, or one channel a region `(B, K, ...)`, with one more for the ignore label
+                if the dataset has one.
+        """
+        if self.regions:
+            values = target[:, : self.num_channels].float()
+            return SoftTarget(values, None if self.ignore_label is None else 1 - target[:, -1:].float())
+        labels, mask = target.long(), None
+        if self.ignore_label is not None:
+            mask = (labels != self.ignore_label).float()
+            labels = labels.masked_fill(labels == self.ignore_label, 0)  # any class: the mask hides it
+        values = torch.zeros(len(labels), self.num_channels, *labels.shape[2:], device=labels.device)
+        return SoftTarget(values.scatter_(1, labels, 1), mask)
+
+
+def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarget:
+    """The target of a batch whose first samples are labeled and whose last ones are not.
+
+    Args:
+        target: the loader's masks of the whole batch, `(B, ...)`; those of unlabeled samples are not looked at.
+        pseudo_mask: the teacher's probabilities for the unlabeled samples, `(n_u, K, ...)`, n_u from 0 to B, at the
+            target's resolution or a finer one, which is brought down by average pooling.
+        labels: the dataset's labels.
+    """
+    known = labels.encode(target[: len(target) - len(pseudo_mask)])
+    if len(pseudo_mask) == 0:
+        return known
+    if pseudo_mask.shape[2:] != target.shape[2:]:
+        pseudo_mask = F.adaptive_avg_pool3d(pseudo_mask, tuple(target.shape[2:]))
+    values = torch.cat([known.values, pseudo_mask])
+    if known.mask is None:
+        return SoftTarget(values, None)
+    return SoftTarget(values, torch.cat([known.mask, torch.ones_like(pseudo_mask[:, :1])]))
+
+
+def combine_scales(targets: Sequence[Tensor], pseudo_mask: Tensor, labels: LabelSpace) -> list[SoftTarget]:
+    """`combine` for the target of every deep-supervision output, finest first."""
+    return [combine(target, pseudo_mask, labels) for target in targets]

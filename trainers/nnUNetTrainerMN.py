@@ -1,0 +1,493 @@
+"""nnU-Net trainers that co-train a pretrained 2D network with nnU-Net's 3D network.
+
+All classes live in this one file: nnU-Net imports the files of `nnUNet_extTrainer` as top-level modules and forgets
+them afterwards, so that a class whose base stood in another file there would get a second copy of it.
+"""
+
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_mn.bridge import assembly, checkpoint, loader
+from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
+from nnunet_mn.bridge.preprocessing import preprocess_unlabeled, refuse_copies_of_val, unlabeled_folder
+from nnunet_mn.bridge.stopping import StopRequest
+from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
+from nnunet_mn.config import Layer, changed_state_fields, environment_layer, resolve
+from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.errors import MNError
+from nnunet_mn.metrics import Counts, count, dice_per_class
+from nnunet_mn.report.progress import plot_progress
+from nnunet_mn.schedule import EpochStartRates, Schedule, UnlabeledCounter, scale_learning_rates
+
+LOGGED = (
+    "train_losses_2d",
+    "val_losses_2d",
+    "mean_fg_dice_2d",
+    "dice_per_class_or_region_2d",
+    "lrs_2d",
+    "unlabeled_fraction",
+)
+PAPER_LR_3D = 1e-4
+PAPER_FOREGROUND_CROPS = 0.5
+FEWEST_FOR_STOCK_SPLIT = 5  # nnU-Net's KFold(5)
+
+
+class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
+    """The stock trainer with the lengths and the seed of `MNConfig`, on the labeled cases alone."""
+
+    variant: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  the base class introspects this very signature
+    ) -> None:
+        check_nnunet_version()
+        planned = PlansManager(plans).get_configuration(configuration)
+        self.mn_config = resolve(
+            Layer(f"the trainer {type(self).__name__}", self.variant),
+            Layer(f"'mn' in the plans' configuration {configuration}", planned.configuration.get("mn", {})),
+            environment_layer(),
+        )
+        self._refuse(configuration, planned)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.mn_config.epochs or self.num_epochs
+        self.num_iterations_per_epoch = self.mn_config.iterations_per_epoch or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.mn_config.val_iterations_per_epoch or self.num_val_iterations_per_epoch
+
+    def _refuse(self, configuration: str, planned: Any) -> None:
+        """Raise an MNError for a configuration that this trainer cannot train."""
+
+    def initialize(self) -> None:
+        if self.mn_config.seed is not None and not self.was_initialized:
+            random.seed(self.mn_config.seed)
+            np.random.seed(self.mn_config.seed)
+            torch.manual_seed(self.mn_config.seed)
+        super().initialize()
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        if self.dataset_class is None:
+            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        base = Path(self.preprocessed_dataset_folder_base)
+        splits, warnings = read_splits(base, self._raw_folder())
+        cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        if splits is None and self.fold != "all" and len(cases) < FEWEST_FOR_STOCK_SPLIT:
+            train = val = sorted(cases)
+            warnings.append(
+                f"WARNING: {len(cases)} labeled cases are too few for nnU-Net's 5 folds: all of them are trained on "
+                f"and validation uses the same cases, so that its Dice says nothing about new ones"
+            )
+        else:
+            train, val = super().do_split()
+        train, val, more = labeled_split(train, val, splits, self.fold)
+        for warning in warnings + more:
+            self.print_to_log_file(warning)
+        return train, val
+
+    def _raw_folder(self) -> Path | None:
+        if not nnUNet_raw:
+            return None
+        folder = Path(nnUNet_raw) / self.plans_manager.dataset_name
+        return folder if folder.is_dir() else None
+
+
+class nnUNetTrainerMNLabeledOnly(_LabeledCases):
+    """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
+
+
+class nnUNetTrainerMN(_LabeledCases):
+    """Co-trains nnU-Net's 3D network and a pretrained 2D one on labeled and unlabeled cases (arXiv 2509.15167)."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.mn_config.preset == "paper":
+            self.initial_lr = PAPER_LR_3D
+            self.oversample_foreground_percent = PAPER_FOREGROUND_CROPS
+        self.save_every = 2**62  # stock would write `latest` before it knows the best score; see on_epoch_end
+        self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed one is shorter
+        total = self.num_epochs * self.iterations
+        self.schedule = Schedule(
+            total=total,
+            supervised=round(self.mn_config.supervised_fraction * total),
+            preset=self.mn_config.preset,
+        )
+        self.fraction = loader.SharedFraction()
+        self.iteration = 0  # of the epoch
+        self.train_outputs: list[dict[str, float]] = []  # of the epoch so far
+        self.counts_2d: list[Counts] = []
+        self.val_losses_2d: list[float] = []
+        self.in_step = False
+        self.random_state: dict[str, Any] | None = None  # at the end of the epoch's training, before validation
+        self.resumed: dict[str, Any] | None = None
+        self.stop_request: StopRequest | None = None
+        self.counter: UnlabeledCounter
+        self.cotrainer: CoTrainer
+        for key in LOGGED:
+            self._log_lists().setdefault(key, [])
+
+    def _refuse(self, configuration: str, planned: Any) -> None:
+        if len(planned.patch_size) != 3 or planned.previous_stage_name is not None:
+            raise MNError(
+                f"M&N co-trains a 2D and a 3D network, which configuration '{configuration}' does not allow: use "
+                f"3d_fullres or 3d_lowres"
+            )
+        if planned.batch_size < 2:
+            raise MNError(
+                f"configuration '{configuration}' plans a batch of {planned.batch_size}, but M&N needs room for a "
+                f"labeled and an unlabeled sample: set its batch_size to 2 or more in the plans"
+            )
+
+    # ---- start and end -------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        if self.mn_config.preset == "nnunet":
+            optimizer, _ = super().configure_optimizers()
+        else:
+            optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
+        return optimizer, EpochStartRates(optimizer, lambda epoch: self._rate_factor(epoch * self.iterations))
+
+    def _rate_factor(self, iteration: int) -> float:
+        return self.schedule.learning_rate_factor(iteration)
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self.is_ddp:
+            raise MNError("M&N trains on one GPU so far: leave out -num_gpus")
+        self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
+        self.counter = UnlabeledCounter(self.batch_size, rounding=self.mn_config.rounding)
+        self.cotrainer = self._build_cotrainer()  # before the unlabeled cases: weights fail in seconds
+        if self.resumed is not None:
+            self._restore(self.resumed)
+        super().on_train_start()
+        if self.resumed is not None:  # stock draws random numbers while loaders start
+            checkpoint.restore_random_state(self.resumed["random"])
+            self.resumed = None
+        self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
+        self.stop_request = StopRequest()
+
+    def _build_cotrainer(self) -> CoTrainer:
+        built = assembly.build(
+            self.mn_config,
+            self.network,
+            self.optimizer,
+            scaler_3d=self.grad_scaler,
+            deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
+            batch_dice=self.configuration_manager.batch_dice,
+            labels=assembly.label_space(self.label_manager),
+            in_channels=self.num_input_channels,
+            device=self.device,
+        )
+        self.print_to_log_file("2D network:", built.student_2d.network.network.description)
+        return built
+
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        except RuntimeError:
+            # a signal to the whole job ends the loader's workers too, which surfaces as an error between two steps
+            if self.stop_request is None or self.stop_request.signal_name is None or self.in_step:
+                raise
+            self._stop()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.stop_request is not None:
+            self.stop_request.uninstall()
+
+    # ---- data ----------------------------------------------------------------------------------------------------
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Stock's loaders, except that the training one draws mixed batches: stock has no hook for its class."""
+        scales = self._get_deep_supervision_scales()
+        patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        labels = self.label_manager
+        of_labels = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": labels.foreground_labels,
+            "regions": labels.foreground_regions if labels.has_regions else None,
+            "ignore_label": labels.ignore_label,
+        }
+        augment = self.get_training_transforms(
+            patch_size, rotation, scales, mirror_axes, dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **of_labels,
+        )  # fmt: skip
+        if self.mn_config.seed is not None:
+            loader.make_repeatable(augment)
+        labeled, val = self.get_tr_and_val_datasets()
+        common = {
+            "final_patch_size": patch_size,
+            "label_manager": labels,
+            "oversample_foreground_percent": self.oversample_foreground_percent,
+            "probabilistic_oversampling": self.probabilistic_oversampling,
+        }
+        train_loader = loader.MixedLoader(
+            loader.JointCases(labeled, self._unlabeled_dataset(labeled.identifiers, val.identifiers)),
+            counter=self.counter, fraction=self.fraction,
+            patch_size=initial_patch_size, transforms=augment, **common,
+        )  # fmt: skip
+        val_loader = nnUNetDataLoader(
+            val, self.batch_size, patch_size, transforms=self.get_validation_transforms(scales, **of_labels), **common
+        )
+        workers, pin, seed = loader.worker_count(), self.device.type == "cuda", self.mn_config.seed
+        train = loader.start_workers(
+            train_loader, workers=workers, cached=max(6, workers // 2), pin_memory=pin, seed=seed
+        )
+        validate = loader.start_workers(
+            val_loader, workers=-(-workers // 2), cached=max(3, workers // 4), pin_memory=pin, seed=seed
+        )
+        next(train), next(validate)
+        return train, validate
+
+    def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> loader.Cases:
+        """Find the unlabeled cases and preprocess those that are missing."""
+        base, folder = Path(self.preprocessed_dataset_folder_base), Path(self.preprocessed_dataset_folder)
+        splits, _ = read_splits(base, self._raw_folder())
+        found = find_unlabeled(
+            raw=self._raw_folder(), preprocessed_folder=folder, dataset_json=self.dataset_json, splits=splits,
+            fold=self.fold, labeled=labeled, val=val, sources=self.mn_config.unlabeled_sources,
+        )  # fmt: skip
+        for warning in found.warnings:
+            self.print_to_log_file(warning)
+        done = preprocess_unlabeled(
+            found.cases, folder=unlabeled_folder(folder), plans_manager=self.plans_manager,
+            configuration_manager=self.configuration_manager, dataset_json=self.dataset_json,
+            num_processes=min(default_num_processes, max(1, loader.worker_count())), log=self.print_to_log_file,
+        )  # fmt: skip
+        refuse_copies_of_val(unlabeled_folder(folder), folder, [name for name in val if name not in labeled])
+        self.print_to_log_file(
+            f"M&N trains on {len(labeled)} labeled and {len(done.usable)} unlabeled cases; co-training starts at "
+            f"iteration {self.schedule.supervised} of {self.schedule.total}"
+        )
+        dataset: loader.Cases = self.dataset_class(str(unlabeled_folder(folder)), list(done.usable))
+        return dataset
+
+    # ---- an epoch ------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.cotrainer.student_2d.network.train()
+        self._log("lrs_2d", self.cotrainer.student_2d.optimizer.param_groups[0]["lr"])
+        self.num_iterations_per_epoch = self.iterations - self.iteration
+
+    def _position(self) -> int:
+        """Iterations of the whole training that are done."""
+        return int(self.current_epoch * self.iterations + self.iteration)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        factor = self._rate_factor(self._position())
+        for student in (self.cotrainer.student_3d, self.cotrainer.student_2d):
+            scale_learning_rates(student.optimizer, factor)
+        targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+        self.in_step = True
+        losses = self.cotrainer.step(
+            batch["data"].to(self.device, non_blocking=True),
+            [target.to(self.device, non_blocking=True) for target in targets],
+            batch["n_labeled"],
+        )
+        self.in_step = False
+        self.iteration += 1
+        self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
+        output = {
+            "loss": losses["3d"],
+            "loss_2d": losses["2d"],
+            "unlabeled": 1 - batch["n_labeled"] / len(batch["data"]),
+        }
+        self.train_outputs.append(output)
+        self._stop_if_asked()
+        return output
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
+        super().on_train_epoch_end(self.train_outputs)  # those from before a resume too
+        self._log("train_losses_2d", float(np.mean([output["loss_2d"] for output in self.train_outputs])))
+        self._log("unlabeled_fraction", float(np.mean([output["unlabeled"] for output in self.train_outputs])))
+        self.num_iterations_per_epoch = self.iterations
+        self.random_state = checkpoint.random_state()
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.cotrainer.student_2d.network.eval()
+        self.counts_2d, self.val_losses_2d = [], []
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._validate_2d(batch)  # first: stock overwrites ignored voxels of the target
+        output: dict[str, Any] = super().validation_step(batch)
+        self._stop_if_asked()
+        return output
+
+    def _validate_2d(self, batch: dict[str, Any]) -> None:
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        truth = self.cotrainer.labels.encode(target.to(self.device, non_blocking=True))
+        with self.cotrainer.autocast():
+            outputs = self.cotrainer.student_2d.network(batch["data"].to(self.device, non_blocking=True))
+        self.val_losses_2d.append(float(self.cotrainer.student_2d.loss(outputs, [truth])))
+        self.counts_2d.append(count(outputs[0], truth, self.cotrainer.labels))
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        dice = dice_per_class(self.counts_2d)
+        self._log("val_losses_2d", float(np.mean(self.val_losses_2d)))
+        self._log("dice_per_class_or_region_2d", dice)
+        self._log("mean_fg_dice_2d", float(np.nanmean(dice)) if not np.all(np.isnan(dice)) else float("nan"))
+
+    def on_epoch_end(self) -> None:
+        last = self._last_logged()
+        self.print_to_log_file(
+            f"2D network: train_loss {last['train_losses_2d']:.4f}, val_loss {last['val_losses_2d']:.4f}, pseudo dice "
+            f"{[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, learning rate {last['lrs_2d']:.2g}; "
+            f"unlabeled share {last['unlabeled_fraction']:.3f}"
+        )
+        self.iteration, self.train_outputs, self.random_state = 0, [], None
+        super().on_epoch_end()  # writes `best` and counts the epoch
+        if self.local_rank == 0:
+            plot_progress(self._log_lists(), Path(self.output_folder) / "progress_mn.png")
+        if self.current_epoch % self.mn_config.checkpoint_every == 0 and self.current_epoch < self.num_epochs:
+            self._save_latest(epochs_done=self.current_epoch)
+
+    # ---- logging -------------------------------------------------------------------------------------------------
+
+    def _log_lists(self) -> dict[str, list[Any]]:
+        """nnU-Net's log, which `progress.png` and checkpoints are made of."""
+        lists: dict[str, list[Any]] = getattr(self.logger, "local_logger", self.logger).my_fantastic_logging
+        return lists
+
+    def _log(self, key: str, value: Any) -> None:
+        self.logger.log(key, value, self.current_epoch)
+
+    def _last_logged(self) -> dict[str, Any]:
+        return {key: self._log_lists()[key][-1] for key in LOGGED}
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # writes nothing, and says so
+            return
+        path = Path(filename)
+        mn = self._mn_state(final=path.name == "checkpoint_final.pth")
+        checkpoint.save(super().save_checkpoint, path, mn=mn)
+
+    def _save_latest(self, *, epochs_done: int) -> None:
+        """Write `checkpoint_latest.pth`; stock stores `current_epoch + 1` as the epoch to go on with."""
+        epoch = self.current_epoch
+        self.current_epoch = epochs_done - 1
+        self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        self.current_epoch = epoch
+
+    def _mn_state(self, *, final: bool) -> dict[str, Any]:
+        return {
+            **assembly.state(self.cotrainer, with_optimizer=not final),
+            "trainer": type(self).__name__,
+            "config": self.mn_config.to_dict(),
+            "batch_size": self.batch_size,
+            "schedule": {"total": self.schedule.total, "supervised": self.schedule.supervised},
+            "iteration": self.iteration,
+            "train_outputs": self.train_outputs,
+            "carry": self.counter.carry,
+            "random": self.random_state or checkpoint.random_state(),
+            "versions": package_versions(),
+        }
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        # applied in on_train_start, where the 2D network is built: validation alone needs none
+        self.resumed = checkpoint.load_mn(Path(filename_or_checkpoint))
+        for key in LOGGED:
+            self._log_lists().setdefault(key, [])
+
+    def _restore(self, mn: dict[str, Any]) -> None:
+        wrong = changed_state_fields(self.mn_config, mn["config"])
+        if mn["batch_size"] != self.batch_size:
+            wrong.append(f"the batch size is {self.batch_size} but the checkpoint was trained with {mn['batch_size']}")
+        if wrong:
+            raise MNError(f"the checkpoint cannot be continued: {'; '.join(wrong)}; put it back or start without --c")
+        for field, value in self.mn_config.to_dict().items():
+            if mn["config"].get(field) != value:
+                self.print_to_log_file(f"M&N: {field} changes from {mn['config'].get(field)!r} to {value!r}")
+        assembly.restore(self.cotrainer, mn)
+        if mn["optimizer_2d"] is None and self.current_epoch < self.num_epochs:
+            self.print_to_log_file("WARNING: a final checkpoint holds no optimizer of the 2D network: it starts anew")
+        self.iteration, self.train_outputs = mn["iteration"], mn["train_outputs"]
+        self.counter.carry = mn["carry"]
+
+    # ---- stopping ------------------------------------------------------------------------------------------------
+
+    def _stop_if_asked(self) -> None:
+        if self.stop_request is not None and self.stop_request.signal_name is not None:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Write what was done of the epoch and end the process."""
+        for values in self._log_lists().values():
+            del values[self.current_epoch :]
+        self._save_latest(epochs_done=self.current_epoch)
+        for running in (self.dataloader_train, self.dataloader_val):
+            if hasattr(running, "_finish"):
+                running._finish()
+        raise SystemExit(
+            f"M&N stopped on {self.stop_request.signal_name} in epoch {self.current_epoch} after iteration "
+            f"{self.iteration} of {self.iterations}; run the same command with --c to go on"
+        )
+
+
+class nnUNetTrainerMN_1epoch(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 1}
+
+
+class nnUNetTrainerMN_5epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 5}
+
+
+class nnUNetTrainerMN_10epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 10}
+
+
+class nnUNetTrainerMN_20epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 20}
+
+
+class nnUNetTrainerMN_50epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 50}
+
+
+class nnUNetTrainerMN_100epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 100}
+
+
+class nnUNetTrainerMN_250epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 250}
+
+
+class nnUNetTrainerMN_500epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 500}
+
+
+class nnUNetTrainerMN_2000epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 2000}
+
+
+class nnUNetTrainerMN_4000epochs(nnUNetTrainerMN):
+    variant: ClassVar[dict[str, Any]] = {"epochs": 4000}
