@@ -1,5 +1,6 @@
 """The registered files: what they do to nnU-Net's look-up, and that nothing else changes."""
 
+import ast
 import importlib
 import os
 import shutil
@@ -176,3 +177,11 @@ def test_stock_look_up_leaves_a_broken_plug_in_alone(package: Path, tmp_path: Pa
     *stock, ours = look_up(package, broken.parent)
     assert stock == ["nnUNetTrainer False", "nnUNetTrainerNoMirroring False", "None False"]
     assert ours == "RuntimeError('the plug-in is broken')"
+
+
+def test_names_are_those_of_the_trainer_classes() -> None:
+    folder = registration.trainers_path()
+    assert {file.name for file in folder.glob("*.py")} == {"__init__.py", "nnUNetTrainerMN.py"}
+    tree = ast.parse((folder / "nnUNetTrainerMN.py").read_text(encoding="utf-8"))
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert sorted(name for name in classes if not name.startswith("_")) == sorted(TRAINERS)
