@@ -87,8 +87,7 @@ def same_in_eval(network: nn.Module) -> bool:
         module.training
         and (
             (isinstance(module, stochastic) and getattr(module, "p", 1) != 0)
-            or "drop" in type(module).__name__.lower()
-            and getattr(module, "drop_prob", 0) != 0
+            or ("drop" in type(module).__name__.lower() and getattr(module, "drop_prob", 0) != 0)
         )
         for module in network.modules()
     )

@@ -356,8 +356,8 @@ class nnUNetTrainerMN(_LabeledCases):
     def on_epoch_end(self) -> None:
         last = self._last_logged()
         self.print_to_log_file(
-            f"2D network: train_loss {last['train_losses_2d']:.4f}, val_loss {last['val_losses_2d']:.4f}, pseudo dice "
-            f"{[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, learning rate {last['lrs_2d']:.2g}; "
+            f"2D network: train_loss {last['train_losses_2d']:.4f}, val_loss {last['val_losses_2d']:.4f}, "
+            f"pseudo dice {[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, learning rate {last['lrs_2d']:.2g}, "
             f"unlabeled share {last['unlabeled_fraction']:.3f}"
         )
         self.iteration, self.train_outputs, self.random_state = 0, [], None

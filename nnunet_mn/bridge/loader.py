@@ -117,7 +117,7 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
 
 
 def worker_count() -> int:
-    """Augmentation workers: as stock, but no more than the CPUs this process may use unless `nnUNet_n_proc_DA` says so."""
+    """Augmentation workers: `nnUNet_n_proc_DA`, else stock's number up to the CPUs that this process may use."""
     wanted = int(get_allowed_n_proc_DA())
     if "nnUNet_n_proc_DA" in os.environ or not hasattr(os, "sched_getaffinity"):
         return wanted

@@ -21,9 +21,13 @@ def plot_progress(logged: Mapping[str, Sequence[Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 11), layout="constrained")
     canvas = FigureCanvasAgg(figure)  # not pyplot: no global state, no display
     loss, dice, share, rate = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 1.5, 2))
-    _lines(loss, logged, {"train_losses": ("3D, training", COLOR_3D, "-"), "val_losses": ("3D, validation", COLOR_3D, ":"),
-                          "train_losses_2d": ("2D, training", COLOR_2D, "-"),
-                          "val_losses_2d": ("2D, validation", COLOR_2D, ":")})  # fmt: skip
+    curves = {
+        "train_losses": ("3D, training", COLOR_3D, "-"),
+        "val_losses": ("3D, validation", COLOR_3D, ":"),
+        "train_losses_2d": ("2D, training", COLOR_2D, "-"),
+        "val_losses_2d": ("2D, validation", COLOR_2D, ":"),
+    }
+    _lines(loss, logged, curves)
     loss.set_ylabel("loss")
     _lines(dice, logged, {"mean_fg_dice": ("3D", COLOR_3D, "-"), "mean_fg_dice_2d": ("2D", COLOR_2D, "-")})
     dice.set_ylabel("pseudo-Dice on\nvalidation patches")

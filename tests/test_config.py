@@ -1,0 +1,68 @@
+import json
+
+import pytest
+
+from nnunet_mn.config import Layer, MNConfig, changed_state_fields, environment_layer, resolve
+from nnunet_mn.errors import MNError
+
+
+def test_later_layers_win_over_earlier_ones_and_over_defaults() -> None:
+    config = resolve(Layer("variant", {"epochs": 5, "seed": 1}), Layer("plans", {"epochs": 7}))
+    assert (config.epochs, config.seed, config.rounding) == (7, 1, "diffusion")
+
+
+def test_a_preset_changes_defaults_but_not_what_the_user_sets() -> None:
+    config = resolve(Layer("environment", {"preset": "paper", "lora_dropout": "0.25"}))
+    assert (config.rounding, config.slice_step, config.lora_dropout) == ("floor", 1, 0.25)
+
+
+def test_environment_variables_are_read_by_prefix_and_converted() -> None:
+    variables = {
+        "nnUNet_mn_epochs": "3",
+        "nnUNet_mn_lr_2d": "5e-4",
+        "nnUNet_mn_unlabeled_sources": "split,imagesTs",
+        "nnUNet_mn_gradient_checkpointing": "true",
+        "nnUNet_mn_seed": "None",
+        "nnUNet_results": "/somewhere",
+    }
+    config = resolve(Layer("plans", {"seed": 3}), environment_layer(variables))
+    assert config == MNConfig(
+        epochs=3, lr_2d=5e-4, unlabeled_sources=("split", "imagesTs"), gradient_checkpointing=True, seed=None
+    )
+
+
+def test_a_configuration_survives_json() -> None:
+    config = MNConfig(epochs=3, unlabeled_sources=("split",), seed=0)
+    assert resolve(Layer("file", json.loads(json.dumps(config.to_dict())))) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("epoch", 3, "has no such field"),
+        ("epochs", 0, "an integer of at least 1"),
+        ("epochs", "many", "an integer of at least 1"),
+        ("epochs", 2.5, "an integer of at least 1"),
+        ("epochs", True, "an integer of at least 1"),
+        ("rounding", "ceil", "one of diffusion, floor"),
+        ("adaptation", None, "one of auto, lora, full, frozen"),
+        ("supervised_fraction", 1.0, "[0, 1)"),
+        ("supervised_fraction", "nan", "[0, 1)"),
+        ("lr_2d", -1e-3, "(0, 10]"),
+        ("seed", -1, "[0, 4.29497e+09]"),
+        ("backbone", 3, "of type str"),
+        ("unlabeled_sources", "imagesVal", "split, imagesUn, imagesTs"),
+        ("unlabeled_sources", 3, "split, imagesUn, imagesTs"),
+        ("gradient_checkpointing", "yes", "of type bool"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_field_source_and_remedy(field: str, value: object, allowed: str) -> None:
+    with pytest.raises(MNError) as error:
+        resolve(Layer("the plans", {field: value}))
+    assert all(part in str(error.value) for part in ("the plans", f"'{field}'", allowed))
+
+
+def test_only_fields_that_shape_the_state_stop_a_continuation() -> None:
+    then = MNConfig(epochs=3, backbone="a").to_dict()
+    (sentence,) = changed_state_fields(MNConfig(epochs=9, backbone="b"), then)
+    assert "backbone is 'b' but the checkpoint was trained with 'a'" in sentence

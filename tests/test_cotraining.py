@@ -1,0 +1,174 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nnunet_mn.cotraining import CoTrainer, Student, pseudo_mask, same_in_eval
+from nnunet_mn.errors import MNError
+from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
+from nnunet_mn.targets import LabelSpace
+
+LABELS = LabelSpace(num_channels=3)
+
+
+class TinyNetwork(nn.Module):
+    """Logits at two scales, finest first, or at one."""
+
+    def __init__(self, *, scales: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.Tanh())
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Conv3d(4, 3, 1)
+        self.scales = scales
+        self.calls: list[tuple[int, bool, bool]] = []  # samples, training, with gradient
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        self.calls.append((len(volume), self.training, torch.is_grad_enabled()))
+        features = self.dropout(self.layers(volume))
+        return [self.head(nn.functional.avg_pool3d(features, 2**s)) for s in range(self.scales)]
+
+
+def _student(network: nn.Module, *, rate: float = 0.1, weights: tuple[float, ...] = (1.0,)) -> Student:
+    loss = DeepSupervisionLoss(loss=SoftTargetLoss(), weights=weights)
+    return Student(name="3D", network=network, optimizer=torch.optim.SGD(network.parameters(), rate), loss=loss)
+
+
+def _trainer(*, slice_step: int = 1, dropout: float = 0.0, seed: int = 0) -> CoTrainer:
+    torch.manual_seed(seed)
+    return CoTrainer(
+        student_3d=_student(TinyNetwork(scales=2, dropout=dropout), weights=(0.7, 0.3)),
+        student_2d=_student(TinyNetwork()),
+        labels=LABELS,
+        slice_step=slice_step,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    volumes = torch.randn(4, 1, 4, 8, 8, generator=generator)
+    return volumes, [torch.randint(0, 3, (4, 1, *(n // s for n in (4, 8, 8))), generator=generator) for s in (1, 2)]
+
+
+def _weights(trainer: CoTrainer) -> list[Tensor]:
+    networks = (trainer.student_3d.network, trainer.student_2d.network)
+    return [p.detach().clone() for network in networks for p in network.parameters()]
+
+
+def test_each_network_is_updated_from_the_others_state_before_the_step() -> None:
+    trainer = _trainer()
+    volumes, targets = _batch()
+    net_3d, net_2d = trainer.student_3d.network, trainer.student_2d.network
+    from_2d, from_3d = (pseudo_mask(net, volumes[1:], LABELS) for net in (net_2d, net_3d))
+    one_hot = nn.functional.one_hot(targets[0][:1, 0], 3).movedim(-1, 1).float()
+    expected = {}
+    for name, net, pseudo in (("2d", net_2d, from_3d), ("3d", net_3d, from_2d)):
+        student = trainer.student_2d if name == "2d" else trainer.student_3d
+        finest = SoftTargetLoss()(net(volumes)[0], (target := _soft(torch.cat([one_hot, pseudo]))))
+        if name == "3d":
+            coarse = _soft(torch.cat([_one_hot(targets[1][:1]), nn.functional.avg_pool3d(target.values[1:], 2)]))
+            finest = 0.7 * finest + 0.3 * SoftTargetLoss()(net(volumes)[1], coarse)
+        gradients = torch.autograd.grad(finest, list(net.parameters()))
+        assert math.sqrt(sum(float(g.square().sum()) for g in gradients)) < student.clip_norm
+        expected[name] = [p.detach() - 0.1 * g for p, g in zip(net.parameters(), gradients, strict=True)]
+    trainer.step(volumes, targets, n_labeled=1)
+    for name, net in (("2d", net_2d), ("3d", net_3d)):
+        for now, wanted in zip(net.parameters(), expected[name], strict=True):
+            torch.testing.assert_close(now.detach(), wanted)
+
+
+def _soft(values: Tensor) -> "torch.Tensor":
+    from nnunet_mn.targets import SoftTarget
+
+    return SoftTarget(values, None)
+
+
+def _one_hot(labels: Tensor) -> Tensor:
+    return nn.functional.one_hot(labels[:, 0], 3).movedim(-1, 1).float()
+
+
+def test_a_network_that_says_the_same_in_eval_mode_teaches_and_learns_in_one_pass() -> None:
+    trainer = _trainer()
+    trainer.step(*_batch(), n_labeled=1)
+    assert trainer.student_3d.network.calls == [(4, True, True)]
+    assert trainer.student_2d.network.calls == [(3, False, False), (4, True, True)]
+
+
+def test_a_network_with_dropout_teaches_in_eval_mode_without_gradient() -> None:
+    trainer = _trainer(dropout=0.5)
+    trainer.step(*_batch(), n_labeled=1)
+    assert trainer.student_3d.network.calls == [(3, False, False), (4, True, True)]
+
+
+def test_without_unlabeled_samples_nobody_teaches() -> None:
+    trainer = _trainer(dropout=0.5)
+    trainer.step(*_batch(), n_labeled=4)
+    assert trainer.student_3d.network.calls == trainer.student_2d.network.calls == [(4, True, True)]
+
+
+def test_a_batch_may_be_all_unlabeled() -> None:
+    losses = _trainer().step(*_batch(), n_labeled=0)
+    assert all(math.isfinite(loss) for loss in losses.values())
+
+
+def test_masks_of_unlabeled_samples_change_no_bit() -> None:
+    one, other = _trainer(slice_step=2), _trainer(slice_step=2)
+    volumes, targets = _batch()
+    scrambled = [t.clone() for t in targets]
+    for t in scrambled:
+        t[2:] = torch.randint(0, 3, t[2:].shape)
+    for _ in range(3):
+        one.step(volumes, targets, n_labeled=2)
+        other.step(volumes, scrambled, n_labeled=2)
+    assert all(torch.equal(a, b) for a, b in zip(_weights(one), _weights(other), strict=True))
+
+
+def test_the_2d_network_learns_from_a_random_phase_of_slices() -> None:
+    trainer, seen = _trainer(slice_step=2), set()
+    volumes, targets = _batch()
+    volumes = torch.arange(4.0).reshape(1, 1, 4, 1, 1).expand(4, 1, 4, 8, 8) + 0 * volumes
+    trainer.student_2d.network.register_forward_pre_hook(
+        lambda net, inputs: seen.add(tuple(inputs[0][0, 0, :, 0, 0].tolist())) if net.training else None
+    )
+    for _ in range(20):
+        trainer.step(volumes, targets, n_labeled=2)
+    assert seen == {(0.0, 2.0), (1.0, 3.0)}
+
+
+def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_twenty_in_a_row_stop_the_training() -> None:
+    trainer = _trainer()
+    volumes, targets = _batch()
+    before = _weights(trainer)
+    for _ in range(19):
+        trainer.step(volumes * math.nan, targets, n_labeled=2)
+    assert all(torch.equal(a, b) for a, b in zip(before, _weights(trainer), strict=True))
+    assert trainer.student_3d.skipped == trainer.student_2d.skipped == 19
+    trainer.step(volumes, targets, n_labeled=2)
+    assert trainer.student_3d.skipped_in_a_row == 0
+    with pytest.raises(MNError, match="not finite 20 times in a row.*NaN"):
+        for _ in range(20):
+            trainer.step(volumes * math.nan, targets, n_labeled=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "same"),
+    [
+        (nn.InstanceNorm3d(2), True),
+        (nn.GroupNorm(1, 2), True),
+        (nn.BatchNorm3d(2), False),
+        (nn.Dropout3d(0.1), False),
+        (nn.Dropout3d(0.0), True),
+    ],
+)
+def test_which_networks_say_the_same_in_train_and_eval_mode(layer: nn.Module, same: bool) -> None:
+    assert same_in_eval(nn.Sequential(layer)) is same
+    assert same_in_eval(nn.Sequential(layer).eval())
+
+
+def test_teaching_restores_the_mode_and_keeps_no_graph() -> None:
+    network = TinyNetwork(dropout=0.5)
+    taught = pseudo_mask(network, _batch()[0], LABELS)
+    assert network.training
+    assert not taught.requires_grad
+    torch.testing.assert_close(taught.sum(1), torch.ones(4, 4, 8, 8))

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nnunet_mn.slices import SliceWise, every_nth_slice, slices_to_volume, volume_to_slices
+
+
+class TinySliceNetwork(nn.Module):
+    """Two convolutions; counts the slices of its largest forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1))
+        self.most = 0
+
+    def forward(self, slices: Tensor) -> Tensor:
+        self.most = max(self.most, len(slices))
+        return self.layers(slices)
+
+    def input_pixels(self, height: int, width: int) -> int:
+        return height * width
+
+
+def test_slices_and_volume_are_inverse() -> None:
+    volume = torch.randn(2, 3, 4, 5, 6)
+    slices = volume_to_slices(volume)
+    assert slices.shape == (8, 3, 5, 6)
+    torch.testing.assert_close(slices[5], volume[1, :, 1])
+    torch.testing.assert_close(slices_to_volume(slices, 2), volume)
+
+
+@pytest.mark.parametrize(("step", "first", "left"), [(1, 0, 7), (2, 0, 4), (2, 1, 3), (9, 3, 1)])
+def test_every_nth_slice_is_one_of_the_volumes(step: int, first: int, left: int) -> None:
+    volume = torch.arange(7.0).reshape(1, 1, 7, 1, 1)
+    assert every_nth_slice(volume, step, first).flatten().tolist() == list(range(first, 7, step))[:left]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 11, None])
+def test_output_and_gradients_do_not_depend_on_the_slices_in_flight(chunk: int | None) -> None:
+    torch.manual_seed(0)
+    network = TinySliceNetwork().double()
+    volume = torch.randn(2, 2, 5, 6, 7, dtype=torch.double)
+
+    def run(slices_per_forward: int | None) -> list[Tensor]:
+        network.zero_grad()
+        (logits,) = SliceWise(network, slices_per_forward=slices_per_forward)(volume)
+        assert logits.shape == (2, 3, 5, 6, 7)
+        logits.square().mean().backward()
+        return [logits.detach(), *(p.grad.clone() for p in network.parameters())]
+
+    for ours, whole in zip(run(chunk), run(10), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_no_more_slices_than_told_are_in_flight() -> None:
+    network = TinySliceNetwork()
+    SliceWise(network, slices_per_forward=4)(torch.zeros(3, 2, 5, 6, 7))
+    assert network.most == 4
