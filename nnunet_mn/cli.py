@@ -22,6 +22,9 @@ app = typer.Typer(
 )
 
 
+Dataset = Annotated[str, typer.Option("-d", "--dataset", help="Number or name of the dataset.")]
+
+
 def main() -> None:
     """Run the command line; a mistake of the user ends in one line on stderr and exit code 2."""
     try:
@@ -89,6 +92,33 @@ def demo(
     from nnunet_mn.demo import run_demo
 
     run_demo(out, seed=seed, quick=quick)
+
+
+@app.command(epilog="Example: nnunet-mn split -d 4 --labeled 4 --val 20")
+def split(
+    dataset: Dataset,
+    labeled: Annotated[int, typer.Option(min=1, help="Cases to train on with their labels.")],
+    val: Annotated[
+        int | None, typer.Option(min=1, help="Validation cases per fold; a fifth of the rest if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    folds: Annotated[int, typer.Option(min=1, help="Folds; their validation cases are disjoint.")] = 5,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file and keep a copy of it.")] = False,
+) -> None:
+    """Draw labeled, validation and unlabeled cases from a dataset with labels, for experiments."""
+    from nnunet_mn.bridge import splits
+    from nnunet_mn.bridge.datasets import find_dataset
+
+    folders = find_dataset(dataset)
+    if folders.raw is None:
+        raise MNError(f"{folders.name} is not in nnUNet_raw here; run this where the raw data are")
+    cases = splits.training_cases(folders.raw)
+    drawn = splits.draw_splits(cases, labeled=labeled, val=val, folds=folds, seed=seed)
+    file, backup = splits.write_splits(folders, drawn, force=force)
+    if backup is not None:
+        typer.echo(f"kept the previous file as {backup}")
+    counts = ", ".join(f"{len(names)} {part}" for part, names in drawn[0].items())
+    typer.echo(f"wrote {file}: {folds} folds of {counts}")
 
 
 @app.command(

@@ -1,5 +1,6 @@
 """The command line: what a user sees, also after a mistake."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -66,3 +67,22 @@ def test_register_and_unregister_name_their_files(monkeypatch, tmp_path: Path) -
     assert RUNNER.invoke(cli.app, ["register"]).output.split() == [w for f in files for w in ("registered:", f)]
     assert RUNNER.invoke(cli.app, ["unregister"]).output.split() == [w for f in files for w in ("removed:", f)]
     assert RUNNER.invoke(cli.app, ["unregister"]).output == "nothing was registered\n"
+
+
+def test_split_of_a_raw_dataset_is_written_where_nnunet_reads_it(monkeypatch, tmp_path: Path) -> None:
+    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
+    images = raw / "Dataset004_A" / "imagesTr"
+    images.mkdir(parents=True)
+    preprocessed.mkdir()
+    for i in range(20):
+        (images / f"case_{i}_0000.nii.gz").touch()
+    (images.parent / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
+    arguments = ["split", "-d", "4", "--labeled", "4", "--val", "2", "--folds", "3"]
+    result = RUNNER.invoke(cli.app, arguments)
+    assert result.output.endswith("3 folds of 4 train, 2 val, 14 unlabeled\n")
+    splits = json.loads((preprocessed / "Dataset004_A" / "splits_final.json").read_text())
+    assert [len(fold["unlabeled"]) for fold in splits] == [14, 14, 14]
+    assert isinstance(RUNNER.invoke(cli.app, arguments).exception, MNError)
+    assert "kept the previous file" in RUNNER.invoke(cli.app, [*arguments, "--force"]).output

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from nnunet_mn.bridge import registration
+from nnunet_mn.bridge import files, registration
 from nnunet_mn.bridge.registration import HOOKS, MARK, TRAINERS, Hook, hook_source, register, unregister
 from nnunet_mn.errors import MNError
 
@@ -65,9 +65,9 @@ def load(source: str) -> ModuleType:
 
 def test_unregister_restores_the_package_byte_for_byte(package: Path) -> None:
     before = snapshot(package)
-    files = register(package)
-    assert set(snapshot(package)) - set(before) == {str(f.relative_to(package)) for f in files}
-    assert unregister(package) == files
+    written = register(package)
+    assert set(snapshot(package)) - set(before) == {str(f.relative_to(package)) for f in written}
+    assert unregister(package) == written
     assert snapshot(package) == before
 
 
@@ -120,11 +120,11 @@ def test_nothing_is_registered_in_a_fresh_package(package: Path) -> None:
 
 
 def test_read_only_package_is_answered_with_the_export_line(package: Path, monkeypatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(_: int) -> None:
         raise PermissionError(13, "Permission denied")
 
     before = snapshot(package)
-    monkeypatch.setattr(registration.tempfile, "mkstemp", refuse)  # a test that runs as root may write anywhere
+    monkeypatch.setattr(files.os, "fsync", refuse)  # a test that runs as root may write anywhere
     with pytest.raises(MNError, match=r'export nnUNet_extTrainer="\$\(nnunet-mn trainers-path\)"'):
         register(package)
     assert snapshot(package) == before
@@ -135,7 +135,7 @@ def test_write_that_fails_half_way_leaves_no_file(package: Path, monkeypatch) ->
         raise OSError(28, "No space left on device")
 
     before = snapshot(package)
-    monkeypatch.setattr(registration.os, "fsync", refuse)
+    monkeypatch.setattr(files.os, "fsync", refuse)
     with pytest.raises(MNError, match="No space left on device"):
         register(package)
     assert snapshot(package) == before

@@ -7,13 +7,13 @@ plug-in is imported only when one of its own names is asked for (PEP 562).
 import importlib
 import importlib.util
 import os
-import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.versions import check_nnunet_version, nnunet_version
 from nnunet_mn.errors import MNError
 
@@ -88,7 +88,8 @@ def register(package: Path | None = None) -> list[Path]:
         text = hook_source(hook)
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             with _changing(package):
-                _write(file, text)
+                # as readable as its neighbors: in a shared environment others' nnU-Net would fail on a private file
+                write_whole(file, text, mode=stat.S_IMODE((file.parent / "__init__.py").stat().st_mode))
     importlib.invalidate_caches()
     return files
 
@@ -151,22 +152,6 @@ def _is_ours(file: Path) -> bool:
 def _refuse_foreign(file: Path) -> None:
     if os.path.lexists(file) and not _is_ours(file):
         raise MNError(f"{file} was not written by nnunet-mn, so it is left alone; move it away and run this again")
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, as readable as its neighbors."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp's files are private; in a shared environment every other user's nnU-Net would fail on this one
-        shutil.copymode(file.parent / "__init__.py", temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _remove(file: Path) -> None:
