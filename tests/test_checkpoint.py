@@ -1,0 +1,63 @@
+import errno
+import io
+import random
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_mn.bridge.checkpoint import load_mn, random_state, restore_random_state, save
+from nnunet_mn.errors import MNError
+
+STOCK = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainerMN", "init_args": {"device": "cpu"}}
+
+
+def _write_stock(file: io.BytesIO) -> None:
+    torch.save(STOCK, file)
+
+
+def test_a_checkpoint_is_stocks_with_one_more_key_and_a_built_in_trainer(tmp_path: Path) -> None:
+    save(_write_stock, tmp_path / "checkpoint_latest.pth", mn={"iteration": 3})
+    stored = torch.load(tmp_path / "checkpoint_latest.pth", weights_only=False)
+    assert stored.keys() == STOCK.keys() | {"mn"}
+    assert stored["trainer_name"] == "nnUNetTrainer"
+    assert load_mn(tmp_path / "checkpoint_latest.pth") == {"iteration": 3}
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
+
+
+@pytest.mark.parametrize("failing", ["torch.save", "os.replace", "os.fsync"])
+def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / "checkpoint_latest.pth"
+    save(_write_stock, path, mn={"iteration": 1})
+
+    def full(*_: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stock = io.BytesIO()
+    _write_stock(stock)
+    monkeypatch.setattr(f"nnunet_mn.bridge.checkpoint.{failing}", full)
+    with pytest.raises(MNError, match=r"checkpoint_latest\.pth could not be written.*No space left.*previous one"):
+        save(lambda file: file.write(stock.getvalue()), path, mn={"iteration": 2})
+    assert load_mn(path) == {"iteration": 1}
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
+
+
+def test_a_checkpoint_of_another_trainer_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"trainer_name": "nnUNetTrainer"}, tmp_path / "checkpoint_latest.pth")
+    with pytest.raises(MNError, match=r"checkpoint_latest\.pth holds no M&N state.*nnUNetTrainer"):
+        load_mn(tmp_path / "checkpoint_latest.pth")
+
+
+def test_random_states_load_safely_and_restore_every_generator(tmp_path: Path) -> None:
+    torch.save(random_state(), tmp_path / "state.pth")
+
+    def draw() -> tuple[float, ...]:
+        return (random.random(), float(np.random.standard_normal()), float(torch.rand(())))
+
+    expected = draw()
+    restore_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert draw() == expected

@@ -1,0 +1,151 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_mn.bridge.loader import (
+    JointCases,
+    MixedLoader,
+    SharedFraction,
+    make_repeatable,
+    start_workers,
+    worker_count,
+)
+from nnunet_mn.schedule import UnlabeledCounter
+
+PATCH = (8, 8, 8)
+FOREGROUND = 7.0  # intensity of foreground voxels
+
+
+def _write_case(folder: Path, name: str, *, labeled: bool, classes: tuple[Any, ...]) -> None:
+    image, seg = np.zeros((1, 24, 24, 24), np.float32), np.zeros((1, 24, 24, 24), np.int16)
+    image[0, 3, 3, 3], seg[0, 3, 3, 3] = FOREGROUND, labeled
+    locations: dict[Any, Any] = {c: [] for c in classes}
+    if labeled:
+        locations[classes[0]] = np.argwhere(seg == 1)
+        if len(classes) > 1:
+            locations[classes[1]] = np.argwhere(seg >= 0)
+    chunks = {"chunks": image.shape, "blocks": image.shape, "chunks_seg": seg.shape, "blocks_seg": seg.shape}
+    nnUNetDatasetBlosc2.save_case(image, seg, {"class_locations": locations}, str(folder / name), **chunks)
+
+
+@pytest.fixture
+def make_loader(tmp_path: Path) -> Callable[..., MixedLoader]:
+    def make(
+        *, batch_size: int = 4, fraction: float = 0.5, ignore: bool = False, oversample: float = 0.33
+    ) -> MixedLoader:
+        labels = {"background": 0, "organ": 1} | ({"ignore": 2} if ignore else {})
+        classes = (1, (-1, 0, 1)) if ignore else (1,)
+        for kind in ("labeled", "unlabeled"):
+            (tmp_path / kind).mkdir()
+            for i in range(3):
+                _write_case(tmp_path / kind, f"{kind}_{i}", labeled=kind == "labeled", classes=classes)
+        shared = SharedFraction()
+        shared.set(fraction)
+        return MixedLoader(
+            JointCases(*(nnUNetDatasetBlosc2(str(tmp_path / kind)) for kind in ("labeled", "unlabeled"))),
+            counter=UnlabeledCounter(batch_size),
+            fraction=shared,
+            patch_size=PATCH,
+            final_patch_size=PATCH,
+            label_manager=LabelManager(labels, None),
+            oversample_foreground_percent=oversample,
+        )
+
+    return make
+
+
+def test_labeled_samples_come_first_and_are_counted(make_loader: Callable[..., MixedLoader]) -> None:
+    loader = make_loader(fraction=0.6)
+    counts = []
+    for _ in range(20):
+        batch = next(loader)
+        kinds = [str(key).partition("_")[0] for key in batch["keys"]]
+        assert kinds == ["labeled"] * batch["n_labeled"] + ["unlabeled"] * (4 - batch["n_labeled"])
+        assert batch["data"].shape == (4, 1, *PATCH)
+        counts.append(4 - batch["n_labeled"])
+    assert np.mean(counts) == pytest.approx(0.6 * 4, abs=0.1)
+
+
+def test_a_changed_fraction_is_followed_from_the_next_batch_on(make_loader: Callable[..., MixedLoader]) -> None:
+    loader = make_loader(fraction=0)
+    assert next(loader)["n_labeled"] == 4
+    loader.fraction.set(1)
+    assert next(loader)["n_labeled"] == 1
+
+
+def test_a_batch_without_unlabeled_samples_is_oversampled_as_stock_does(
+    make_loader: Callable[..., MixedLoader],
+) -> None:
+    loader = make_loader(fraction=0)
+    loader.get_indices()
+    assert [loader.get_do_oversample(i) for i in range(4)] == [False, False, False, True]
+
+
+def test_labeled_samples_of_a_mixed_batch_show_foreground_as_often_as_in_a_stock_batch(
+    make_loader: Callable[..., MixedLoader],
+) -> None:
+    np.random.seed(0)
+    loader = make_loader(batch_size=2, fraction=0.5, oversample=0.33)  # stock: one of two samples
+    shown = [float(next(loader)["data"][0].max()) == FOREGROUND for _ in range(300)]
+    # the one foreground voxel lies in 4^3 of the 17^3 random crops (1.3 %), and in all forced ones
+    assert np.mean(shown) == pytest.approx(0.5, abs=0.08)
+
+
+def test_unlabeled_cases_without_locations_are_cropped_at_random_and_without_a_warning(
+    make_loader: Callable[..., MixedLoader],
+) -> None:
+    loader = make_loader(fraction=1, ignore=True, oversample=1.0)
+    loader.get_indices()
+    corners = {tuple(loader.get_bbox(np.array([24] * 3), True, {1: [], (-1, 0, 1): []})[0]) for _ in range(30)}
+    assert len(corners) > 20
+    for _ in range(5):
+        next(loader)  # warnings are errors here
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_from_this_process_or_from_workers(make_loader: Callable[..., MixedLoader], workers: int) -> None:
+    loader = make_loader(fraction=0.5)
+    running = start_workers(loader, workers=workers, cached=4, pin_memory=False, seed=None)
+    loader.fraction.set(1)
+    assert {next(running)["n_labeled"] for _ in range(20)} >= {1}  # workers see what the trainer sets
+    if workers:
+        running._finish()
+
+
+def test_the_same_seed_draws_the_same_batches(make_loader: Callable[..., MixedLoader]) -> None:
+    loader = make_loader()
+
+    def draw() -> list[torch.Tensor]:
+        np.random.seed(3)
+        return [next(loader)["data"] for _ in range(3)]
+
+    assert all(torch.equal(a, b) for a, b in zip(draw(), draw(), strict=True))
+
+
+def test_worker_count_follows_the_cpus_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert worker_count() == 1
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert worker_count() == 0
+
+
+def test_stocks_blur_no_longer_chooses_by_wall_clock() -> None:
+    transform = nnUNetTrainer.get_training_transforms(PATCH, (-0.5, 0.5), None, (0, 1, 2), False)
+    assert _blurs(transform)[0].benchmark
+    make_repeatable(transform)
+    assert [blur.benchmark for blur in _blurs(transform)] == [False]
+
+
+def _blurs(transform: Any) -> list[GaussianBlurTransform]:
+    inner = [t.transform for t in transform.transforms if hasattr(t, "transform")]
+    return [t for t in inner if isinstance(t, GaussianBlurTransform)]
