@@ -1,0 +1,82 @@
+"""Which of a backbone's weights are trained, and which of its layers never leave evaluation mode."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from nnunet_mn.config import MNConfig
+from nnunet_mn.networks.backbone import Backbone
+
+Adaptation = Literal["lora", "full", "frozen"]
+
+_NORMS = ("Norm", "GRN")
+_RANDOM_RATES = ("drop_prob", "attention_dropout")
+
+
+def chosen_adaptation(config: MNConfig, backbone: Backbone) -> Adaptation:
+    """What `auto` means for a backbone: LoRA for transformers, all weights for convolutional networks."""
+    if config.adaptation != "auto":
+        return config.adaptation
+    kind = backbone.facts.kind
+    if kind is None:
+        kind = "transformer" if any(isinstance(m, nn.Linear) for m in backbone.encoder.modules()) else "convolutional"
+    return "lora" if kind == "transformer" else "full"
+
+
+def adapt(backbone: Backbone, config: MNConfig) -> Adaptation:
+    """Decide for each of a backbone's weights whether it is trained, and insert LoRA where it is asked for.
+
+    Under `lora` the encoder's norms and biases are trained too, and of a pretrained decode head the biases alone, as
+    in the reference. Under `frozen` a decode head is trained, as every head is.
+    """
+    adaptation = chosen_adaptation(config, backbone)
+    if adaptation == "lora":
+        from nnunet_mn.networks.lora import insert_lora  # peft takes seconds to import
+
+        beside = list(_trained_beside_lora(backbone))
+        backbone.requires_grad_(False)
+        insert_lora(backbone.encoder, config)
+        for parameter in beside:  # afterwards, since peft freezes all that is not its own
+            parameter.requires_grad_(True)
+    elif adaptation == "frozen":
+        backbone.encoder.requires_grad_(False)
+    return adaptation
+
+
+def _trained_beside_lora(backbone: Backbone) -> Iterator[nn.Parameter]:
+    encoder = {id(parameter) for parameter in backbone.encoder.parameters()}
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("bias") or (id(parameter) in encoder and _is_of_norm(backbone, name)):
+            yield parameter
+
+
+def _is_of_norm(module: nn.Module, parameter: str) -> bool:
+    """Whether a parameter belongs to a normalization layer, of whatever library."""
+    return any(word in type(module.get_submodule(parameter.rpartition(".")[0])).__name__ for word in _NORMS)
+
+
+def keep_still(backbone: Backbone, config: MNConfig, adaptation: Adaptation) -> None:
+    """After `train()`: put back into evaluation mode what must not change."""
+    if adaptation == "frozen":
+        backbone.encoder.eval()
+    if config.batch_statistics == "frozen":
+        for module in backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def random_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers whose output, in their present mode, differs from that in evaluation mode."""
+    for layer in module.modules():
+        if layer.training and (isinstance(layer, _BatchNorm) or _random_rate(layer) > 0):
+            yield layer
+
+
+def _random_rate(layer: nn.Module) -> float:
+    if isinstance(layer, _DropoutNd):
+        return layer.p
+    rates = (getattr(layer, name, 0.0) for name in _RANDOM_RATES)
+    return max((rate for rate in rates if isinstance(rate, float)), default=0.0)

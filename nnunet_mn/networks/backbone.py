@@ -1,0 +1,93 @@
+"""The contract of a pretrained 2D backbone: images in, feature maps out, whatever library it comes from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_mn.networks.geometry import Geometry
+from nnunet_mn.networks.registry import Kind
+
+_PROBE = 64  # pixels a side of the image by which a backbone's feature maps are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a backbone besides its weights.
+
+    Args:
+        name: as the user wrote it.
+        license: of its weights.
+        kind: transformer or convolutional; None where it follows from its layers.
+        mean, std: of the pixels it was trained on, on a scale from 0 to 1, per channel.
+        patch: pixels; both sides of its input must be multiples of it.
+    """
+
+    name: str
+    license: str
+    kind: Kind | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    patch: int
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained encoder, with or without a pretrained decode head: images (N, 3, H, W) -> feature maps.
+
+    Args:
+        model: the library's module.
+        facts: what is known of it.
+    """
+
+    def __init__(self, model: nn.Module, facts: Facts) -> None:
+        super().__init__()
+        self.model: Any = model  # a module of a library without types
+        self.facts = facts
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps, the finest first."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> nn.Module:
+        """The part that was pretrained on natural images, without a decode head."""
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether a pretrained decode head has fused the features into one map."""
+        return False
+
+    @abstractmethod
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass; raises MNError where the model cannot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The feature maps of a backbone.
+
+    Args:
+        channels: of each map, finest first.
+        geometry: the stride of the finest map, and the block.
+    """
+
+    channels: tuple[int, ...]
+    geometry: Geometry
+
+
+def measure(backbone: Backbone) -> Measured:
+    """Run a backbone once, on a black image, to see what its feature maps are like."""
+    patch = backbone.facts.patch
+    side = lcm(_PROBE, patch) if patch <= _PROBE else 2 * patch
+    backbone.eval()
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, side, side))
+    stride = side // maps[0].shape[-1]
+    return Measured(
+        channels=tuple(map_.shape[1] for map_ in maps), geometry=Geometry(stride=stride, block=lcm(stride, patch))
+    )

@@ -1,0 +1,49 @@
+"""The size at which a backbone sees a slice: padded to whole blocks, and each block enlarged by one exact factor."""
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+from torch import Tensor
+from torch.nn import functional
+
+VOXELS_PER_CELL = 4  # of the finest feature map, a side, at most
+SHORTEST_SIDE = 64  # pixels at the encoder's input, at least: the deepest of five halvings still has two cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """What a backbone asks of the size of its input.
+
+    Args:
+        stride: pixels a side per cell of its finest feature map.
+        block: pixels; both sides of its input must be multiples of it (and it is itself one of the stride).
+    """
+
+    stride: int
+    block: int
+
+    def sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The padded size of a slice, in voxels, and the size of the backbone's input, in pixels."""
+        voxels, pixels = self._scale(min(height, width))
+        blocks = ceil(height / voxels), ceil(width / voxels)
+        return (blocks[0] * voxels, blocks[1] * voxels), (blocks[0] * pixels, blocks[1] * pixels)
+
+    def _scale(self, short: int) -> tuple[int, int]:
+        """How many voxels become how many pixels, so that a padded slice is enlarged by exactly their ratio."""
+        voxels = min(self.block, VOXELS_PER_CELL * self.block / self.stride, self.block * short / SHORTEST_SIDE)
+        if voxels >= 1:
+            return floor(voxels), self.block
+        return 1, self.block * ceil(SHORTEST_SIDE / (self.block * short))
+
+
+def pad_slices(slices: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Repeat the last row and column of slices (N, C, H, W) up to a size; `crop_slices` is the inverse."""
+    bottom, right = size[0] - slices.shape[-2], size[1] - slices.shape[-1]
+    if bottom == 0 and right == 0:
+        return slices
+    return functional.pad(slices, (0, right, 0, bottom), mode="replicate")
+
+
+def crop_slices(slices: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Cut padded slices (N, K, H', W') back to a size."""
+    return slices[..., : size[0], : size[1]]

@@ -1,0 +1,79 @@
+"""What turns a backbone's features and the slice itself into logits."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WIDTH = 64  # channels to which each feature map is projected; the pilot's, enough for the few classes of a dataset
+GROUPS = 8  # of the group norms, which (unlike batch norm) make a slice's logits independent of the other slices
+
+
+class FeatureHead(nn.Module):
+    """Features at several strides and the slice -> logits of the slice's size, by 1x1 projections alone.
+
+    In the style of SegFormer's all-MLP head (Xie et al., NeurIPS 2021, section 3.2): every map is projected to the
+    same width, resized to the finest, and all are fused. Joined with the slice, whose detail a pretrained encoder
+    has lost at its finest stride, they are doubled in resolution by a transposed convolution.
+
+    Args:
+        channels: of the feature maps, finest first.
+        in_channels: C of the slices.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: Sequence[int], *, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv2d(width, WIDTH, kernel_size=1) for width in channels)
+        self.fuse = nn.Conv2d(WIDTH * len(channels), WIDTH, kernel_size=1, bias=False)
+        self.norm = nn.GroupNorm(GROUPS, WIDTH)
+        self.enlarge = nn.ConvTranspose2d(WIDTH + in_channels, WIDTH // 2, kernel_size=2, stride=2)
+        self.classify = nn.Conv2d(WIDTH // 2 + in_channels, num_classes, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor], slices: Tensor) -> Tensor:
+        cells = features[0].shape[-2:]
+        projected = [resize(project(map_), cells) for project, map_ in zip(self.projections, features, strict=True)]
+        fused = functional.relu(self.norm(self.fuse(torch.cat(projected, dim=1))))  # (N, 64, h, w)
+        joined = torch.cat([fused, _average(slices, cells)], dim=1)  # (N, 64 + C, h, w)
+        enlarged = resize(functional.relu(self.enlarge(joined)), slices.shape[-2:])  # (N, 32, H, W)
+        logits: Tensor = self.classify(torch.cat([enlarged, slices], dim=1))  # (N, K, H, W)
+        return logits
+
+
+class FusedHead(nn.Module):
+    """The fused features of a pretrained decode head and the slice -> logits of the slice's size.
+
+    As in the reference: both are joined at the features' stride and one transposed convolution leads back to pixels
+    (Yeung et al., MLMI 2025). Where the slice was enlarged for the backbone, the pixels of a voxel are averaged.
+
+    Args:
+        channels: of the fused features.
+        stride: pixels per cell of the fused features, which is the size of the transposed convolution's kernel.
+        in_channels: C of the slices.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: int, *, stride: int, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(channels + in_channels, num_classes, kernel_size=stride, stride=stride)
+
+    def forward(self, features: Sequence[Tensor], slices: Tensor) -> Tensor:
+        (fused,) = features
+        joined = torch.cat([fused, _average(slices, fused.shape[-2:])], dim=1)
+        logits = self.enlarge(joined)  # (N, K, H' = the backbone's input height, W')
+        return _average(logits, slices.shape[-2:])
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, and for free where the size is right already."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _average(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """The mean of what each cell of a smaller map covers, and for free where the size is right already."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return functional.adaptive_avg_pool2d(maps, (size[0], size[1]))

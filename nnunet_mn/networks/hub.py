@@ -1,0 +1,130 @@
+"""Where a model's files are on this machine, and how they get here: the Hugging Face cache or a local folder."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.registry import EMBEDDED
+from nnunet_mn.networks.weights import read_tensors
+
+CONFIG = "config.json"
+_PROCESSOR = "preprocessor_config.json"
+# In the order of preference: safetensors cannot hold code, and one file is simpler than shards with an index.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def model_folder(source: str, *, name: str) -> Path:
+    """The folder of a model's files; they are fetched if they are neither local nor cached.
+
+    Args:
+        source: a local folder or a Hugging Face id.
+        name: what the user called it, for messages.
+
+    Raises:
+        MNError: when they are not here and cannot be fetched, or are damaged.
+    """
+    if Path(source).is_dir():
+        folder = Path(source)
+        if not (folder / CONFIG).is_file() or not weight_files(folder):
+            raise MNError(
+                f"The folder {folder} holds no model that save_pretrained wrote ({CONFIG} and model.safetensors); "
+                "name one that does"
+            )
+    else:
+        folder = cached_folder(source) or fetch(source, name=name)
+    for path in weight_files(folder):
+        check_file(path)
+    return folder
+
+
+def cached_folder(source: str) -> Path | None:
+    """The folder in the cache that holds a Hugging Face model whole, or None; opens no connection."""
+    try:
+        config = try_to_load_from_cache(source, CONFIG)
+    except HFValidationError:
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    files = weight_files(folder)
+    return folder if files and all(path.is_file() for path in files) else None
+
+
+def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
+    """Download a model's configuration and weights.
+
+    Args:
+        source: a Hugging Face id.
+        name: what the user called it, for messages.
+        to: a folder; None means the Hugging Face cache.
+
+    Raises:
+        MNError: when there is no connection or no such model.
+    """
+    try:
+        listed = set(huggingface_hub.HfApi().list_repo_files(source))
+        return _download(source, listed, to)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).partition("\n")[0]
+        raise MNError(
+            f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}); "
+            f"run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded backbone '{EMBEDDED}'"
+        ) from error
+
+
+def _download(source: str, listed: set[str], to: Path | None) -> Path:
+    """Fetch only the files that are read."""
+    best = next((file for file in _WEIGHTS if file in listed), None)
+    if best is None or CONFIG not in listed:
+        raise MNError(f"{source} holds no {CONFIG} with weights as safetensors or state dict; name another model")
+    suffix = best.removesuffix(".index.json").rpartition(".")[2]
+    shards = f"*.{suffix}" if best.endswith(".json") else best
+    return Path(
+        huggingface_hub.snapshot_download(source, allow_patterns=[CONFIG, _PROCESSOR, best, shards], local_dir=to)
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, in their preferred format; empty if there are none."""
+    best = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
+    if best is None:
+        return []
+    if best.suffix != ".json":
+        return [best]
+    shards = json.loads(best.read_text())["weight_map"].values()
+    return [folder / shard for shard in sorted(set(shards))]
+
+
+def check_file(path: Path) -> None:
+    """Refuse a truncated weight file, or one that holds more than tensors, before a library opens it."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        read_tensors(path)
+        return
+    try:
+        with safe_open(path, framework="pt"):  # reads the header and compares it with the file's length
+            pass
+    except (SafetensorError, OSError) as error:
+        raise MNError(f"{path} is damaged or no weight file ({error}); fetch it again") from error
+
+
+def image_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of the pixels a model was trained on, if its folder says so."""
+    path = folder / _PROCESSOR
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    if not found.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if len(found.get("image_mean", ())) == len(found.get("image_std", ())) == 3:
+        return tuple(found["image_mean"]), tuple(found["image_std"])
+    return None

@@ -1,0 +1,224 @@
+"""Backbones from transformers: segmentation models with their decode head, and encoders that AutoBackbone loads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
+from transformers.utils import logging
+
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.backbone import Backbone, Facts
+from nnunet_mn.networks.hub import image_statistics, model_folder
+from nnunet_mn.networks.registry import find, license_of
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PLAIN_STAGES = 6  # more stages than this are the layers of a plain transformer, of which four are taken
+_SEGMENTER = "ForSemanticSegmentation"
+# The norms that AutoBackbone adds to the outputs of its stages exist in no checkpoint of a classifier.
+_NEW_IN_BACKBONES = ("hidden_states_norms.",)
+
+
+class Encoder(Backbone):
+    """A backbone of transformers, which returns the feature maps of its stages."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.model(images).feature_maps)
+
+    @property
+    def encoder(self) -> nn.Module:
+        model: nn.Module = self.model
+        return model
+
+    def checkpoint_gradients(self) -> None:
+        _checkpoint(self.model, self.facts.name)
+
+
+class Segmenter(Backbone):
+    """A segmentation model of transformers, which returns what its decode head gave to its classifier."""
+
+    def __init__(self, model: nn.Module, facts: Facts) -> None:
+        super().__init__(model, facts)
+        self._tap = _replace_classifier(model, facts)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        self.model(images)
+        return [self._tap.take()]
+
+    @property
+    def encoder(self) -> nn.Module:
+        # UperNet has a `backbone`; the other models name their encoder by `base_model_prefix`.
+        found = getattr(self.model, "backbone", None)
+        encoder: nn.Module = found if isinstance(found, nn.Module) else self.model.base_model
+        return encoder
+
+    @property
+    def is_decoded(self) -> bool:
+        return True
+
+    def checkpoint_gradients(self) -> None:
+        _checkpoint(self.model, self.facts.name)
+
+
+class _Tap(nn.Module):
+    """Stands where a classifier stood and keeps what that would have seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: Tensor | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        self._seen = features
+        return features[:, :1]  # the model goes on with one channel, which costs it next to nothing
+
+    def take(self) -> Tensor:
+        """The features, which are forgotten here."""
+        features, self._seen = self._seen, None
+        if features is None:
+            raise RuntimeError("the segmentation model did not reach its classifier")
+        return features
+
+
+def load_huggingface(name: str, *, dropout: bool) -> Backbone:
+    """Load a model of the hub, of its cache or of a local folder.
+
+    Args:
+        name: of the registry, a Hugging Face id, or a folder that save_pretrained wrote.
+        dropout: whether the model's own dropout and drop path stay on in training.
+
+    Raises:
+        MNError: when its files are not here, damaged, or of a kind of model that has no feature maps.
+    """
+    entry = find(name)
+    source = entry.source if entry is not None else name
+    folder = model_folder(source, name=name)
+    config = _read_config(folder)
+    if not dropout:
+        _switch_off_dropout(config)
+    mean, std = image_statistics(folder) or _IMAGENET
+    facts = Facts(
+        name=name,
+        license=license_of(source),
+        kind=entry.kind if entry is not None else None,
+        mean=mean,
+        std=std,
+        patch=_patch(config),
+    )
+    if _is_segmenter(config):
+        config.use_auxiliary_head = False  # it serves the pretraining only
+        return Segmenter(_load(AutoModelForSemanticSegmentation, folder, config), facts)
+    config = _with_stages(config)
+    return Encoder(_load(AutoBackbone, folder, config), facts)
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise MNError(
+            f"transformers cannot read the configuration in {folder} ({str(error).partition(chr(10))[0]}); "
+            "name a model that it knows without code of others"
+        ) from error
+
+
+def _is_segmenter(config: Any) -> bool:
+    return any(_SEGMENTER in name for name in config.architectures or ())
+
+
+def _with_stages(config: Any) -> Any:
+    """Ask for all stages of a hierarchical encoder, or four layers of a plain transformer at equal distances."""
+    stages = list(getattr(config, "stage_names", None) or ())[1:]  # the first is the stem
+    if not stages:
+        raise MNError(
+            f"'{config.model_type}' is neither a model for semantic segmentation nor a backbone that transformers' "
+            "AutoBackbone loads; use one such as SegFormer, UperNet, DINOv2, Swin or ConvNeXt"
+        )
+    if len(stages) > _PLAIN_STAGES:
+        stages = [stages[round(len(stages) * quarter / 4) - 1] for quarter in (1, 2, 3, 4)]
+    config.out_features = stages
+    return config
+
+
+def _load(auto: Any, folder: Path, config: Any) -> nn.Module:
+    """Let transformers load weights whose files have been checked; every tensor must come from them."""
+    try:
+        with _quietly():
+            model, report = auto.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                weights_only=True,
+                output_loading_info=True,
+            )
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise MNError(
+            f"transformers cannot load the model in {folder} ({str(error).partition(chr(10))[0]}); "
+            "name another model or fetch it again"
+        ) from error
+    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(_NEW_IN_BACKBONES)]
+    if missing:
+        raise MNError(
+            f"The weights in {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
+            "name a model whose weights are complete"
+        )
+    loaded: nn.Module = model
+    return loaded
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers from reporting the classifier and auxiliary head that are left out on purpose."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def _switch_off_dropout(config: Any) -> None:
+    """Set every dropout and drop-path rate to 0, so that a student's pass is the teacher's too."""
+    for key, value in list(vars(config).items()):
+        if "drop" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+    if hasattr(getattr(config, "backbone_config", None), "to_dict"):
+        _switch_off_dropout(config.backbone_config)
+
+
+def _patch(config: Any) -> int:
+    """The patch size of a transformer, of which the input's sides must be multiples; 1 where any size will do."""
+    size = getattr(config, "patch_size", None) or getattr(getattr(config, "backbone_config", None), "patch_size", 1)
+    return max(size) if isinstance(size, (tuple, list)) else int(size or 1)
+
+
+def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
+    """Put a tap in place of the convolution that runs last, which is the classifier in every segmentation model."""
+    ran: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
+        for module in model.modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    side = 2 * max(facts.patch, 32)
+    model.eval()
+    with torch.no_grad():
+        model(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    name = next(name for name, module in model.named_modules() if module is ran[-1])
+    parent, _, child = name.rpartition(".")
+    tap = _Tap()
+    setattr(model.get_submodule(parent), child, tap)
+    return tap
+
+
+def _checkpoint(model: Any, name: str) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise MNError(f"gradient_checkpointing is on, but '{name}' does not support it; set it to false")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,126 @@
+"""The 2D network of M&N: slices in, logits of the same size out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_mn.config import MNConfig
+from nnunet_mn.networks.adaptation import Adaptation, keep_still, random_layers
+from nnunet_mn.networks.adapter import ChannelAdapter
+from nnunet_mn.networks.backbone import Backbone
+from nnunet_mn.networks.geometry import Geometry, crop_slices, pad_slices
+from nnunet_mn.networks.heads import resize
+from nnunet_mn.networks.weights import check_fit, hash_of
+
+_ENCODER_RATE = 0.1  # of the learning rate, for pretrained weights under `full`: they need less of a change
+
+
+class Network2D(nn.Module):
+    """Slices (N, C, H, W) of any size -> logits (N, K, H, W).
+
+    Args:
+        adapter: channels and intensities -> images.
+        backbone: images -> feature maps; already adapted.
+        head: feature maps and slices -> logits.
+        geometry: the sizes of images that the backbone takes.
+        config: for `batch_statistics`.
+        adaptation: which of the backbone's weights are trained.
+    """
+
+    def __init__(
+        self,
+        adapter: ChannelAdapter,
+        backbone: Backbone,
+        head: nn.Module,
+        *,
+        geometry: Geometry,
+        config: MNConfig,
+        adaptation: Adaptation,
+    ) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.backbone = backbone
+        self.head = head
+        self.geometry = geometry
+        self._config = config
+        self._adaptation = adaptation
+
+    def forward(self, slices: Tensor) -> Tensor:
+        height, width = slices.shape[-2:]
+        padded_size, input_size = self.geometry.sizes(height, width)
+        padded = pad_slices(slices, size=padded_size)  # (N, C, H', W')
+        images = resize(self.adapter(padded), input_size)  # (N, 3, f H', f W')
+        logits: Tensor = self.head(self.backbone(images), padded)  # (N, K, H', W')
+        return crop_slices(logits, size=(height, width))
+
+    def train(self, mode: bool = True) -> "Network2D":
+        super().train(mode)
+        keep_still(self.backbone, self._config, self._adaptation)
+        return self
+
+    @property
+    def description(self) -> str:
+        """One line: name, size, trained share, license."""
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        facts = self.backbone.facts
+        return (
+            f"2D network {facts.name} ({self._adaptation}): {total / 1e6:.1f} M parameters, "
+            f"{trained / 1e6:.2f} M of them trained ({trained / total:.1%}); license of the weights: {facts.license}"
+        )
+
+    def parameter_groups(self, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Trained parameters in groups for an optimizer of torch.
+
+        New weights (adapter, head, LoRA) and what LoRA trains beside them get the full learning rate, pretrained
+        weights under `full` a tenth; norms and biases no weight decay.
+
+        Args:
+            lr: peak learning rate of new weights.
+            weight_decay: of weights that multiply.
+        """
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                pretrained = self._adaptation == "full" and name.startswith("backbone.")
+                groups.setdefault((pretrained, parameter.ndim > 1), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": lr * _ENCODER_RATE if pretrained else lr,
+                "weight_decay": weight_decay if decayed else 0.0,
+                "name": f"{'pretrained' if pretrained else 'new'}{'' if decayed else ', norms and biases'}",
+            }
+            for (pretrained, decayed), parameters in groups.items()
+        ]
+
+    def input_pixels(self, height: int, width: int) -> int:
+        """Pixels at the backbone's input for one slice of height x width voxels."""
+        _, (rows, columns) = self.geometry.sizes(height, width)
+        return rows * columns
+
+    def is_deterministic(self) -> bool:
+        """Whether evaluation mode would give the output of the present mode."""
+        return next(random_layers(self), None) is None
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """What training changes: trained parameters and all buffers."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: tensor.detach() for name, tensor in self.state_dict().items() if name not in frozen}
+
+    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `learned_state` returned.
+
+        Raises:
+            MNError: naming the first tensors that differ.
+        """
+        check_fit(state, self.learned_state(), source="the checkpoint's 2D network")
+        with torch.no_grad():
+            for name, tensor in self.learned_state().items():
+                tensor.copy_(state[name])
+
+    def frozen_hash(self) -> str:
+        """A hash of the frozen weights, the same in every process."""
+        return hash_of((name, p) for name, p in self.named_parameters() if not p.requires_grad)

