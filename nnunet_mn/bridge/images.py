@@ -1,0 +1,177 @@
+"""Raw image files: which cases a folder holds, and whether a case can be read and used."""
+
+import contextlib
+import filecmp
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from nnunet_mn.errors import MNError
+
+MOST_NAMED = 5  # files or cases that one message lists
+
+
+class BadImageError(MNError):
+    """An image that cannot be used; with `--skip-bad` its case is left out."""
+
+
+class ImageFolder(NamedTuple):
+    """The image files of a folder, sorted into cases.
+
+    Attributes:
+        cases: file names of each case, in the order of the channels.
+        unnamed: files with the right ending that lack the channel's number.
+        ignored: visible files with another ending.
+    """
+
+    cases: dict[str, list[str]]
+    unnamed: list[str]
+    ignored: list[str]
+
+
+def name_some(items: Sequence[str]) -> str:
+    """A readable list of at most a few items."""
+    more = len(items) - MOST_NAMED
+    return ", ".join(items[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def scan_folder(folder: Path, *, ending: str) -> ImageFolder:
+    """Sort the files `NAME_0000.ext` of a folder into cases; a folder that does not exist holds none.
+
+    Args:
+        folder: it is listed once.
+        ending: of image files, with the leading dot.
+    """
+    found = ImageFolder({}, [], [])
+    if not folder.is_dir():
+        return found
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
+    for file in names:
+        stem = file.removesuffix(ending)
+        channel = stem[-4:]
+        if stem == file:
+            found.ignored.append(file)
+        elif len(stem) > 5 and stem[-5] == "_" and channel.isascii() and channel.isdigit():
+            found.cases.setdefault(stem[:-5], []).append(file)
+        else:
+            found.unnamed.append(file)
+    return found
+
+
+def check_channels(name: str, files: Sequence[str], *, folder: Path, ending: str, channels: int) -> None:
+    """Raise an MNError that names the files which a case lacks or has beyond its channels."""
+    expected = [f"{name}_{c:04d}{ending}" for c in range(channels)]
+    if list(files) == expected or (
+        list(files) == expected[:1] and _read_header(folder / expected[0]).GetDimension() == 4
+    ):
+        return  # one 4D file may hold all channels
+    missing = [f for f in expected if f not in files]
+    surplus = [f for f in files if f not in expected]
+    wrong = [f"{what} {name_some(which)}" for what, which in (("lacks", missing), ("has in surplus", surplus)) if which]
+    raise MNError(
+        f"case '{name}' in {folder} {' and '.join(wrong)}: dataset.json names {channels} channel(s), so that it needs "
+        f"{name_some(expected)}; add or remove these files"
+    )
+
+
+def read_images(
+    reader: Any, images: Sequence[str], *, channels: int | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read the files of one case with one of nnU-Net's readers, and refuse what cannot be trained on.
+
+    Args:
+        reader: an instance of nnU-Net's reader.
+        images: one file per channel.
+        channels: how many channels the data must have.
+
+    Returns:
+        Voxels (C, Z, Y, X) and the reader's properties.
+
+    Raises:
+        BadImageError: naming the file, when one is unreadable or unusable.
+    """
+    try:
+        data, properties = reader.read_images(list(images))
+    except MemoryError as error:
+        raise MNError(f"{images[0]} does not fit into memory: use fewer processes or a machine with more") from error
+    except Exception as error:  # every reader and file format has errors of its own
+        raise BadImageError(_why_unreadable(reader, images, error)) from error
+    _check_voxels(data, properties, images, channels)
+    _check_directions(images)
+    return data, properties
+
+
+def _why_unreadable(reader: Any, images: Sequence[str], error: Exception) -> str:
+    """Find the file at fault: nnU-Net's readers do not say it."""
+    geometry = []
+    for image in images:
+        try:
+            data, properties = reader.read_images([image])
+        except Exception as own:
+            reason = " ".join(str(own).split()) or type(own).__name__
+            return f"{image} cannot be read ({reason[-200:]}); restore it or remove the case"
+        geometry.append(f"{image} of shape {data.shape[1:]} and spacing {tuple(map(float, properties['spacing']))}")
+    if len(images) > 1:
+        return f"the channels of one case differ in geometry: {'; '.join(geometry)}; resample them to one grid"
+    return f"{images[0]} cannot be read ({error}); restore it or remove the case"
+
+
+def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence[str], channels: int | None) -> None:
+    """Raise a BadImageError for an array (C, Z, Y, X) that nnU-Net would read but nobody can train on."""
+    named = name_some(list(images))
+    spacing = np.asarray(properties["spacing"], dtype=float)
+    if channels is not None and data.shape[0] != channels:
+        raise BadImageError(
+            f"{named} has {data.shape[0]} channel(s), but dataset.json names {channels}; correct one of them"
+        )
+    if min(data.shape[1:]) < 2:
+        raise BadImageError(f"{named} has shape {data.shape[1:]}, but M&N needs 3D volumes; remove the case")
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise BadImageError(f"{named} has spacing {tuple(spacing.tolist())}; write a positive one into its header")
+    for image, channel in zip(images, data, strict=False):
+        if not np.isfinite(channel).all():
+            count = int((~np.isfinite(channel)).sum())
+            raise BadImageError(f"{image} has {count} voxels that are NaN or infinite; replace them or remove the case")
+    if data.min() == data.max():
+        raise BadImageError(f"{named} has the same value, {float(data.flat[0]):g}, in every voxel; remove the case")
+
+
+def _read_header(image: Path) -> SimpleITK.ImageFileReader:
+    """ITK's reader with the header of a file, or with its defaults for a format that is not ITK's."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(image))
+    with contextlib.suppress(RuntimeError):  # nnU-Net reads no direction from other formats
+        reader.ReadImageInformation()
+    return reader
+
+
+def _check_directions(images: Sequence[str]) -> None:
+    """Raise a BadImageError when channels are oriented differently; nnU-Net's reader only prints that."""
+    headers = {image: _read_header(Path(image)) for image in images} if len(images) > 1 else {}
+    directions = {image: np.asarray(header.GetDirection()) for image, header in headers.items()}
+    first = next(iter(directions), "")
+    for image, direction in directions.items():
+        if not np.allclose(direction, directions[first], atol=1e-3):
+            raise BadImageError(
+                f"{first} and {image} are channels of one case, but their directions differ; align them"
+            )
+
+
+def same_voxels(first: Sequence[Path], second: Sequence[Path], *, dataset_json: dict[str, Any]) -> bool:
+    """Whether two cases hold the same voxels, whatever their files look like.
+
+    Raises:
+        BadImageError: when one that differs in bytes cannot be read.
+    """
+    if len(first) == len(second) and all(filecmp.cmp(a, b, shallow=False) for a, b in zip(first, second, strict=True)):
+        return True
+    reader = determine_reader_writer_from_dataset_json(dataset_json, str(first[0]), verbose=False)()
+    voxels, _ = read_images(reader, [str(p) for p in first])
+    others, _ = read_images(reader, [str(p) for p in second])
+    return bool(np.array_equal(voxels, others))

@@ -1,0 +1,197 @@
+"""What is known of every preprocessed unlabeled case, in files of JSON lines beside the folder."""
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+# A file changed within this time after its stamp was read could still carry the same stamp (NFS and FAT count seconds).
+STAMP_NS = 2 * 10**9
+
+# What of a configuration does not reach the voxels: the network, the batch, and how files are chunked.
+NOT_PREPROCESSING = frozenset(
+    {
+        "architecture",
+        "batch_dice",
+        "batch_size",
+        "data_identifier",
+        "inherits_from",
+        "median_image_size_in_voxels",
+        "mn",
+    }
+    | {"next_stage", "patch_size", "previous_stage"}
+)
+
+
+class ImageFile(NamedTuple):
+    """State of one image file; its change time catches edits that put the modification time back."""
+
+    name: str
+    size: int  # bytes
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+
+
+class Voxels(NamedTuple):
+    """Identity of a preprocessed volume: shape (C, Z, Y, X), hash of its middle slice, hash of all voxels."""
+
+    shape: tuple[int, ...]
+    probe: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One case: its images as they were at a time, the settings, and what came out (or why it is left out)."""
+
+    name: str
+    source: str
+    files: tuple[ImageFile, ...]
+    checked_ns: int
+    settings: str
+    voxels: Voxels | None = None
+    skipped: str | None = None
+
+    def to_line(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_line(line: str) -> "Record":
+        """Raise a ValueError, KeyError or TypeError for a line that is no record."""
+        raw = json.loads(line)
+        files = tuple(ImageFile(**file) if isinstance(file, dict) else ImageFile(*file) for file in raw.pop("files"))
+        voxels = raw.pop("voxels")
+        shape, probe, sha256 = voxels or ((), "", "")
+        return Record(files=files, voxels=Voxels(tuple(shape), probe, sha256) if voxels else None, **raw)
+
+
+class Manifest:
+    """The latest record of each case; lines are kept as text, since a data set may have 100,000 of them."""
+
+    def __init__(self, lines: Mapping[str, tuple[int, str]]) -> None:
+        self._lines = lines
+
+    @staticmethod
+    def read(folder: Path) -> "Manifest":
+        """Read every manifest of a folder of unlabeled cases; broken lines, as a kill leaves them, are passed over.
+
+        Args:
+            folder: the `_unlabeled` folder; the manifests lie beside it, one for each part of a divided job.
+        """
+        latest: dict[str, tuple[int, str]] = {}
+        for file in sorted(folder.parent.glob(f"{folder.name}.*.jsonl")):
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    try:
+                        raw = json.loads(line)
+                        name, checked = raw["name"], raw["checked_ns"]
+                    except (ValueError, KeyError, TypeError):
+                        continue
+                    if name not in latest or latest[name][0] <= checked:
+                        latest[name] = (checked, line)
+        return Manifest(latest)
+
+    def get(self, name: str) -> Record | None:
+        """The latest record of a case."""
+        if name not in self._lines:
+            return None
+        try:
+            return Record.from_line(self._lines[name][1])
+        except (ValueError, KeyError, TypeError):
+            return None  # of another version: the case counts as unrecorded
+
+
+def append(file: Path, record: Record) -> None:
+    """Add one record in one write, on a line of its own even after a line that a kill cut short.
+
+    Raises:
+        OSError: when it cannot be written as a whole.
+    """
+    line = record.to_line().encode()
+    descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if (written := os.write(descriptor, line)) != len(line):
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written", str(file))
+    finally:
+        os.close(descriptor)
+
+
+def complete_cases(folder: Path) -> set[str]:
+    """Names of the cases all of whose three files are in a folder of preprocessed cases."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        files = {entry.name for entry in entries}
+    return {
+        name
+        for name in (file.removesuffix(".b2nd") for file in files if file.endswith(".b2nd"))
+        if f"{name}_seg.b2nd" in files and f"{name}.pkl" in files
+    }
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def look_at(images: Sequence[Path]) -> tuple[ImageFile, ...]:
+    """The present state of image files, without their content."""
+    stats = [(image, image.stat()) for image in images]
+    return tuple(ImageFile(image.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, "") for image, s in stats)
+
+
+def with_content(files: Sequence[ImageFile], images: Sequence[Path]) -> tuple[ImageFile, ...]:
+    """The same states with the hash of each file."""
+    return tuple(file._replace(sha256=hash_file(image)) for file, image in zip(files, images, strict=True))
+
+
+def compare(record: Record, files: Sequence[ImageFile], settings: str) -> Literal["same", "changed", "unsure"]:
+    """Whether a record still describes image files, as far as can be told without reading them.
+
+    Args:
+        record: from an earlier preprocessing.
+        files: from `look_at`.
+        settings: from `settings_hash`.
+    """
+    then = record.files
+    if record.settings != settings or [f[:2] for f in then] != [f[:2] for f in files]:
+        return "changed"
+    stamps_equal = [f[:4] for f in then] == [f[:4] for f in files]
+    newest = max((max(f.mtime_ns, f.ctime_ns) for f in files), default=0)
+    return "same" if stamps_equal and newest + STAMP_NS < record.checked_ns else "unsure"
+
+
+def confirm(record: Record, files: Sequence[ImageFile], images: Sequence[Path]) -> Record | None:
+    """Read the images: the record with today's stamps if their content is the recorded one, else None."""
+    checked_ns = time.time_ns()
+    read = with_content(files, images)
+    if [f.sha256 for f in read] != [f.sha256 for f in record.files]:
+        return None
+    return replace(record, files=read, checked_ns=checked_ns)
+
+
+def settings_hash(plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str:
+    """Hash of everything in plans, configuration and dataset.json that a preprocessed case depends on."""
+    settings = {
+        "configuration": {k: v for k, v in configuration.items() if k not in NOT_PREPROCESSING},
+        "transpose_forward": plans["transpose_forward"],
+        "image_reader_writer": plans["image_reader_writer"],
+        "intensities": plans["foreground_intensity_properties_per_channel"],
+        "channels": dataset_json.get("channel_names", dataset_json.get("modality")),
+        "labels": dataset_json["labels"],
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

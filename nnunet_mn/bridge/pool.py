@@ -1,0 +1,74 @@
+"""Work on many items in a few processes, with bounded memory and without orphans."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_handle
+from typing import TypeVar
+
+import SimpleITK
+import torch
+
+from nnunet_mn.errors import MNError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_in_processes(
+    work: Callable[[Item], Result], items: Iterable[Item], *, processes: int
+) -> Generator[Result, None, None]:
+    """Results of `work` for every item, as they come.
+
+    Args:
+        work: a function that can be pickled.
+        items: taken only as fast as they are worked on.
+        processes: how many; 1 means this process.
+
+    Raises:
+        MNError: when a process was killed. What `work` raises comes through; items not yet begun are then dropped.
+    """
+    if processes == 1:
+        yield from map(work, items)
+        return
+    # Spawned, not forked: the parent may have threads (CUDA, ITK) that a forked child would inherit half-way.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        yield from _as_completed(pool, work, iter(items), at_once=2 * processes)
+    except BrokenProcessPool as error:
+        raise MNError(
+            f"one of {processes} preprocessing processes was killed, most often for want of memory: run again with "
+            f"fewer (`nnUNet_def_n_proc` or the option of `nnunet-mn preprocess`); finished cases are kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _as_completed(
+    pool: ProcessPoolExecutor, work: Callable[[Item], Result], items: Iterator[Item], *, at_once: int
+) -> Iterator[Result]:
+    """Keep a bounded number of items in flight, so that memory does not grow with their number."""
+    pending: set[Future[Result]] = {pool.submit(work, item) for item in itertools.islice(items, at_once)}
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        pending |= {pool.submit(work, item) for item in itertools.islice(items, len(done))}
+        for future in done:
+            yield future.result()
+
+
+def _start_worker() -> None:
+    """One thread per worker, and an end with the parent: a worker waits for work forever when the parent is killed."""
+    torch.set_num_threads(1)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for_handle([sentinel])
+    os._exit(1)
