@@ -3,6 +3,7 @@
 Commands import what they need when they run: `nnunet-mn --help` must not wait for torch.
 """
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,9 @@ app = typer.Typer(
 
 
 Dataset = Annotated[str, typer.Option("-d", "--dataset", help="Number or name of the dataset.")]
+
+Configuration = Annotated[str, typer.Option("-c", "--configuration", help="Configuration of the plans.")]
+Plans = Annotated[str, typer.Option("-p", "--plans", help="Name of the plans.")]
 
 
 def main() -> None:
@@ -119,6 +123,61 @@ def split(
         typer.echo(f"kept the previous file as {backup}")
     counts = ", ".join(f"{len(names)} {part}" for part, names in drawn[0].items())
     typer.echo(f"wrote {file}: {folds} folds of {counts}")
+
+
+@app.command(epilog="Example: nnunet-mn preprocess -d 4 -c 3d_fullres -np 8")
+def preprocess(
+    dataset: Dataset,
+    configuration: Configuration = "3d_fullres",
+    plans: Plans = "nnUNetPlans",
+    processes: Annotated[int, typer.Option("-np", min=1, help="Processes; more need more memory.")] = 4,
+    num_parts: Annotated[int, typer.Option(min=1, help="Number of jobs that share the work.")] = 1,
+    part_id: Annotated[int, typer.Option(min=0, help="Which of them this is, from 0 on.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad images out and list them.")] = False,
+) -> None:
+    """Preprocess the unlabeled images now, not at the start of the training."""
+    from nnunet_mn.bridge.datasets import find_dataset
+    from nnunet_mn.bridge.planned import find_unlabeled_of_all_folds, load_planned
+    from nnunet_mn.bridge.preprocessing import preprocess_unlabeled
+
+    planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
+    found = find_unlabeled_of_all_folds(planned)
+    for warning in found.warnings:
+        typer.echo(warning)
+    done = preprocess_unlabeled(
+        found.cases,
+        folder=planned.unlabeled_folder,
+        plans_manager=planned.plans_manager,
+        configuration_manager=planned.configuration_manager,
+        dataset_json=planned.dataset_json,
+        num_processes=processes,
+        num_parts=num_parts,
+        part_id=part_id,
+        skip_bad=skip_bad,
+        log=typer.echo,
+    )
+    typer.echo(f"{len(done.names)} unlabeled cases are ready in {planned.unlabeled_folder}")
+
+
+@app.command(epilog="Example: nnunet-mn doctor -d 4 -c 3d_fullres")
+def doctor(
+    dataset: Annotated[str | None, typer.Option("-d", "--dataset", help="Check this dataset too.")] = None,
+    configuration: Configuration = "3d_fullres",
+    plans: Plans = "nnUNetPlans",
+) -> None:
+    """Check on one page what a training needs; exit code 1 if something would stop it."""
+    from rich.console import Console
+
+    from nnunet_mn.bridge.doctor import print_page
+    from nnunet_mn.bridge.doctor_environment import check_environment
+
+    rows = check_environment()
+    if dataset is not None:
+        from nnunet_mn.bridge.doctor_dataset import check_dataset
+
+        rows = itertools.chain(rows, check_dataset(dataset, plans=plans, configuration=configuration))
+    if not print_page(rows, Console()):
+        raise typer.Exit(1)
 
 
 @app.command(

@@ -86,3 +86,28 @@ def test_split_of_a_raw_dataset_is_written_where_nnunet_reads_it(monkeypatch, tm
     assert [len(fold["unlabeled"]) for fold in splits] == [14, 14, 14]
     assert isinstance(RUNNER.invoke(cli.app, arguments).exception, MNError)
     assert "kept the previous file" in RUNNER.invoke(cli.app, [*arguments, "--force"]).output
+
+
+def test_preprocess_makes_the_unlabeled_cases_ready_once(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    arguments = ["preprocess", "-d", str(dataset.number), "-np", "1"]
+    first, second = (RUNNER.invoke(cli.app, arguments) for _ in range(2))
+    folder = dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled"
+    assert {file.name for file in folder.glob("*.pkl")} == {f"{name}.pkl" for name in dataset.unlabeled}
+    assert f"{len(dataset.unlabeled)} unlabeled cases are ready in {folder}" in "".join(first.output.split("\n"))
+    assert (first.exit_code, second.exit_code) == (0, 0)
+
+
+def test_parts_of_the_preprocessing_share_the_cases(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn", n_unlabeled=3)
+    for part in range(2):
+        arguments = ["preprocess", "-d", dataset.name, "-np", "1", "--num-parts", "2", "--part-id", str(part)]
+        assert RUNNER.invoke(cli.app, arguments).exit_code == 0
+        done = len(list((dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled").glob("*.pkl")))
+        assert done == [2, 3][part]
+
+
+def test_doctor_ends_with_1_where_a_training_would_not_start(tiny_dataset) -> None:
+    result = RUNNER.invoke(cli.app, ["doctor", "-d", str(tiny_dataset().number)])
+    assert result.exit_code == 1
+    assert "would stop a training" in result.output

@@ -179,6 +179,13 @@ def test_stock_look_up_leaves_a_broken_plug_in_alone(package: Path, tmp_path: Pa
     assert ours == "RuntimeError('the plug-in is broken')"
 
 
+def test_look_up_returns_our_trainer_and_no_earlier_one_loads_the_plug_in(package: Path) -> None:
+    register(package)
+    *stock, ours = look_up(package)
+    assert stock == ["nnUNetTrainer False", "nnUNetTrainerNoMirroring False", "None False"]
+    assert ours == "<class 'nnunet_mn.trainers.nnUNetTrainerMN.nnUNetTrainerMN'>"
+
+
 def test_names_are_those_of_the_trainer_classes() -> None:
     folder = registration.trainers_path()
     assert {file.name for file in folder.glob("*.py")} == {"__init__.py", "nnUNetTrainerMN.py"}

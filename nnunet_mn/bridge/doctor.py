@@ -1,0 +1,56 @@
+"""What `nnunet-mn doctor` prints: one line per check, with the fix where something is wrong."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nnunet_mn.errors import MNError
+
+State = Literal["good", "note", "bad"]
+MARKS: dict[State, Text] = {
+    "good": Text("ok", "green"),
+    "note": Text("note", "yellow"),
+    "bad": Text("BAD", "bold red"),
+}
+
+
+class Row(NamedTuple):
+    """The result of one check; `bad` is what would stop a training."""
+
+    state: State
+    topic: str
+    finding: str
+
+
+Check = Callable[[], list[Row]]
+
+
+def examine(topic: str, check: Check) -> list[Row]:
+    """The rows of a check, or a bad one with the mistake that it met."""
+    try:
+        return check()
+    except MNError as error:
+        return [Row("bad", topic, str(error))]
+
+
+def print_page(rows: Iterator[Row], console: Console) -> bool:
+    """Print the rows.
+
+    Returns:
+        Whether nothing would stop a training.
+    """
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    collected = list(rows)
+    for row in collected:
+        table.add_row(MARKS[row.state], row.topic, Text(row.finding))
+    console.print(table)
+    n_bad = sum(row.state == "bad" for row in collected)
+    summary = f"{n_bad} of these would stop a training" if n_bad else "nothing here would stop a training"
+    console.print(Text(summary, "bold red" if n_bad else "bold green"))
+    return n_bad == 0

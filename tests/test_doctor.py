@@ -1,0 +1,158 @@
+"""The doctor's page: what is red, and what it says."""
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nnunet_mn.bridge import doctor_environment as environment
+from nnunet_mn.bridge import registration
+from nnunet_mn.bridge.datasets import find_dataset
+from nnunet_mn.bridge.doctor import Row, examine, print_page
+from nnunet_mn.bridge.doctor_dataset import check_dataset
+from nnunet_mn.bridge.planned import find_unlabeled_of_all_folds, load_planned
+from nnunet_mn.errors import MNError
+
+
+def page(rows: Iterable[Row]) -> tuple[bool, str]:
+    console = Console(file=io.StringIO(), width=300)
+    healthy = print_page(iter(rows), console)
+    return healthy, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def findings(rows: Iterable[Row], state: str) -> str:
+    return "\n".join(f"{row.topic}: {row.finding}" for row in rows if row.state == state)
+
+
+def test_page_holds_every_finding_as_it_is() -> None:
+    healthy, text = page([Row("good", "a", "[bold]x[/bold]"), Row("note", "b", "y")])
+    assert healthy
+    assert "[bold]x[/bold]" in text
+    assert "nothing here would stop a training" in text
+
+
+def test_one_bad_row_makes_the_page_bad() -> None:
+    healthy, text = page([Row("good", "a", "x"), Row("bad", "b", "y")])
+    assert not healthy
+    assert "1 of these would stop a training" in text
+
+
+def test_mistake_met_by_a_check_is_a_bad_row() -> None:
+    def check() -> list[Row]:
+        raise MNError("wrong; do this")
+
+    assert examine("topic", check) == [Row("bad", "topic", "wrong; do this")]
+
+
+def test_missing_result_folder_is_bad_but_missing_raw_data_are_not(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("nnUNet_raw")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "nowhere"))
+    states = {row.topic: row.state for row in environment.check_folders()}
+    assert states == {"nnUNet_raw": "note", "nnUNet_preprocessed": "good", "nnUNet_results": "bad"}
+
+
+def test_wrong_setting_is_told_before_a_training(monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_mn_lr_2d", "fast")
+    (row,) = examine("settings", environment.check_settings)
+    assert row.state == "bad"
+    assert "'lr_2d' to 'fast'" in row.finding
+
+
+def test_embedded_weights_are_on_this_machine(monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_mn_backbone", "efficientnet-lite0")
+    (row,) = environment.check_weights()
+    assert row.state == "good"
+    assert "Apache-2.0" in row.finding
+
+
+def test_weights_that_are_elsewhere_are_noted_with_the_fetch_command(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("nnUNet_mn_backbone", "nobody/no-such-model")
+    (row,) = environment.check_weights()
+    assert row.state == "note"
+    assert "nnunet-mn weights fetch nobody/no-such-model" in row.finding
+
+
+def test_more_workers_than_cpus_are_noted(monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "8")
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # of a cluster's job
+    assert "lower nnUNet_n_proc_DA" in findings(environment.check_cpus(), "note")
+
+
+def test_unregistered_plug_in_is_bad_with_the_command_that_helps(monkeypatch) -> None:
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    monkeypatch.setattr(registration, "TRAINERS", ("nnUNetTrainerOfNobody",))
+    assert "run 'nnunet-mn register'" in findings(examine("look-up", environment.check_look_up), "bad")
+
+
+def test_plug_in_is_found_through_the_external_folder(monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(registration.trainers_path()))
+    assert "-tr nnUNetTrainerMN is found" in findings(examine("look-up", environment.check_look_up), "good")
+
+
+def test_registered_file_of_another_version_is_noted(monkeypatch, tmp_path: Path) -> None:
+    file = tmp_path / registration.HOOKS[0].file
+    file.parent.mkdir(parents=True)
+    file.write_text(f"{registration.MARK}\n")
+    monkeypatch.setattr(registration, "nnunet_package", lambda: tmp_path)
+    monkeypatch.setattr(environment, "_look_up", lambda _: registration.Hook)
+    assert "is of another version" in findings(environment.check_look_up(), "note")
+
+
+# ---- a dataset -----------------------------------------------------------------------------------------------------
+
+DOCTOR = {"plans": "nnUNetPlans", "configuration": "3d_fullres"}
+
+
+def rewrite(file: Path, change: Callable[[list], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_healthy_dataset_is_counted(planned_dataset) -> None:
+    dataset = planned_dataset()
+    rows = list(check_dataset(str(dataset.number), **DOCTOR))
+    assert findings(rows, "bad") == ""
+    expected = f"{len(dataset.labeled)} labeled, {len(dataset.val)} val, {len(dataset.unlabeled)} unlabeled"
+    assert f"fold 0: {expected}" in findings(rows, "good")
+
+
+@pytest.mark.parametrize(
+    ("plans", "configuration", "finding"),
+    [
+        ("nnUNetPlans", "3d_cascade_fullres", "have no configuration '3d_cascade_fullres'"),
+        ("nnUNetPlans", "2d", "use 3d_fullres or 3d_lowres"),
+        ("OtherPlans", "3d_fullres", "run 'nnUNetv2_plan_and_preprocess"),
+    ],
+)
+def test_plans_that_cannot_be_trained_are_bad(planned_dataset, plans: str, configuration: str, finding: str) -> None:
+    rows = check_dataset(planned_dataset().name, plans=plans, configuration=configuration)
+    assert finding in findings(rows, "bad")
+
+
+def test_split_files_that_disagree_are_noted(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset()
+    rewrite(dataset.raw / "splits_final.json", lambda splits: splits[0]["unlabeled"].pop())
+    assert "differs" in findings(check_dataset(dataset.name, **DOCTOR), "note")
+
+
+def test_leak_is_bad_and_named(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset()
+    rewrite(dataset.preprocessed / "splits_final.json", lambda splits: splits[0]["unlabeled"].append(dataset.val[0]))
+    assert dataset.val[0] in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+def test_labeled_case_that_is_not_preprocessed_is_bad(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset()
+    (dataset.preprocessed / "nnUNetPlans_3d_fullres" / f"{dataset.labeled[0]}.b2nd").unlink()
+    assert f"({dataset.labeled[0]}) are not preprocessed" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+def test_unlabeled_cases_of_all_folds_are_found_but_no_val_case(planned_dataset) -> None:
+    dataset = planned_dataset()
+    planned = load_planned(find_dataset(dataset.name), **DOCTOR)
+    assert {case.name for case in find_unlabeled_of_all_folds(planned).cases} == set(dataset.unlabeled)
