@@ -168,14 +168,16 @@ def doctor(
     """Check on one page what a training needs; exit code 1 if something would stop it."""
     from rich.console import Console
 
-    from nnunet_mn.bridge.doctor import print_page
-    from nnunet_mn.bridge.doctor_environment import check_environment
+    from nnunet_mn.bridge.doctor import examine, print_page
+    from nnunet_mn.bridge.doctor_dataset import check_dataset
+    from nnunet_mn.bridge.doctor_environment import check_environment, check_weights
+    from nnunet_mn.config import environment_layer, resolve
 
-    rows = check_environment()
-    if dataset is not None:
-        from nnunet_mn.bridge.doctor_dataset import check_dataset
-
-        rows = itertools.chain(rows, check_dataset(dataset, plans=plans, configuration=configuration))
+    if dataset is None:
+        last = iter(examine("2D weights", lambda: check_weights(resolve(environment_layer()))))
+    else:
+        last = check_dataset(dataset, plans=plans, configuration=configuration)
+    rows = itertools.chain(check_environment(), last)
     if not print_page(rows, Console()):
         raise typer.Exit(1)
 

@@ -2,18 +2,22 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from nnunet_mn import cli
 from nnunet_mn.bridge import doctor_environment as environment
 from nnunet_mn.bridge import registration
 from nnunet_mn.bridge.datasets import find_dataset
 from nnunet_mn.bridge.doctor import Row, examine, print_page
 from nnunet_mn.bridge.doctor_dataset import check_dataset
 from nnunet_mn.bridge.planned import find_unlabeled_of_all_folds, load_planned
+from nnunet_mn.config import environment_layer, resolve
 from nnunet_mn.errors import MNError
 
 
@@ -63,14 +67,14 @@ def test_wrong_setting_is_told_before_a_training(monkeypatch) -> None:
 
 def test_embedded_weights_are_on_this_machine(monkeypatch) -> None:
     monkeypatch.setenv("nnUNet_mn_backbone", "efficientnet-lite0")
-    (row,) = environment.check_weights()
+    (row,) = environment.check_weights(resolve(environment_layer()))
     assert row.state == "good"
     assert "Apache-2.0" in row.finding
 
 
 def test_weights_that_are_elsewhere_are_noted_with_the_fetch_command(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("nnUNet_mn_backbone", "nobody/no-such-model")
-    (row,) = environment.check_weights()
+    (row,) = environment.check_weights(resolve(environment_layer()))
     assert row.state == "note"
     assert "nnunet-mn weights fetch nobody/no-such-model" in row.finding
 
@@ -150,6 +154,39 @@ def test_labeled_case_that_is_not_preprocessed_is_bad(fresh_planned_dataset) -> 
     dataset = fresh_planned_dataset()
     (dataset.preprocessed / "nnUNetPlans_3d_fullres" / f"{dataset.labeled[0]}.b2nd").unlink()
     assert f"({dataset.labeled[0]}) are not preprocessed" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+def test_fully_supervised_fold_beside_others_is_a_note(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset()
+    supervised = {"train": [*dataset.labeled, *dataset.unlabeled], "val": list(dataset.val)}
+    for folder in (dataset.raw, dataset.preprocessed):
+        rewrite(folder / "splits_final.json", lambda splits: splits.append(supervised))
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert findings(rows, "bad") == ""
+    assert "fold 1: 6 labeled, 2 val, no unlabeled" in findings(rows, "note")
+
+
+def test_dataset_without_any_unlabeled_case_is_bad(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset()
+    for folder in (dataset.raw, dataset.preprocessed):
+        rewrite(folder / "splits_final.json", lambda splits: splits[0].pop("unlabeled"))
+    assert "imagesUn" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+def test_cases_that_training_would_preprocess_are_noted_with_the_command(planned_dataset) -> None:
+    dataset = planned_dataset()
+    notes = findings(check_dataset(dataset.name, **DOCTOR), "note")
+    assert f"preprocess 3 cases at its start, unless you run 'nnunet-mn preprocess -d {dataset.name}" in notes
+
+
+def test_copy_of_a_val_image_under_another_name_is_bad(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    shutil.copy(
+        dataset.raw / "imagesTr" / f"{dataset.val[0]}_0000.nii.gz", dataset.raw / "imagesUn" / "copy_0000.nii.gz"
+    )
+    arguments = ["preprocess", "-d", dataset.name, "-np", "1"]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    assert f"'copy' (of '{dataset.val[0]}')" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
 
 
 def test_unlabeled_cases_of_all_folds_are_found_but_no_val_case(planned_dataset) -> None:

@@ -20,13 +20,12 @@ GIB = 2**30
 
 
 def check_environment() -> Iterator[Row]:
-    """Rows about everything that does not depend on a dataset."""
+    """Rows about everything that does not depend on a dataset or its plans."""
     checks = {
         "nnU-Net": check_nnunet,
         "look-up": check_look_up,
         "folders": check_folders,
         "settings": check_settings,
-        "2D weights": check_weights,
         "CPUs": check_cpus,
         "GPU": check_gpu,
     }
@@ -112,11 +111,11 @@ def check_settings() -> list[Row]:
     return [Row("good", "settings", stated or "defaults (no nnUNet_mn_... is set)")]
 
 
-def check_weights(config: MNConfig | None = None) -> list[Row]:
+def check_weights(config: MNConfig) -> list[Row]:
     """Whether the 2D network's weights are on this machine, and their license."""
     from nnunet_mn.networks.registry import license_of
 
-    backbone = (config or resolve(environment_layer())).backbone
+    backbone = config.backbone
     license_ = f"license: {license_of(backbone)}"
     if _is_here(backbone):
         return [Row("good", "2D weights", f"{backbone} is on this machine ({license_})")]
