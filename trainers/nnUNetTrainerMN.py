@@ -198,7 +198,7 @@ class nnUNetTrainerMN(_LabeledCases):
             in_channels=self.num_input_channels,
             device=self.device,
         )
-        self.print_to_log_file("2D network:", built.student_2d.network.network.description)
+        self.print_to_log_file(built.student_2d.network.network.description)
         return built
 
     def run_training(self) -> None:
@@ -264,25 +264,28 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> loader.Cases:
         """Find the unlabeled cases and preprocess those that are missing."""
-        base, folder = Path(self.preprocessed_dataset_folder_base), Path(self.preprocessed_dataset_folder)
-        splits, _ = read_splits(base, self._raw_folder())
+        labeled_folder = Path(self.preprocessed_dataset_folder)
+        folder = unlabeled_folder(labeled_folder)
+        splits, _ = read_splits(Path(self.preprocessed_dataset_folder_base), self._raw_folder())
         found = find_unlabeled(
-            raw=self._raw_folder(), preprocessed_folder=folder, dataset_json=self.dataset_json, splits=splits,
+            raw=self._raw_folder(), unlabeled_folder=folder, dataset_json=self.dataset_json, splits=splits,
             fold=self.fold, labeled=labeled, val=val, sources=self.mn_config.unlabeled_sources,
         )  # fmt: skip
         for warning in found.warnings:
             self.print_to_log_file(warning)
         done = preprocess_unlabeled(
-            found.cases, folder=unlabeled_folder(folder), plans_manager=self.plans_manager,
+            found.cases, folder=folder, plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager, dataset_json=self.dataset_json,
             num_processes=min(default_num_processes, max(1, loader.worker_count())), log=self.print_to_log_file,
         )  # fmt: skip
-        refuse_copies_of_val(unlabeled_folder(folder), folder, [name for name in val if name not in labeled])
+        refuse_copies_of_val(
+            folder, labeled_folder, [name for name in val if name not in labeled], unlabeled=done.names
+        )
         self.print_to_log_file(
-            f"M&N trains on {len(labeled)} labeled and {len(done.usable)} unlabeled cases; co-training starts at "
+            f"M&N trains on {len(labeled)} labeled and {len(done.names)} unlabeled cases; co-training starts at "
             f"iteration {self.schedule.supervised} of {self.schedule.total}"
         )
-        dataset: loader.Cases = self.dataset_class(str(unlabeled_folder(folder)), list(done.usable))
+        dataset: loader.Cases = self.dataset_class(str(folder), list(done.names))
         return dataset
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
