@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel
 import numpy as np
 import SimpleITK
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -98,6 +99,10 @@ def read_images(
     """
     try:
         data, properties = reader.read_images(list(images))
+        for image in images:
+            _check_nifti(image)
+    except BadImageError:
+        raise
     except MemoryError as error:
         raise MNError(f"{images[0]} does not fit into memory: use fewer processes or a machine with more") from error
     except Exception as error:  # every reader and file format has errors of its own
@@ -113,6 +118,7 @@ def _why_unreadable(reader: Any, images: Sequence[str], error: Exception) -> str
     for image in images:
         try:
             data, properties = reader.read_images([image])
+            _check_nifti(image)
         except Exception as own:
             reason = " ".join(str(own).split()) or type(own).__name__
             return f"{image} cannot be read ({reason[-200:]}); restore it or remove the case"
@@ -135,11 +141,23 @@ def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise BadImageError(f"{named} has spacing {tuple(spacing.tolist())}; write a positive one into its header")
     for image, channel in zip(images, data, strict=False):
-        if not np.isfinite(channel).all():
-            count = int((~np.isfinite(channel)).sum())
-            raise BadImageError(f"{image} has {count} voxels that are NaN or infinite; replace them or remove the case")
+        _check_finite(channel, image)
     if data.min() == data.max():
         raise BadImageError(f"{named} has the same value, {float(data.flat[0]):g}, in every voxel; remove the case")
+
+
+def _check_nifti(image: str) -> None:
+    """Read a NIfTI file a second time, for ITK reads the rest of a truncated one, and every NaN, as zeros."""
+    if image.endswith((".nii", ".nii.gz")):
+        nifti: Any = nibabel.load(image)
+        stored = nifti.dataobj
+        _check_finite(np.asanyarray(stored.get_unscaled() if hasattr(stored, "get_unscaled") else stored), image)
+
+
+def _check_finite(array: np.ndarray, image: str) -> None:
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise BadImageError(f"{image} has {count} voxels that are NaN or infinite; replace them or remove the case")
 
 
 def _read_header(image: Path) -> SimpleITK.ImageFileReader:
@@ -154,7 +172,7 @@ def _read_header(image: Path) -> SimpleITK.ImageFileReader:
 def _check_directions(images: Sequence[str]) -> None:
     """Raise a BadImageError when channels are oriented differently; nnU-Net's reader only prints that."""
     headers = {image: _read_header(Path(image)) for image in images} if len(images) > 1 else {}
-    directions = {image: np.asarray(header.GetDirection()) for image, header in headers.items()}
+    directions = {i: np.asarray(header.GetDirection()) for i, header in headers.items() if header.GetDimension() == 3}
     first = next(iter(directions), "")
     for image, direction in directions.items():
         if not np.allclose(direction, directions[first], atol=1e-3):
@@ -171,7 +189,7 @@ def same_voxels(first: Sequence[Path], second: Sequence[Path], *, dataset_json: 
     """
     if len(first) == len(second) and all(filecmp.cmp(a, b, shallow=False) for a, b in zip(first, second, strict=True)):
         return True
-    reader = determine_reader_writer_from_dataset_json(dataset_json, str(first[0]), verbose=False)()
+    reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False)()
     voxels, _ = read_images(reader, [str(p) for p in first])
     others, _ = read_images(reader, [str(p) for p in second])
     return bool(np.array_equal(voxels, others))

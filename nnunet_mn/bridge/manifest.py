@@ -91,7 +91,7 @@ class Manifest:
                 for line in lines:
                     try:
                         raw = json.loads(line)
-                        name, checked = raw["name"], raw["checked_ns"]
+                        name, checked = str(raw["name"]), int(raw["checked_ns"])
                     except (ValueError, KeyError, TypeError):
                         continue
                     if name not in latest or latest[name][0] <= checked:
@@ -115,15 +115,12 @@ def append(file: Path, record: Record) -> None:
         OSError: when it cannot be written as a whole.
     """
     line = record.to_line().encode()
-    descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        if (written := os.write(descriptor, line)) != len(line):
+    with file.open("a+b", buffering=0) as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        if (written := stream.write(line)) != len(line):
             raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written", str(file))
-    finally:
-        os.close(descriptor)
 
 
 def complete_cases(folder: Path) -> set[str]:

@@ -1,0 +1,371 @@
+"""Case lists: who is labeled, unlabeled and held out, from split files and folders."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
+from nnunet_mn.bridge.manifest import ImageFile, Record, append
+from nnunet_mn.errors import MNError
+
+DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+
+
+def touch(folder: Path, *names: str, channels: int = 1) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for c in range(channels):
+            (folder / f"{name}_{c:04d}.nii.gz").write_bytes(name.encode())
+
+
+def find(raw: Path | None, unlabeled_folder: Path = Path("nowhere"), **options: Any) -> Any:
+    defaults = {"splits": None, "fold": 0, "labeled": ["a"], "val": ["v"], "sources": None, "dataset_json": DESCRIPTION}
+    return find_unlabeled(raw=raw, unlabeled_folder=unlabeled_folder, **{**defaults, **options})
+
+
+def names(found: Any) -> list[str]:
+    return [case.name for case in found.cases]
+
+
+def entry(train: Any = ("a",), val: Any = ("v",), unlabeled: Any = ()) -> dict[str, list[str]]:
+    return {"train": list(train), "val": list(val), "unlabeled": list(unlabeled)}
+
+
+# ---- split files
+
+
+def write_splits(folder: Path, content: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "splits_final.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_a_split_without_unlabeled_lists_reads_as_one_with_empty_lists(tmp_path: Path) -> None:
+    write_splits(tmp_path, [{"train": ["a"], "val": ["v"]}])
+    assert read_splits(tmp_path, None) == ([entry()], [])
+
+
+def test_no_split_file_is_no_error(tmp_path: Path) -> None:
+    assert read_splits(tmp_path, tmp_path / "raw") == (None, [])
+
+
+def test_the_preprocessed_split_wins_and_a_differing_raw_one_is_reported(tmp_path: Path) -> None:
+    ours, theirs = write_splits(tmp_path / "p", [entry(["a"])]), write_splits(tmp_path / "r", [entry(["b"])])
+    splits, warnings = read_splits(ours, theirs)
+    assert splits is not None
+    assert splits[0]["train"] == ["a"]
+    assert len(warnings) == 1
+    assert str(ours) in warnings[0]
+    assert str(theirs) in warnings[0]
+    assert read_splits(ours, write_splits(tmp_path / "same", [entry(["a"])]))[1] == []
+
+
+def test_an_unlabeled_list_that_was_never_copied_is_refused(tmp_path: Path) -> None:
+    raw = write_splits(tmp_path / "r", [entry(unlabeled=["u"])])
+    with pytest.raises(MNError, match="copy it to"):
+        read_splits(tmp_path, raw)
+
+
+BROKEN = {
+    "no JSON": '[{"train": ["a"]',
+    "no list": {"train": ["a"], "val": ["v"]},
+    "empty": [],
+    "no fold": ["a"],
+    "no val": [{"train": ["a"]}],
+    "no list of names": [{"train": "a", "val": ["v"]}],
+    "numbers": [{"train": [1], "val": ["v"]}],
+    "unlabeled is None": [{"train": ["a"], "val": ["v"], "unlabeled": None}],
+    "leak from val": [entry(unlabeled=["v"])],
+    "labeled and unlabeled": [entry(unlabeled=["a"])],
+    "leak in a later fold": [entry(), entry(unlabeled=["v"])],
+    "path": [entry(unlabeled=["../../etc/passwd"])],
+    "backslash": [entry(unlabeled=["..\\x"])],
+    "parent": [entry(unlabeled=[".."])],
+    "empty name": [entry(unlabeled=[""])],
+    "name of a segmentation": [entry(unlabeled=["u_seg"])],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_split_file_is_named(tmp_path: Path, content: Any) -> None:
+    write_splits(tmp_path, content)
+    with pytest.raises(MNError, match=r"splits_final\.json"):
+        read_splits(tmp_path, None)
+
+
+def test_a_case_in_train_and_val_is_only_a_warning_as_in_stock(tmp_path: Path) -> None:
+    splits, warnings = read_splits(write_splits(tmp_path, [entry(["a", "v"])]), None)
+    assert splits == [entry(["a", "v"])]
+    assert "'val'" in warnings[0]
+
+
+# ---- stock split -> labeled split
+
+
+def test_a_listed_fold_passes_unchanged() -> None:
+    assert labeled_split(["a"], ["v"], [entry(unlabeled=["u"])], 0) == (["a"], ["v"], [])
+
+
+@pytest.mark.parametrize("fold", ["all", 7])
+def test_where_stock_trains_on_everything_all_unlabeled_lists_are_taken_out(fold: int | str) -> None:
+    splits = [entry(unlabeled=["u"]), entry(unlabeled=["w"])]
+    train, val, warnings = labeled_split(["a", "u"], ["v", "w"], splits, fold)
+    assert (train, val) == (["a"], ["v"])
+    assert "2" in warnings[0]
+
+
+def test_without_validation_cases_the_labeled_ones_serve() -> None:
+    train, val, warnings = labeled_split(["a"], [], None, 0)
+    assert val == train == ["a"]
+    assert warnings
+
+
+def test_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(MNError, match="no labeled case"):
+        labeled_split(["u"], ["v"], [entry(unlabeled=["u"])], "all")
+
+
+# ---- sources
+
+
+def test_listed_cases_and_imagesun_are_united(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a", "v", "u", "rest")
+    touch(tmp_path / "imagesUn", "w")
+    touch(tmp_path / "imagesTs", "t")
+    found = find(tmp_path, splits=[entry(unlabeled=["u"])])
+    assert names(found) == ["u", "w"]
+    assert [case.source for case in found.cases] == ["split", "imagesUn"]
+    assert found.cases[0].images == (tmp_path / "imagesTr" / "u_0000.nii.gz",)
+    assert found.warnings == ()
+
+
+def test_imagests_serves_only_alone_and_with_a_warning(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTs", "t")
+    found = find(tmp_path)
+    assert names(found) == ["t"]
+    assert "transductive" in found.warnings[0]
+    assert "transductive" in find(tmp_path, sources=("imagesTs",)).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [(("split",), ["u"]), (("imagesUn",), ["w"]), (("imagesTs",), ["t"]), (("imagesTs", "split"), ["t", "u"])],
+)
+def test_sources_narrow_the_search(tmp_path: Path, sources: tuple[str, ...], expected: list[str]) -> None:
+    touch(tmp_path / "imagesTr", "u")
+    touch(tmp_path / "imagesUn", "w")
+    touch(tmp_path / "imagesTs", "t")
+    assert names(find(tmp_path, splits=[entry(unlabeled=["u"])], sources=sources)) == expected
+
+
+@pytest.mark.parametrize("sources", [None, ("split",)])
+def test_no_unlabeled_case_names_the_three_remedies(tmp_path: Path, sources: tuple[str, ...] | None) -> None:
+    touch(tmp_path / "imagesTr", "a", "v")
+    with pytest.raises(MNError) as caught:
+        find(tmp_path, sources=sources)
+    for remedy in ("splits_final.json", "imagesUn", "nnUNet_mn_unlabeled_sources=imagesTs"):
+        assert remedy in str(caught.value)
+
+
+def test_for_fold_all_every_listed_case_is_unlabeled(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a", "u", "w")
+    splits = [entry(unlabeled=["u"]), entry(unlabeled=["w"])]
+    assert names(find(tmp_path, splits=splits, fold="all", val=["a"])) == ["u", "w"]
+
+
+def test_a_listed_case_without_image_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a")
+    with pytest.raises(MNError, match="'u'"):
+        find(tmp_path, splits=[entry(unlabeled=["u"])])
+
+
+def test_listed_images_of_dataset_json_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "elsewhere", "u")
+    monkeypatch.setenv("MN_ELSEWHERE", "elsewhere")
+    images = {"images": ["$MN_ELSEWHERE/u_0000.nii.gz"], "label": "not/there.nii.gz"}
+    description = {**DESCRIPTION, "dataset": {"u": images}}
+    found = find(tmp_path, splits=[entry(unlabeled=["u"])], dataset_json=description)
+    assert found.cases[0].images == (tmp_path / "elsewhere" / "u_0000.nii.gz",)
+    shutil.rmtree(tmp_path / "elsewhere")
+    with pytest.raises(MNError, match="u_0000"):
+        find(tmp_path, splits=[entry(unlabeled=["u"])], dataset_json=description)
+
+
+@pytest.mark.parametrize("folder", ["imagesUn", "imagesTr"])
+@pytest.mark.parametrize(("change", "file"), [("missing", "u_0001"), ("surplus", "u_0002"), ("gap", "u_0000")])
+def test_wrong_channels_are_named(tmp_path: Path, folder: str, change: str, file: str) -> None:
+    touch(tmp_path / folder, "u", channels={"missing": 1, "surplus": 3, "gap": 2}[change])
+    if change == "gap":
+        (tmp_path / folder / "u_0000.nii.gz").unlink()
+    description = {**DESCRIPTION, "channel_names": {"0": "T1", "1": "T2"}}
+    splits = [entry(unlabeled=["u"] if folder == "imagesTr" else [])]
+    with pytest.raises(MNError, match=f"{file}.nii.gz"):
+        find(tmp_path, splits=splits, dataset_json=description)
+
+
+def test_a_label_in_imagesun_is_named(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn", "u")
+    (tmp_path / "imagesUn" / "u.nii.gz").write_bytes(b"label")
+    with pytest.raises(MNError, match=r"u\.nii\.gz"):
+        find(tmp_path)
+
+
+def test_other_files_in_imagesun_are_ignored_aloud_and_hidden_ones_silently(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn", "u")
+    (tmp_path / "imagesUn" / ".DS_Store").touch()
+    assert find(tmp_path).warnings == ()
+    (tmp_path / "imagesUn" / "w_0000.nrrd").touch()
+    assert "w_0000.nrrd" in find(tmp_path).warnings[0]
+
+
+def test_names_with_spaces_dots_underscores_and_umlauts_are_kept(tmp_path: Path) -> None:
+    odd = ["a b", "case.1", "fälle_0000", "x_0001_y"]
+    touch(tmp_path / "imagesUn", *odd)
+    assert names(find(tmp_path)) == sorted(odd)
+
+
+# ---- one name, two images
+
+
+def test_one_name_twice_counts_once_if_the_voxels_agree(tmp_path: Path, volume_tools: Any) -> None:
+    image, _ = volume_tools.make(0)
+    other, _ = volume_tools.make(1)
+    for folder in ("imagesTr", "imagesUn"):
+        (tmp_path / folder).mkdir()
+        volume_tools.write(image[0], tmp_path / folder / "u_0000.nii.gz")
+    with (tmp_path / "imagesUn" / "u_0000.nii.gz").open("ab") as file:
+        file.write(b"trailing bytes: other file, same voxels")
+    splits = [entry(unlabeled=["u"])]
+    found = find(tmp_path, splits=splits)
+    assert [(case.name, case.source) for case in found.cases] == [("u", "split")]
+    volume_tools.write(other[0], tmp_path / "imagesUn" / "u_0000.nii.gz")
+    with pytest.raises(MNError) as caught:
+        find(tmp_path, splits=splits)
+    for folder in ("imagesTr", "imagesUn"):
+        assert str(tmp_path / folder / "u_0000.nii.gz") in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["imagesUn", "imagesTs"])
+def test_an_image_called_like_a_validation_case_is_refused(tmp_path: Path, source: str) -> None:
+    touch(tmp_path / "imagesTr", "a", "v")
+    touch(tmp_path / source, "u", "v")
+    with pytest.raises(MNError, match="validation case 'v'"):
+        find(tmp_path)
+
+
+def test_a_labeled_image_in_imagesun_is_passed_over_but_not_another_of_its_name(
+    tmp_path: Path, volume_tools: Any
+) -> None:
+    touch(tmp_path / "imagesTr", "a", "v")
+    touch(tmp_path / "imagesUn", "u", "a")
+    assert names(find(tmp_path)) == ["u"]
+    assert names(find(tmp_path, val=["a"])) == ["u"]  # too few cases: validation uses the labeled ones
+    for seed, folder in enumerate(("imagesTr", "imagesUn")):
+        volume_tools.write(volume_tools.make(seed)[0][0], tmp_path / folder / "a_0000.nii.gz")
+    with pytest.raises(MNError, match="two different images"):
+        find(tmp_path)
+
+
+# ---- without raw data
+
+
+def put_preprocessed(folder: Path, *case_names: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in case_names:
+        for end in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{name}{end}").touch()
+
+
+def test_without_raw_data_lists_and_preprocessed_cases_count(tmp_path: Path) -> None:
+    folder = tmp_path / "x_unlabeled"
+    put_preprocessed(folder, "u", "w", "a", "v", "other", "t")
+    (folder / "half.b2nd").touch()
+    file = tmp_path / "x_unlabeled.0-of-1.jsonl"
+    append(file, Record("t", "imagesTs", (ImageFile("t_0000.nii.gz", 1, 1, 1, ""),), 1, ""))
+    splits = [entry(unlabeled=["u"]), entry(unlabeled=["u", "other"])]
+    found = find(None, folder, splits=splits)
+    assert [(case.name, case.source, case.images) for case in found.cases] == [
+        ("u", "split", ()),
+        ("w", "imagesUn", ()),
+    ]
+    assert names(find(None, folder, splits=splits, sources=("imagesTs",))) == ["t"]
+
+
+# ---- invariants
+
+CASES = [f"c{i}" for i in range(6)]
+
+
+def _listed(splits: list[dict[str, list[str]]], fold: Any) -> set[str]:
+    in_file = fold != "all" and fold < len(splits)
+    return {name for fold_entry in ([splits[fold]] if in_file else splits) for name in fold_entry["unlabeled"]}
+
+
+SOURCES = st.none() | st.lists(st.sampled_from(["split", "imagesUn", "imagesTs"]), min_size=1, unique=True).map(tuple)
+
+
+@st.composite
+def folds(draw: Callable[..., Any]) -> list[dict[str, list[str]]]:
+    """Split files in which every case is at most one of labeled, unlabeled and val, or unused, in each fold."""
+    roles = st.lists(st.sampled_from(["train", "val", "unlabeled", ""]), min_size=len(CASES), max_size=len(CASES))
+    return [
+        {role: [c for c, r in zip(CASES, drawn, strict=True) if r == role] for role in ("train", "val", "unlabeled")}
+        for drawn in draw(st.lists(roles, min_size=1, max_size=3))
+    ]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    splits=folds(),
+    fold=st.sampled_from(["all", 0, 1, 2, 5]),
+    un=st.sets(st.sampled_from([*CASES, "n0", "n1"])),
+    ts=st.sets(st.sampled_from([*CASES, "n1", "n2"])),
+    sources=SOURCES,
+)
+def test_case_lists_never_overlap(
+    tmp_path: Path, splits: Any, fold: Any, un: set[str], ts: set[str], sources: Any
+) -> None:
+    shutil.rmtree(tmp_path)
+    touch(tmp_path / "imagesTr", *CASES)
+    touch(tmp_path / "imagesUn", *un)
+    touch(tmp_path / "imagesTs", *ts)
+    read, _ = read_splits(write_splits(tmp_path / "preprocessed", splits), None)
+    assert read is not None
+    in_file = fold != "all" and fold < len(splits)
+    train, val = (splits[fold]["train"], splits[fold]["val"]) if in_file else (CASES, CASES)
+    try:
+        train, val, _ = labeled_split(train, val, read, fold)
+        found = find(tmp_path, splits=read, fold=fold, labeled=train, val=val, sources=sources)
+    except MNError:
+        nothing = not ((un | ts) - set(train) or _listed(splits, fold))
+        leak = (un | ts) & (set(val) - set(train))
+        assert not set(train) - _listed(splits, fold) or nothing or leak or sources is not None
+        return
+    unlabeled = names(found)
+    assert unlabeled == sorted(set(unlabeled))
+    assert not set(unlabeled) & (set(train) | set(val))
+    assert set(unlabeled) <= set(CASES) | un | ts
+    listed = _listed(splits, fold)
+    assert not listed & (set(train) | set(val))
+    if sources is None or "split" in sources:
+        assert listed <= set(unlabeled)
+    if any(case.source == "imagesTs" for case in found.cases):
+        assert sources is not None or not listed
+        assert any("transductive" in warning for warning in found.warnings)
+    for case in found.cases:
+        assert all(os.path.exists(image) for image in case.images)
+
+
+def test_listed_cases_of_a_planned_data_set_are_those_of_its_split(planned_dataset: Callable[..., Any]) -> None:
+    dataset = planned_dataset()
+    splits, warnings = read_splits(dataset.preprocessed, dataset.raw)
+    train, val, more = labeled_split(dataset.labeled, dataset.val, splits, 0)
+    found = find(dataset.raw, splits=splits, labeled=train, val=val, dataset_json=dataset.dataset_json)
+    assert (tuple(names(found)), warnings, more) == (dataset.unlabeled, [], [])

@@ -1,0 +1,497 @@
+"""Preprocessing of unlabeled cases: from images alone, resumable, once, and safe against bad input."""
+
+import os
+import pickle
+import resource
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+import SimpleITK
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_mn.bridge.manifest import ImageFile, Manifest, Record, Voxels, append
+from nnunet_mn.bridge.pool import map_in_processes
+from nnunet_mn.bridge.preprocessing import Preprocessed, preprocess_unlabeled, refuse_copies_of_val, unlabeled_folder
+from nnunet_mn.bridge.sources import UnlabeledCase
+from nnunet_mn.errors import MNError
+
+
+class Bench:
+    """Unlabeled cases of one planned data set, with a folder of their own to preprocess to."""
+
+    def __init__(self, dataset: Any, tmp_path: Path) -> None:
+        self.dataset, self.folder, self.plans = dataset, tmp_path / "data_unlabeled", dataset.plans
+        self.labeled_folder = dataset.preprocessed / self.plans["configurations"]["3d_fullres"]["data_identifier"]
+        images = tmp_path / "images"
+        shutil.copytree(dataset.raw / "imagesTr", images)
+        age_files(images)
+        channels = len(dataset.dataset_json["channel_names"])
+        self.cases = [
+            UnlabeledCase(n, tuple(images / f"{n}_{c:04d}.nii.gz" for c in range(channels)), "imagesUn")
+            for n in dataset.unlabeled
+        ]
+        self.messages: list[str] = []
+
+    def run(self, cases: list[UnlabeledCase] | None = None, **options: Any) -> Preprocessed:
+        plans = PlansManager(self.plans)
+        defaults = {"num_processes": 1, "dataset_json": self.dataset.dataset_json, "log": self.messages.append}
+        return preprocess_unlabeled(
+            self.cases if cases is None else cases,
+            folder=self.folder,
+            plans_manager=plans,
+            configuration_manager=plans.get_configuration("3d_fullres"),
+            **{**defaults, **options},
+        )
+
+    def voxels(self, name: str, folder: Path | None = None) -> np.ndarray:
+        return blosc2.open(str((folder or self.folder) / f"{name}.b2nd"))[:]
+
+    def written(self) -> dict[str, int]:
+        """When each volume was written."""
+        return {file.name: file.stat().st_mtime_ns for file in self.folder.glob("*.b2nd") if "_seg" not in file.name}
+
+    def redone(self, **options: Any) -> set[str]:
+        before = self.written()
+        self.run(**options)
+        return {name.removesuffix(".b2nd") for name, when in self.written().items() if before.get(name) != when}
+
+    def case(self, name: str, *arrays: np.ndarray, ending: str = ".nii.gz") -> UnlabeledCase:
+        """A new case with the given channels."""
+        images = tuple(self.folder.with_name(f"{name}_{c:04d}{ending}") for c in range(len(arrays)))
+        for array, image in zip(arrays, images, strict=True):
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(image))
+        return UnlabeledCase(name, images, "imagesUn")
+
+
+def age_files(folder: Path, *, seconds: int = 3600) -> None:
+    """Date files back."""
+    for file in folder.iterdir():
+        os.utime(file, (time.time() - seconds, time.time() - seconds))
+
+
+@pytest.fixture
+def bench(planned_dataset: Callable[..., Any], tmp_path: Path) -> Bench:
+    """One data set's cases; their files are new, so that time stamps alone do not yet prove them unchanged."""
+    return Bench(planned_dataset(), tmp_path)
+
+
+@pytest.fixture
+def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take files for long unchanged, whatever the clock says: their time of change cannot be set back."""
+    monkeypatch.setattr("nnunet_mn.bridge.manifest.STAMP_NS", 0)
+
+
+# ---- what comes out
+
+
+@pytest.mark.parametrize("labels", ["classes", "regions", "ignore"])
+def test_voxels_and_keys_are_those_of_stock_preprocessing(
+    planned_dataset: Callable[..., Any], tmp_path: Path, labels: str
+) -> None:
+    bench = Bench(planned_dataset(labels=labels), tmp_path)
+    assert bench.run() == (bench.dataset.unlabeled, {})
+    for name in bench.dataset.unlabeled:
+        assert np.array_equal(bench.voxels(name), bench.voxels(name, bench.labeled_folder))
+        ours, stock = (
+            pickle.loads((folder / f"{name}.pkl").read_bytes()) for folder in (bench.folder, bench.labeled_folder)
+        )
+        assert ours["class_locations"] == {key: [] for key in stock["class_locations"]}
+        assert [type(key) for key in ours["class_locations"]] == [type(key) for key in stock["class_locations"]]
+        assert {k: v for k, v in ours.items() if k != "class_locations"}.keys() == stock.keys() - {"class_locations"}
+
+
+def test_two_channels_are_kept_in_order(planned_dataset: Callable[..., Any], tmp_path: Path) -> None:
+    bench = Bench(planned_dataset(channels=2), tmp_path)
+    bench.run()
+    name = bench.dataset.unlabeled[0]
+    assert np.array_equal(bench.voxels(name), bench.voxels(name, bench.labeled_folder))
+
+
+def test_the_folder_holds_nothing_but_cases_that_stock_can_load(bench: Bench) -> None:
+    bench.run()
+    ends = (".b2nd", "_seg.b2nd", ".pkl")
+    assert {f.name for f in bench.folder.iterdir()} == {n + end for n in bench.dataset.unlabeled for end in ends}
+    assert not list(bench.folder.parent.glob("*staging*"))
+    loaded = infer_dataset_class(str(bench.folder))(str(bench.folder))
+    assert loaded.identifiers == sorted(bench.dataset.unlabeled)
+    assert set(np.unique(loaded.load_case(loaded.identifiers[0])[1][:])) <= {0, -1}
+
+
+def test_raw_data_and_labels_are_never_touched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    read = SimpleITK.ReadImage
+    monkeypatch.setattr(SimpleITK, "ReadImage", lambda file: (opened.append(str(file)), read(file))[1])
+    before = {f: f.stat().st_mtime_ns for f in bench.dataset.raw.rglob("*")}
+    bench.run(
+        [UnlabeledCase(c.name, (bench.dataset.raw / "imagesTr" / c.images[0].name,), "split") for c in bench.cases]
+    )
+    assert {f: f.stat().st_mtime_ns for f in bench.dataset.raw.rglob("*")} == before
+    assert len(opened) == len(bench.cases)
+    assert not [file for file in opened if "labels" in file]
+
+
+def test_unlabeled_folder_lies_beside_the_labeled_one() -> None:
+    assert unlabeled_folder(Path("/p/D/nnUNetPlans_3d_fullres")) == Path("/p/D/nnUNetPlans_3d_fullres_unlabeled")
+
+
+# ---- doing it again
+
+
+@pytest.mark.usefixtures("old_files")
+def test_a_second_run_does_nothing_and_needs_no_right_to_write(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bench.run()
+    monkeypatch.setattr("nnunet_mn.bridge.preprocessing.staging_folder", None)
+    assert bench.run() == first
+
+
+@pytest.mark.parametrize("end", [".b2nd", "_seg.b2nd", ".pkl"])
+def test_a_case_that_lacks_a_file_is_redone_and_no_other(bench: Bench, end: str) -> None:
+    bench.run()
+    (bench.folder / f"{bench.cases[1].name}{end}").unlink()
+    assert bench.redone() == {bench.cases[1].name}
+
+
+def test_a_changed_image_is_redone(bench: Bench) -> None:
+    bench.run()
+    case = bench.cases[0]
+    old = bench.voxels(case.name)
+    bench.case(
+        "x", SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(case.images[0]))) * 2 + np.eye(20, 22, dtype="f")
+    )
+    shutil.move(bench.folder.with_name("x_0000.nii.gz"), case.images[0])
+    assert bench.redone() == {case.name}
+    assert not np.array_equal(bench.voxels(case.name), old)
+
+
+def test_an_image_changed_in_place_with_its_time_put_back_is_redone(bench: Bench, volume_tools: Any) -> None:
+    images = [bench.case("u", volume_tools.make(seed)[0][0], ending=".mha") for seed in (1, 2)]
+    stamp = images[0].images[0].stat()
+    bench.cases = [bench.case("u", volume_tools.make(1)[0][0], ending=".mha")]
+    bench.run()
+    old = bench.voxels("u")
+    bench.case("u", volume_tools.make(2)[0][0], ending=".mha")
+    os.utime(images[0].images[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert images[0].images[0].stat().st_size == stamp.st_size
+    assert bench.redone() == {"u"}
+    assert not np.array_equal(bench.voxels("u"), old)
+
+
+def test_new_time_stamps_alone_cost_one_look_at_the_content(bench: Bench) -> None:
+    bench.run()
+    age_files(bench.cases[0].images[0].parent, seconds=7200)
+    manifest = bench.folder.with_name("data_unlabeled.0-of-1.jsonl")
+    lines = len(manifest.read_text().splitlines())
+    assert bench.redone() == set()
+    assert len(manifest.read_text().splitlines()) == lines + len(bench.cases)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "redone"),
+    [
+        ("spacing", [1.0, 1.0, 2.0], True),
+        ("normalization_schemes", ["NoNormalization"], True),
+        ("patch_size", [16, 16, 16], False),
+        ("batch_size", 7, False),
+        ("mn", {"seed": 1}, False),
+    ],
+)
+def test_plans_that_change_the_voxels_redo_all_cases(bench: Bench, key: str, value: Any, redone: bool) -> None:
+    bench.run()
+    bench.plans["configurations"]["3d_fullres"][key] = value
+    assert bench.redone() == (set(bench.dataset.unlabeled) if redone else set())
+
+
+def test_a_manifest_cut_short_by_a_kill_costs_the_last_case_only(bench: Bench) -> None:
+    bench.run()
+    manifest = bench.folder.with_name("data_unlabeled.0-of-1.jsonl")
+    manifest.write_text(manifest.read_text()[:-40])
+    assert bench.redone() == {bench.cases[-1].name}
+    assert bench.redone() == set()
+
+
+def test_staging_folders_of_killed_processes_are_removed(bench: Bench) -> None:
+    left = [bench.folder.with_name(f"data_unlabeled.{part}.staging-abc") for part in ("0-of-1", "1-of-4")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "u.b2nd").touch()
+    bench.run()
+    assert not any(folder.exists() for folder in left)
+
+
+def test_parts_share_the_work(bench: Bench) -> None:
+    parts = [bench.run(num_parts=2, part_id=i).names for i in range(2)]
+    assert sorted(parts[0] + parts[1]) == sorted(bench.dataset.unlabeled)
+    assert bench.redone() == set()
+    with pytest.raises(MNError, match="part 2 of 2"):
+        bench.run(num_parts=2, part_id=2)
+
+
+@pytest.mark.usefixtures("old_files")
+def test_of_two_at_once_one_works_and_the_other_waits(bench: Bench) -> None:
+    results: list[Preprocessed] = []
+    with FileLock(bench.folder.with_name("data_unlabeled.0-of-1.lock")):
+        threads = [threading.Thread(target=lambda: results.append(bench.run())) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while len(bench.messages) < 2:
+            time.sleep(0.01)
+        assert not bench.written()
+    for thread in threads:
+        thread.join()
+    assert all("waiting" in message for message in bench.messages)
+    assert results == [(bench.dataset.unlabeled, {})] * 2
+    assert len(bench.folder.with_name("data_unlabeled.0-of-1.jsonl").read_text().splitlines()) == len(bench.cases)
+
+
+# ---- without raw data
+
+
+def test_without_raw_data_complete_cases_are_taken_and_others_asked_for(bench: Bench) -> None:
+    absent = [UnlabeledCase(case.name, (), "split") for case in bench.cases]
+    with pytest.raises(MNError, match="nnunet-mn preprocess"):
+        bench.run(absent)
+    bench.run()
+    assert bench.run(absent).names == bench.dataset.unlabeled
+    bench.folder.with_name("data_unlabeled.0-of-1.jsonl").unlink()
+    assert bench.run(absent).names == bench.dataset.unlabeled
+    (bench.folder / f"{absent[0].name}.pkl").unlink()
+    with pytest.raises(MNError, match=absent[0].name):
+        bench.run(absent)
+
+
+# ---- bad images
+
+
+def nan(array: np.ndarray) -> np.ndarray:
+    array[3, 4, 5] = np.nan
+    return array
+
+
+def infinite(array: np.ndarray) -> np.ndarray:
+    array[3, 4, 5] = -np.inf
+    return array
+
+
+BAD: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
+    "NaN": lambda a: [nan(a)],
+    "infinite": lambda a: [infinite(a)],
+    "one voxel along an axis": lambda a: [a[:1]],
+    "2D": lambda a: [a[0]],
+    "constant": lambda a: [np.full_like(a, 7)],
+    "zero": lambda a: [np.zeros_like(a)],
+    "two channels in one file": lambda a: [np.stack([a, a])],
+}
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
+def test_a_bad_image_is_named_and_the_others_are_kept(bench: Bench, volume_tools: Any, make: Any) -> None:
+    bad = bench.case("bad", *make(volume_tools.make(9)[0][0]))
+    check_bad(bench, bad, "bad_0000.nii.gz")
+
+
+CORRUPT: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "text": lambda file: file.write_text("<html>404</html>"),
+    "missing": lambda file: file.unlink(),
+    "folder": lambda file: (file.unlink(), file.mkdir()),
+    "dangling link": lambda file: (file.unlink(), file.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("spoil", CORRUPT.values(), ids=CORRUPT.keys())
+def test_an_unreadable_image_is_named_and_the_others_are_kept(bench: Bench, volume_tools: Any, spoil: Any) -> None:
+    bad = bench.case("bad", volume_tools.make(9)[0][0])
+    spoil(bad.images[0])
+    check_bad(bench, bad, "bad_0000.nii.gz")
+
+
+def other_spacing(image: SimpleITK.Image) -> None:
+    image.SetSpacing((1, 1, 3))
+
+
+def other_direction(image: SimpleITK.Image) -> None:
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("change", ["shape", other_spacing, other_direction])
+def test_channels_that_do_not_fit_are_named(
+    planned_dataset: Callable[..., Any], tmp_path: Path, volume_tools: Any, change: Any
+) -> None:
+    bench = Bench(planned_dataset(channels=2), tmp_path)
+    array = volume_tools.make(9)[0][0]
+    bad = bench.case("bad", array, array[1:] if change == "shape" else array)
+    if change != "shape":
+        image = SimpleITK.ReadImage(str(bad.images[1]))
+        change(image)
+        SimpleITK.WriteImage(image, str(bad.images[1]))
+    check_bad(bench, bad, "bad_0001.nii.gz")
+
+
+def check_bad(bench: Bench, bad: UnlabeledCase, named: str) -> None:
+    cases = [bench.cases[0], bad, bench.cases[1]]
+    with pytest.raises(MNError, match=named) as caught:
+        bench.run(cases)
+    assert "--skip-bad" in str(caught.value)
+    assert set(bench.written()) == {f"{bench.cases[0].name}.b2nd", f"{bench.cases[1].name}.b2nd"}
+    done = bench.run(cases, skip_bad=True)
+    assert done.names == (bench.cases[0].name, bench.cases[1].name)
+    assert list(done.skipped) == ["bad"]
+    assert any("bad" in message for message in bench.messages)
+
+
+def test_what_was_skipped_once_stays_out_until_its_image_changes(bench: Bench, volume_tools: Any) -> None:
+    array = volume_tools.make(9)[0][0]
+    cases = [bench.cases[0], bench.case("bad", nan(array.copy()))]
+    bench.run(cases, skip_bad=True)
+    assert bench.run(cases).names == (bench.cases[0].name,)
+    bench.case("bad", array)
+    assert bench.run(cases) == ((bench.cases[0].name, "bad")[::-1], {})
+
+
+def test_a_case_that_turns_bad_leaves_no_old_voxels(bench: Bench, volume_tools: Any) -> None:
+    array = volume_tools.make(9)[0][0]
+    case = bench.case("u", array)
+    bench.run([case])
+    bench.case("u", nan(array))
+    assert bench.run([case], skip_bad=True).names == ()
+    assert not bench.written()
+
+
+# ---- writing
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let every write beyond a size fail, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [100, 4_000, 30_000])
+def test_when_writing_fails_what_is_finished_stays(bench: Bench, size: int) -> None:
+    bench.run(bench.cases[:1])
+    before = bench.written()
+    with file_size_limit(size), pytest.raises(MNError, match="make room") as caught:
+        bench.run()
+    assert str(bench.folder.parent) in str(caught.value)
+    assert bench.written() == before
+    assert not list(bench.folder.parent.glob("*staging*"))
+    assert bench.run().names == bench.dataset.unlabeled
+
+
+# ---- processes
+
+
+def test_several_processes_do_the_same_work_and_name_a_bad_image(bench: Bench, volume_tools: Any) -> None:
+    bad = bench.case("bad", nan(volume_tools.make(9)[0][0]))
+    with pytest.raises(MNError, match="bad_0000"):
+        bench.run([bad, *bench.cases], num_processes=2)
+    for name in bench.dataset.unlabeled:
+        assert np.array_equal(bench.voxels(name), bench.voxels(name, bench.labeled_folder))
+
+
+def test_a_killed_process_asks_for_fewer() -> None:
+    with pytest.raises(MNError, match="fewer"):
+        list(map_in_processes(signal.raise_signal, [signal.SIGKILL], processes=2))
+
+
+def test_one_process_means_this_one() -> None:
+    assert set(map_in_processes(lambda _: os.getpid(), range(3), processes=1)) == {os.getpid()}
+
+
+# ---- copies of validation cases
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_copy_of_a_validation_case_is_refused_by_name(bench: Bench, manifest: bool) -> None:
+    val = bench.dataset.val
+    bench.run()
+    refuse_copies_of_val(bench.folder, bench.labeled_folder, val)
+    image = bench.cases[0].images[0].with_name(f"{val[1]}_0000.nii.gz")
+    bench.run([UnlabeledCase("innocent", (image,), "imagesUn")])
+    if not manifest:
+        bench.folder.with_name("data_unlabeled.0-of-1.jsonl").unlink()
+    with pytest.raises(MNError, match=f"'innocent' .of '{val[1]}'"):
+        refuse_copies_of_val(bench.folder, bench.labeled_folder, val)
+    refuse_copies_of_val(bench.folder, bench.labeled_folder, val, unlabeled=bench.dataset.unlabeled)
+    refuse_copies_of_val(bench.folder, bench.labeled_folder, bench.dataset.labeled)
+
+
+def test_a_corrupt_preprocessed_case_is_named(bench: Bench, tmp_path: Path) -> None:
+    bench.run()
+    bench.folder.with_name("data_unlabeled.0-of-1.jsonl").unlink()
+    os.truncate(bench.folder / f"{bench.cases[0].name}.b2nd", 50)
+    with pytest.raises(MNError, match=bench.cases[0].name):
+        refuse_copies_of_val(bench.folder, bench.labeled_folder, bench.dataset.val)
+    shutil.copytree(bench.labeled_folder, tmp_path / "labeled")
+    os.truncate(tmp_path / "labeled" / f"{bench.dataset.val[0]}.b2nd", 50)
+    with pytest.raises(MNError, match=bench.dataset.val[0]):
+        refuse_copies_of_val(
+            bench.folder, tmp_path / "labeled", bench.dataset.val, unlabeled=bench.dataset.unlabeled[1:]
+        )
+
+
+# ---- the manifest
+
+HEX = st.text("0123456789abcdef", min_size=1)
+FILES = st.lists(st.builds(ImageFile, st.text(), st.integers(0), st.integers(), st.integers(), HEX), max_size=3)
+RECORDS = st.builds(
+    Record,
+    name=st.sampled_from(["a", "b", "ü\n"]),
+    source=st.just("split"),
+    files=FILES.map(tuple),
+    checked_ns=st.integers(0),
+    settings=HEX,
+    voxels=st.none() | st.builds(Voxels, st.lists(st.integers(1), min_size=4, max_size=4).map(tuple), HEX, HEX),
+    skipped=st.none() | st.text(),
+)
+
+
+@given(records=st.lists(RECORDS, max_size=5), cut=st.integers(0, 200))
+def test_the_latest_whole_record_of_each_case_is_read(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("manifest") / "x_unlabeled"
+    file = folder.with_name("x_unlabeled.0-of-1.jsonl")
+    for record in records:
+        append(file, record)
+    if records:
+        last = len(records[-1].to_line().encode())
+        os.truncate(file, file.stat().st_size - min(cut, last))  # a kill inside the last writing
+    whole = records if cut < 2 else records[:-1]  # without its newline a record is still whole
+    for again in (False, True):
+        if again:
+            extra = Record("z", "split", (), 0, "0")
+            append(file, extra)
+            assert Manifest.read(folder).get("z") == extra
+        for name in {record.name for record in whole}:
+            mine = [record for record in whole if record.name == name]
+            assert Manifest.read(folder).get(name) == max(reversed(mine), key=lambda record: record.checked_ns)
+
+
+@given(
+    line=st.text()
+    | st.sampled_from(["{}", "[]", "null", '{"name": 1, "checked_ns": 2}', '{"name": [], "checked_ns": 0}'])
+)
+def test_no_line_breaks_the_manifest(tmp_path_factory: pytest.TempPathFactory, line: str) -> None:
+    folder = tmp_path_factory.mktemp("manifest") / "x_unlabeled"
+    folder.with_name("x_unlabeled.0-of-1.jsonl").write_text(line + "\n", encoding="utf-8", errors="replace")
+    assert Manifest.read(folder).get("a") is None
