@@ -183,6 +183,20 @@ def doctor(
 
 
 @app.command(
+    epilog="Example: nnunet-mn export nnUNet_results/Dataset004_A/nnUNetTrainerMN__nnUNetPlans__3d_fullres -o a.zip"
+)
+def export(
+    model_folder: Annotated[Path, typer.Argument(help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The zip; model_card.md is put beside it.")],
+) -> None:
+    """Export a trained model for stock nnU-Net, with a model card."""
+    from nnunet_mn.bridge.export import export_model
+
+    folds = export_model(model_folder, output)
+    typer.echo(f"wrote {output} ({', '.join(folds)}); nnUNetv2_install_pretrained_model_from_zip installs it")
+
+
+@app.command(
     # its arguments belong to the inner app, which imports torch and is therefore not mounted at start
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     epilog="Example: nnunet-mn weights list",
