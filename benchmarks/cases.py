@@ -26,7 +26,7 @@ PLANS: dict[str, Any] = {
     "transpose_forward": [0, 1, 2],
     "image_reader_writer": "SimpleITKIO",
     "foreground_intensity_properties_per_channel": {},
-    "configurations": {"3d_fullres": {"spacing": [1.0, 1.0, 1.0]}},
+    "configurations": {"3d_fullres": {"spacing": [1.0, 1.0, 1.0], "architecture": {}}},
 }
 Result = TypeVar("Result")
 
