@@ -16,14 +16,18 @@ _NORMS = ("Norm", "GRN")
 _RANDOM_RATES = ("drop_prob", "attention_dropout")
 
 
+def is_convolutional(backbone: Backbone) -> bool:
+    """Whether a backbone is a convolutional network: the registry says so, or it has no linear layer."""
+    if backbone.facts.kind is not None:
+        return backbone.facts.kind == "convolutional"
+    return not any(isinstance(module, nn.Linear) for module in backbone.encoder.modules())
+
+
 def chosen_adaptation(config: MNConfig, backbone: Backbone) -> Adaptation:
     """What `auto` means for a backbone: LoRA for transformers, all weights for convolutional networks."""
     if config.adaptation != "auto":
         return config.adaptation
-    kind = backbone.facts.kind
-    if kind is None:
-        kind = "transformer" if any(isinstance(m, nn.Linear) for m in backbone.encoder.modules()) else "convolutional"
-    return "lora" if kind == "transformer" else "full"
+    return "full" if is_convolutional(backbone) else "lora"
 
 
 def adapt(backbone: Backbone, config: MNConfig) -> Adaptation:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.networks.geometry import Geometry
+from nnunet_mn.networks.geometry import Geometry, Shape
 from nnunet_mn.networks.registry import Kind
 
 _PROBE = 64  # pixels a side of the image by which a backbone's feature maps are measured
@@ -25,6 +25,7 @@ class Facts:
         kind: transformer or convolutional; None where it follows from its layers.
         mean, std: of the pixels it was trained on, on a scale from 0 to 1, per channel.
         patch: pixels; both sides of its input must be multiples of it.
+        shape: of its input.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Facts:
     mean: Sequence[float]
     std: Sequence[float]
     patch: int
+    shape: Shape = "any"
 
 
 class Backbone(nn.Module, ABC):
@@ -80,14 +82,45 @@ class Measured:
     geometry: Geometry
 
 
+def accepted_shape(model: Any, *, patch: int, image_size: int | None) -> Shape:
+    """Find out which sizes of images a model takes, by trying: the libraries do not say.
+
+    Args:
+        model: images to anything, in evaluation mode.
+        patch: pixels; sides are multiples of it.
+        image_size: pixels; the side of the images it was trained on, if known.
+    """
+    side = _probe_side(patch)
+    if image_size is None or _runs(model, side, 2 * side):
+        return "any"
+    return "square" if _runs(model, side, side) and _runs(model, 2 * side, 2 * side) else image_size
+
+
+def _runs(model: Any, height: int, width: int) -> bool:
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, height, width))
+    except (RuntimeError, ValueError):  # what the models raise for a size that they do not take
+        return False
+    return True
+
+
+def _probe_side(patch: int) -> int:
+    return lcm(_PROBE, patch) if patch <= _PROBE else 2 * patch
+
+
+def probe_image(facts: Facts) -> Tensor:
+    """A black image of a size that a backbone takes, to see what it does."""
+    side = facts.shape if isinstance(facts.shape, int) else _probe_side(facts.patch)
+    return torch.zeros(1, 3, side, side)
+
+
 def measure(backbone: Backbone) -> Measured:
-    """Run a backbone once, on a black image, to see what its feature maps are like."""
-    patch = backbone.facts.patch
-    side = lcm(_PROBE, patch) if patch <= _PROBE else 2 * patch
+    """Run a backbone once to see what its feature maps are like."""
+    image = probe_image(backbone.facts)
     backbone.eval()
     with torch.no_grad():
-        maps = backbone(torch.zeros(1, 3, side, side))
-    stride = side // maps[0].shape[-1]
-    return Measured(
-        channels=tuple(map_.shape[1] for map_ in maps), geometry=Geometry(stride=stride, block=lcm(stride, patch))
-    )
+        maps = backbone(image)
+    stride = image.shape[-1] // maps[0].shape[-1]
+    geometry = Geometry(stride=stride, block=lcm(stride, backbone.facts.patch), shape=backbone.facts.shape)
+    return Measured(channels=tuple(map_.shape[1] for map_ in maps), geometry=geometry)

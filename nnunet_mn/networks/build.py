@@ -9,7 +9,8 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.adaptation import adapt
 from nnunet_mn.networks.adapter import ChannelAdapter
-from nnunet_mn.networks.backbone import Backbone, Measured, measure
+from nnunet_mn.networks.backbone import Backbone, Measured, measure, probe_image
+from nnunet_mn.networks.folding import fold_norms
 from nnunet_mn.networks.heads import FeatureHead, FusedHead
 from nnunet_mn.networks.network_2d import Network2D
 from nnunet_mn.networks.registry import ENTRIES, find
@@ -27,6 +28,7 @@ def build_network_2d(config: MNConfig, *, in_channels: int, num_classes: int) ->
         MNError: when the backbone is unknown, or its weights are not here, damaged or do not fit.
     """
     backbone = load_backbone(config)
+    fold_norms(backbone.eval(), probe_image(backbone.facts))
     measured = measure(backbone)
     adaptation = adapt(backbone, config)
     if config.gradient_checkpointing:

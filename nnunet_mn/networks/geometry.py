@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from math import ceil, floor
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional
+
+Shape = Literal["any", "square"] | int
 
 VOXELS_PER_CELL = 4  # of the finest feature map, a side, at most
 SHORTEST_SIDE = 64  # pixels at the encoder's input, at least: the deepest of five halvings still has two cells
@@ -17,13 +20,19 @@ class Geometry:
     Args:
         stride: pixels a side per cell of its finest feature map.
         block: pixels; both sides of its input must be multiples of it (and it is itself one of the stride).
+        shape: of its input: of `any` size, `square`, or always of this many pixels a side.
     """
 
     stride: int
     block: int
+    shape: Shape = "any"
 
     def sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """The padded size of a slice, in voxels, and the size of the backbone's input, in pixels."""
+        if isinstance(self.shape, int):
+            return (height, width), (self.shape, self.shape)
+        if self.shape == "square":
+            height = width = max(height, width)
         voxels, pixels = self._scale(min(height, width))
         blocks = ceil(height / voxels), ceil(width / voxels)
         return (blocks[0] * voxels, blocks[1] * voxels), (blocks[0] * pixels, blocks[1] * pixels)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
+from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoConfig
 from transformers.utils import logging
 
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks.backbone import Backbone, Facts
+from nnunet_mn.networks.backbone import Backbone, Facts, accepted_shape, probe_image
 from nnunet_mn.networks.hub import image_statistics, model_folder
 from nnunet_mn.networks.registry import find, license_of
 
@@ -60,7 +60,8 @@ class Segmenter(Backbone):
         return True
 
     def checkpoint_gradients(self) -> None:
-        _checkpoint(self.model, self.facts.name)
+        # UperNet cannot, but its encoder may, which holds most of the activations.
+        _checkpoint(self.model if self.model.supports_gradient_checkpointing else self.encoder, self.facts.name)
 
 
 class _Tap(nn.Module):
@@ -98,25 +99,36 @@ def load_huggingface(name: str, *, dropout: bool) -> Backbone:
     config = _read_config(folder)
     if not dropout:
         _switch_off_dropout(config)
+    is_segmenter = any(_SEGMENTER in architecture for architecture in config.architectures or ())
+    # The mappings behind transformers' auto classes: AutoBackbone itself asks the hub even about a local folder.
+    mapping = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING if is_segmenter else MODEL_FOR_BACKBONE_MAPPING
+    if type(config) not in mapping:
+        raise MNError(
+            f"'{name}' is a '{config.model_type}', which is neither a model for semantic segmentation nor a backbone "
+            "with feature maps in transformers; use one such as SegFormer, UperNet, DINOv2, Swin or ConvNeXt"
+        )
+    if is_segmenter:
+        config.use_auxiliary_head = False  # it serves the pretraining only
+    else:
+        _ask_for_stages(config)
+    model = _load(mapping[type(config)], folder, config).eval()
     mean, std = image_statistics(folder) or _IMAGENET
+    patch = _size(config, "patch_size") or 1
     facts = Facts(
         name=name,
         license=license_of(source),
         kind=entry.kind if entry is not None else None,
         mean=mean,
         std=std,
-        patch=_patch(config),
+        patch=patch,
+        shape=accepted_shape(model, patch=patch, image_size=_size(config, "image_size")),
     )
-    if _is_segmenter(config):
-        config.use_auxiliary_head = False  # it serves the pretraining only
-        return Segmenter(_load(AutoModelForSemanticSegmentation, folder, config), facts)
-    config = _with_stages(config)
-    return Encoder(_load(AutoBackbone, folder, config), facts)
+    return Segmenter(model, facts) if is_segmenter else Encoder(model, facts)
 
 
 def _read_config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         raise MNError(
             f"transformers cannot read the configuration in {folder} ({str(error).partition(chr(10))[0]}); "
@@ -124,33 +136,22 @@ def _read_config(folder: Path) -> Any:
         ) from error
 
 
-def _is_segmenter(config: Any) -> bool:
-    return any(_SEGMENTER in name for name in config.architectures or ())
-
-
-def _with_stages(config: Any) -> Any:
+def _ask_for_stages(config: Any) -> None:
     """Ask for all stages of a hierarchical encoder, or four layers of a plain transformer at equal distances."""
-    stages = list(getattr(config, "stage_names", None) or ())[1:]  # the first is the stem
-    if not stages:
-        raise MNError(
-            f"'{config.model_type}' is neither a model for semantic segmentation nor a backbone that transformers' "
-            "AutoBackbone loads; use one such as SegFormer, UperNet, DINOv2, Swin or ConvNeXt"
-        )
+    stages = list(config.stage_names)[1:]  # the first is the stem
     if len(stages) > _PLAIN_STAGES:
         stages = [stages[round(len(stages) * quarter / 4) - 1] for quarter in (1, 2, 3, 4)]
     config.out_features = stages
-    return config
 
 
-def _load(auto: Any, folder: Path, config: Any) -> nn.Module:
+def _load(model_class: Any, folder: Path, config: Any) -> nn.Module:
     """Let transformers load weights whose files have been checked; every tensor must come from them."""
     try:
         with _quietly():
-            model, report = auto.from_pretrained(
-                folder,
+            model, report = model_class.from_pretrained(
+                str(folder),
                 config=config,
                 local_files_only=True,
-                trust_remote_code=False,
                 weights_only=True,
                 output_loading_info=True,
             )
@@ -191,10 +192,10 @@ def _switch_off_dropout(config: Any) -> None:
         _switch_off_dropout(config.backbone_config)
 
 
-def _patch(config: Any) -> int:
-    """The patch size of a transformer, of which the input's sides must be multiples; 1 where any size will do."""
-    size = getattr(config, "patch_size", None) or getattr(getattr(config, "backbone_config", None), "patch_size", 1)
-    return max(size) if isinstance(size, (tuple, list)) else int(size or 1)
+def _size(config: Any, field: str) -> int | None:
+    """A size in pixels that the configuration of a model or of its backbone states; None if neither does."""
+    size = getattr(config, field, None) or getattr(getattr(config, "backbone_config", None), field, None)
+    return max(size) if isinstance(size, (tuple, list)) else size
 
 
 def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
@@ -205,10 +206,8 @@ def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
         for module in model.modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
-    side = 2 * max(facts.patch, 32)
-    model.eval()
     with torch.no_grad():
-        model(torch.zeros(1, 3, side, side))
+        model(probe_image(facts))
     for hook in hooks:
         hook.remove()
     name = next(name for name, module in model.named_modules() if module is ran[-1])
@@ -221,4 +220,8 @@ def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
 def _checkpoint(model: Any, name: str) -> None:
     if not model.supports_gradient_checkpointing:
         raise MNError(f"gradient_checkpointing is on, but '{name}' does not support it; set it to false")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {"use_reentrant": False}  # the other kind needs inputs with gradients
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in later versions of transformers 5
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
