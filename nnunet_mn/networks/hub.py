@@ -14,12 +14,10 @@ from nnunet_mn.networks.weights import read_tensors
 
 CONFIG = "config.json"
 _PROCESSOR = "preprocessor_config.json"
-# In the order of preference: safetensors cannot hold code, and one file is simpler than shards with an index.
+# In the order of preference, since safetensors cannot hold code: one file, an index of shards, the shards.
 _WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+    ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
 
 
@@ -72,31 +70,24 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
         MNError: when there is no connection or no such model.
     """
     try:
-        listed = set(huggingface_hub.HfApi().list_repo_files(source))
-        return _download(source, listed, to)
+        for weights in _WEIGHTS:
+            files = [CONFIG, _PROCESSOR, *weights]
+            folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=files, local_dir=to))
+            if (folder / CONFIG).is_file() and weight_files(folder):
+                return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).partition("\n")[0]
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no connection, or no such model"
         raise MNError(
             f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}); "
             f"run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded backbone '{EMBEDDED}'"
         ) from error
-
-
-def _download(source: str, listed: set[str], to: Path | None) -> Path:
-    """Fetch only the files that are read."""
-    best = next((file for file in _WEIGHTS if file in listed), None)
-    if best is None or CONFIG not in listed:
-        raise MNError(f"{source} holds no {CONFIG} with weights as safetensors or state dict; name another model")
-    suffix = best.removesuffix(".index.json").rpartition(".")[2]
-    shards = f"*.{suffix}" if best.endswith(".json") else best
-    return Path(
-        huggingface_hub.snapshot_download(source, allow_patterns=[CONFIG, _PROCESSOR, best, shards], local_dir=to)
-    )
+    raise MNError(f"{source} has no {CONFIG} with weights as safetensors or state dict; name another model")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a model's weights, in their preferred format; empty if there are none."""
-    best = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
+    names = (name for single, index, _ in _WEIGHTS for name in (single, index))
+    best = next((folder / name for name in names if (folder / name).is_file()), None)
     if best is None:
         return []
     if best.suffix != ".json":

@@ -82,7 +82,7 @@ def load_timm(name: str) -> TimmBackbone:
     if not is_model(model_name):
         raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` names those it has")
     published = get_pretrained_cfg(model_name)
-    model = timm.create_model(model_name, **_size_options(model_name, published))
+    model = _create(model_name, published)
     if not hasattr(model, "forward_intermediates"):
         raise MNError(f"timm's model '{model_name}' returns no feature maps; use one such as a ResNet or a ViT")
     if embedded:
@@ -129,12 +129,15 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], *, classifier: Any, nam
     model.load_state_dict(found, strict=False)
 
 
-def _size_options(model_name: str, published: Any) -> dict[str, Any]:
-    """What lets a vision transformer of timm see images of any size."""
-    if not published.fixed_input_size:
-        return {}
-    plain = model_name.startswith(("vit", "deit", "eva", "beit"))
-    return {"dynamic_img_size": True} if plain else {"strict_img_size": False}
+def _create(model_name: str, published: Any) -> Any:
+    """Build a model that sees images of any size; timm's families have different options for it."""
+    if published.fixed_input_size:
+        for options in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+            try:
+                return timm.create_model(model_name, **options)
+            except TypeError:  # this model has not this option
+                continue
+    return timm.create_model(model_name)
 
 
 def _patch(model: nn.Module) -> int:
