@@ -79,16 +79,14 @@ def load_timm(name: str) -> TimmBackbone:
     source = entry.source if entry is not None else name
     embedded = source.startswith("pypi:")
     model_name, _, file = (PREFIX + _LITE0 if embedded else source).removeprefix(PREFIX).partition("@")
-    if not is_model(model_name):
-        raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` names those it has")
-    published = get_pretrained_cfg(model_name)
+    published = _published(model_name)
     model = _create(model_name, published)
     if not hasattr(model, "forward_intermediates"):
         raise MNError(f"timm's model '{model_name}' returns no feature maps; use one such as a ResNet or a ViT")
     if embedded:
         state = _embedded_weights(model.state_dict())
     else:
-        state = read_tensors(Path(file) if file else _hub_file(published.hf_hub_id, model_name, name=name))
+        state = read_tensors(Path(file) if file else _hub_file(model_name, name=name))
     _load(model, state, classifier=published.classifier, name=name)
     facts = Facts(
         name=name,
@@ -110,12 +108,29 @@ def _embedded_weights(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed_by_order(read_tensors(Path(spec.origin).parent / file), expected, source=package)
 
 
-def _hub_file(hub_id: str | None, model_name: str, *, name: str) -> Path:
+def hub_id_of(model_name: str) -> str:
+    """The Hugging Face id of a timm model's weights.
+
+    Raises:
+        MNError: when timm has no such model, or no weights of it.
+    """
+    hub_id = _published(model_name).hf_hub_id
     if not hub_id:
         raise MNError(
             f"timm's model '{model_name}' has no weights on the hub; name a file: timm:{model_name}@<weight file>"
         )
-    (path,) = weight_files(model_folder(hub_id, name=name))
+    return str(hub_id)
+
+
+def _published(model_name: str) -> Any:
+    """What timm knows of a model's published weights."""
+    if not is_model(model_name):
+        raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` names those it has")
+    return get_pretrained_cfg(model_name)
+
+
+def _hub_file(model_name: str, *, name: str) -> Path:
+    (path,) = weight_files(model_folder(hub_id_of(model_name), name=name))
     return path
 
 

@@ -1,0 +1,59 @@
+"""The command `nnunet-mn weights`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_mn.networks.inventory import check_backbone, fetch_backbone, list_backbones
+
+app = typer.Typer(
+    help="List, fetch or check the pretrained 2D networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(help="A name from the list, a Hugging Face id, or timm:<name>.")]
+
+
+@app.command("list", epilog="Example: nnunet-mn weights list")
+def list_() -> None:
+    """Show the backbones known by name, with their licenses, and whether their weights are on this machine."""
+    table = Table("name", "source", "M parameters", "pretrained on", "license", "here")
+    for entry, is_here in list_backbones():
+        table.add_row(
+            entry.name,
+            entry.source,
+            f"{entry.parameters:.1f}",
+            entry.pretraining,
+            entry.license,
+            "yes" if is_here else "no",
+        )
+    Console(soft_wrap=False).print(table)
+
+
+@app.command(epilog="Example: nnunet-mn weights fetch segformer-b2")
+def fetch(
+    name: Name,
+    to: Annotated[Path | None, typer.Option(help="A folder; the Hugging Face cache if not given.")] = None,
+) -> None:
+    """Download weights where there is a network, and say what to export where there is none."""
+    files, exports = fetch_backbone(name, to=to)
+    for file in files:
+        typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    typer.echo("On a machine without a network that sees these files:")
+    typer.echo(exports)
+
+
+@app.command(epilog="Example: nnunet-mn weights check efficientnet-lite0")
+def check(
+    name: Annotated[str, typer.Argument(help="A name, a Hugging Face id, a local folder, or timm:<name>.")],
+) -> None:
+    """Load weights, run the network once, and print their hash and size."""
+    checked = check_backbone(name)
+    typer.echo(checked.description)
+    typer.echo(f"hash of the weights: {checked.weights_hash}, {checked.megabytes:.1f} MB")
+    typer.echo(f"one forward pass: logits {checked.logits_shape}, all finite")

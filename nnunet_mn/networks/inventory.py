@@ -1,0 +1,108 @@
+"""Which backbones' weights are on this machine, fetching them, and trying them out."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from nnunet_mn.config import MNConfig
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.build import build_network_2d
+from nnunet_mn.networks.hub import cached_folder, fetch, weight_files
+from nnunet_mn.networks.registry import ENTRIES, Entry, find
+from nnunet_mn.networks.weights import hash_of
+
+_EMBEDDED = "pypi:"
+_TIMM = "timm:"
+_SLICE = (1, 1, 64, 64)  # of the trial pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a trial of a backbone showed.
+
+    Args:
+        description: its name, size, trained share and license.
+        weights_hash: of all its pretrained weights; equal on every machine for equal weights.
+        megabytes: of these weights in memory.
+        logits_shape: of one forward pass.
+    """
+
+    description: str
+    weights_hash: str
+    megabytes: float
+    logits_shape: tuple[int, ...]
+
+
+def list_backbones() -> list[tuple[Entry, bool]]:
+    """Every backbone that M&N knows by name, and whether its weights are on this machine; opens no connection."""
+    return [(entry, is_here(entry.source)) for entry in ENTRIES]
+
+
+def is_here(source: str) -> bool:
+    """Whether the weights of a source are in the cache, or in an installed package."""
+    if source.startswith(_EMBEDDED):
+        return find_spec(source.removeprefix(_EMBEDDED).replace("-", "_")) is not None
+    return cached_folder(_hub_id(source)) is not None
+
+
+def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], str]:
+    """Download a backbone's weights, for machines without a network.
+
+    Args:
+        name: of the registry, a Hugging Face id, or `timm:<name>`.
+        to: a folder; None means the Hugging Face cache.
+
+    Returns:
+        The weight files, and what to export where the training runs.
+
+    Raises:
+        MNError: when the weights are embedded, or cannot be fetched.
+    """
+    entry = find(name)
+    source = entry.source if entry is not None else name
+    if source.startswith(_EMBEDDED):
+        package = source.removeprefix(_EMBEDDED)
+        raise MNError(f"The weights of '{name}' come with the package {package}; run: pip install {package}")
+    target = None if to is None else to / name.replace("/", "--").replace(":", "--")
+    folder = fetch(_hub_id(source), name=name, to=target)
+    return weight_files(folder), _exports(source, folder, is_cache=target is None)
+
+
+def _hub_id(source: str) -> str:
+    """The Hugging Face id that a source stands for."""
+    if not source.startswith(_TIMM):
+        return source
+    from nnunet_mn.networks.timm_backbones import hub_id_of  # timm takes seconds to import
+
+    return hub_id_of(source.removeprefix(_TIMM))
+
+
+def _exports(source: str, folder: Path, *, is_cache: bool) -> str:
+    """The environment variables that make a training find fetched weights without a network."""
+    if is_cache:
+        hub = folder.parents[2]  # .../hub/models--<owner>--<name>/snapshots/<revision>
+        return f"export HF_HUB_CACHE={hub} HF_HUB_OFFLINE=1 nnUNet_mn_backbone={source}"
+    backbone = f"{source}@{weight_files(folder)[0].resolve()}" if source.startswith(_TIMM) else str(folder.resolve())
+    return f"export HF_HUB_OFFLINE=1 nnUNet_mn_backbone={backbone}"
+
+
+def check_backbone(name: str) -> Checked:
+    """Load a backbone, run it once on noise and measure it.
+
+    Raises:
+        MNError: when its weights are not here, damaged, or do not fit.
+    """
+    network = build_network_2d(MNConfig(backbone=name, adaptation="frozen"), in_channels=1, num_classes=2).eval()
+    with torch.no_grad():
+        logits = network(torch.randn(_SLICE, generator=torch.Generator().manual_seed(0)))
+    if not logits.isfinite().all():
+        raise MNError(f"The network '{name}' returned values that are not finite; fetch its weights again")
+    state = network.backbone.state_dict()
+    return Checked(
+        description=network.description,
+        weights_hash=hash_of(state.items()),
+        megabytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()) / 1e6,
+        logits_shape=tuple(logits.shape),
+    )
