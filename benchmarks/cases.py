@@ -54,10 +54,11 @@ def make_stand_ins(root: Path, count: int) -> Path:
 
 def measure(what: str, step: Callable[[], Result]) -> Result:
     """Run a step and print its time and the memory that the process has needed so far."""
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     result = step()
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"{what}: {time.perf_counter() - start:.2f} s, peak of the process {peak:.0f} MiB")
+    print(f"{what}: {wall:.2f} s (CPU {cpu:.2f} s), peak of the process {peak:.0f} MiB")
     return result
 
 
