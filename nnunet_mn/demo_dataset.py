@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK
@@ -43,7 +44,7 @@ def write_dataset(dataset: Path, test_labels: Path, *, seed: int, n_unlabeled: i
     (dataset / "dataset.json").write_text(json.dumps(_dataset_json(), indent=2))
 
 
-def read_volume(path: Path) -> NDArray[np.generic]:
+def read_volume(path: Path) -> NDArray[Any]:
     """Voxels of a NIfTI file as (z, y, x)."""
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))  # type: ignore[no-any-return]
 
@@ -60,7 +61,7 @@ def _write_case(name: str, phantom: Phantom, images: Path, labels: Path | None) 
         _write_volume(phantom.label, labels / f"{name}.nii.gz")
 
 
-def _write_volume(voxels: NDArray[np.generic], path: Path) -> None:
+def _write_volume(voxels: NDArray[Any], path: Path) -> None:
     """Write (z, y, x) voxels with their spacing as NIfTI."""
     image = SimpleITK.GetImageFromArray(voxels)
     image.SetSpacing(SPACING[::-1])  # SimpleITK counts x, y, z

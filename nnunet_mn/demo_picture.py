@@ -22,7 +22,7 @@ def draw(result: DemoResult, space: Workspace, *, iterations: int) -> None:
         classes=CLASSES,
         slices=[_shown(result, space, case) for case in typical_cases(result)],
         curves=_curves(result, iterations),
-        curves_label="Dice on training patches",
+        curves_label="Dice on the labeled cases (fit)",
         case_dice=[[model.case_dice(case) for case in result.mn.scores] for model in result.models],
     )
 

@@ -124,19 +124,20 @@ def _acquire(rng: np.random.Generator, image: Array) -> Array:
     image = image * np.exp(rng.uniform(0.15, 0.4) * _texture(rng, sigma_mm=35.0))
     image = ndimage.gaussian_filter(image, [0.7 / s for s in SPACING])
     noise = rng.normal(0, rng.uniform(0.02, 0.05), (2, *SHAPE))
-    return rng.uniform(200, 900) * np.hypot(image + noise[0], noise[1])
+    magnitude: Array = np.hypot(image + noise[0], noise[1])
+    return rng.uniform(200, 900) * magnitude
 
 
 def _texture(rng: np.random.Generator, *, sigma_mm: float) -> Array:
     """Smooth noise of zero mean and unit standard deviation."""
-    noise = ndimage.gaussian_filter(rng.normal(size=SHAPE), [sigma_mm / s for s in SPACING], mode="nearest")
-    return (noise - noise.mean()) / noise.std()
+    noise: Array = ndimage.gaussian_filter(rng.normal(size=SHAPE), [sigma_mm / s for s in SPACING], mode="nearest")
+    return (noise - float(noise.mean())) / float(noise.std())
 
 
 def _ellipsoid(points: Array, center: Array, radii: Array, rotation: Array) -> Array:
     """About the distance in mm of each point to an ellipsoid's surface, negative inside."""
-    local = (points - center) @ rotation.T / radii
-    return (np.linalg.norm(local, axis=-1) - 1) * radii.min()
+    scaled: Array = np.linalg.norm((points - center) @ rotation.T / radii, axis=-1)
+    return (scaled - 1) * float(radii.min())
 
 
 def _paint(image: Array, distance: Array, value: Array | float) -> Array:

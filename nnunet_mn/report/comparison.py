@@ -64,7 +64,7 @@ def plot_comparison(
     """
     figure = Figure(figsize=(11, 1.0 + 2.05 * len(slices)), layout="constrained")
     canvas = FigureCanvasAgg(figure)  # not pyplot: no global state, no display
-    left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.35, 1))[0]
     rows = left.subplots(len(slices), 1 + len(models), squeeze=False)
     for axes, shown in zip(rows, slices, strict=True):
         _draw_case(axes, shown, classes, aspect)
