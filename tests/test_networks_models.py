@@ -1,0 +1,283 @@
+"""Every kind of backbone through the code that users run: tiny models that the libraries save and ours loads."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    Dinov2Config,
+    Dinov2Model,
+    DPTConfig,
+    DPTForSemanticSegmentation,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SwinConfig,
+    SwinForImageClassification,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    ViTConfig,
+    VitDetConfig,
+    VitDetModel,
+    ViTForImageClassification,
+)
+
+from nnunet_mn.config import MNConfig
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.networks.lora import is_projection
+
+transformers.utils.logging.disable_progress_bar()
+
+LABELS = 5
+PLAIN = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 64, "num_labels": LABELS}
+STAGES = [f"stage{number}" for number in range(1, 5)]
+
+
+def segformer() -> PreTrainedModel:
+    config = SegformerConfig(
+        depths=[1] * 4,
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=32,
+        num_labels=LABELS,
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
+def swin_config() -> SwinConfig:
+    sizes = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2], "window_size": 4, "image_size": 64}
+    return SwinConfig(**sizes, out_features=STAGES)
+
+
+def convnext_config() -> ConvNextConfig:
+    return ConvNextConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], out_features=STAGES)
+
+
+def upernet(backbone: Any) -> PreTrainedModel:
+    config = UperNetConfig(backbone_config=backbone, hidden_size=16, num_labels=LABELS, auxiliary_channels=8)
+    return UperNetForSemanticSegmentation(config)
+
+
+def beit() -> PreTrainedModel:
+    return BeitForSemanticSegmentation(
+        BeitConfig(**PLAIN, num_hidden_layers=4, out_indices=[1, 2, 3, 4], use_relative_position_bias=True)
+    )
+
+
+def dpt() -> PreTrainedModel:
+    sizes = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16, "backbone_out_indices": [0, 1, 2, 3]}
+    return DPTForSemanticSegmentation(DPTConfig(**PLAIN, **sizes, num_hidden_layers=4))
+
+
+def dinov2() -> PreTrainedModel:
+    return Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=8, num_attention_heads=2, image_size=56))
+
+
+def vitdet() -> PreTrainedModel:
+    sizes = {"image_size": 64, "pretrain_image_size": 64}
+    return VitDetModel(VitDetConfig(hidden_size=32, num_hidden_layers=8, num_attention_heads=2, **sizes))
+
+
+def resnet() -> PreTrainedModel:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)
+    return ResNetForImageClassification(config)
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "segformer": segformer,
+    "upernet-swin": lambda: upernet(swin_config()),
+    "upernet-convnext": lambda: upernet(convnext_config()),
+    "beit": beit,
+    "dpt": dpt,
+    "dinov2": dinov2,
+    "vitdet": vitdet,
+    "swin": lambda: SwinForImageClassification(swin_config()),
+    "convnext": lambda: ConvNextForImageClassification(convnext_config()),
+    "resnet": resnet,
+}
+TIMM = ("test_vit", "test_resnet", "test_convnext", "test_efficientnet")
+WITH_DECODER = ("segformer", "upernet-swin", "upernet-convnext", "beit", "dpt")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection may be opened for weights that are local."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a network connection was opened")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Each model is saved once, when it is first asked for."""
+    root = tmp_path_factory.mktemp("models")
+
+    def save(name: str) -> str:
+        if name in TIMM:
+            from nnunet_mn.networks.timm_backbones import timm  # which imports it without its warnings
+
+            torch.manual_seed(0)
+            file = root / f"{name}.safetensors"
+            if not file.exists():
+                safetensors.torch.save_file(timm.create_model(name).state_dict(), file)
+            return f"timm:{name}@{file}"
+        if not (root / name).exists():
+            torch.manual_seed(0)
+            MODELS[name]().save_pretrained(root / name)
+        return str(root / name)
+
+    return save
+
+
+def build(backbone: str, **fields: Any) -> Network2D:
+    torch.manual_seed(0)
+    config = MNConfig(**{"backbone": backbone, "lora_rank": 4, **fields})
+    return build_network_2d(config, in_channels=2, num_classes=3)
+
+
+def gradients_of(network: Network2D, slices: Tensor) -> set[str]:
+    """The names of all parameters that a backward pass reaches."""
+    network(slices).square().mean().backward()
+    return {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "full", "frozen"])
+@pytest.mark.parametrize("name", [*MODELS, *TIMM])
+def test_every_backbone_trains_offline(saved: Callable[[str], str], name: str, adaptation: str) -> None:
+    network = build(saved(name), adaptation=adaptation)
+    slices = torch.randn(2, 2, 37, 41)
+    logits = network(slices)
+    assert logits.shape == (2, 3, 37, 41)
+    assert network.is_deterministic()
+    with torch.no_grad():
+        assert torch.allclose(logits, network.eval()(slices), atol=1e-5)
+    # Distributed training refuses a trained parameter without a gradient.
+    assert gradients_of(network.train(), slices) == {n for n, p in network.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", ["segformer", "dinov2", "upernet-convnext", "test_efficientnet"])
+@pytest.mark.parametrize("size", [(20, 20), (70, 30)])
+def test_slices_of_any_size(saved: Callable[[str], str], name: str, size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        assert build(saved(name))(torch.randn(1, 2, *size)).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize("name", ["segformer", "swin", "resnet", "test_vit"])
+def test_lora_updates_every_projection_of_the_encoder(saved: Callable[[str], str], name: str) -> None:
+    original = build(saved(name), adaptation="frozen").backbone.encoder
+    adapted = build(saved(name), adaptation="lora").backbone.encoder
+    projections = {n for n, module in original.named_modules() if is_projection(module)}
+    updated = {n.partition(".lora_A")[0] for n, _ in adapted.named_parameters() if ".lora_A" in n}
+    assert updated == projections != set()
+
+
+@pytest.mark.parametrize("name", WITH_DECODER)
+def test_under_lora_a_pretrained_decode_head_trains_its_biases_alone(saved: Callable[[str], str], name: str) -> None:
+    backbone = build(saved(name), adaptation="lora").backbone
+    encoder = {id(parameter) for parameter in backbone.encoder.parameters()}
+    decoder = [(n, p.requires_grad) for n, p in backbone.named_parameters() if id(p) not in encoder]
+    assert decoder
+    assert not any(trained for n, trained in decoder if not n.endswith("bias"))
+    assert any(trained for _, trained in decoder)
+
+
+def test_the_fused_features_are_what_the_classifier_would_have_seen(saved: Callable[[str], str]) -> None:
+    model = SegformerForSemanticSegmentation.from_pretrained(saved("segformer")).eval()
+    images = torch.randn(2, 3, 64, 96)
+    backbone = build(saved("segformer"), adaptation="frozen").eval().backbone
+    with torch.no_grad():
+        (fused,) = backbone(images)
+        assert torch.allclose(model.decode_head.classifier(fused), model(images).logits, atol=1e-5)
+
+
+def test_resnets_features_are_the_librarys(saved: Callable[[str], str]) -> None:
+    model = ResNetForImageClassification.from_pretrained(saved("resnet")).eval()
+    images = torch.randn(2, 3, 64, 96)
+    backbone = build(saved("resnet"), adaptation="frozen").eval().backbone
+    with torch.no_grad():
+        expected = model(images, output_hidden_states=True).hidden_states[1:]
+        for ours, theirs in zip(backbone(images), expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["segformer", "dinov2", "swin", "test_vit"])
+def test_gradient_checkpointing_changes_no_gradient(saved: Callable[[str], str], name: str) -> None:
+    slices = torch.randn(1, 2, 40, 40)
+    plain, saving = (build(saved(name), adaptation="full", gradient_checkpointing=on) for on in (False, True))
+    for network in (plain, saving):
+        network(slices).square().mean().backward()
+    for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+def test_gradient_checkpointing_that_a_model_cannot_do_is_refused(saved: Callable[[str], str]) -> None:
+    with pytest.raises(MNError, match="gradient_checkpointing is on, but"):
+        build(saved("resnet"), gradient_checkpointing=True)
+
+
+def test_the_papers_preset_keeps_the_models_dropout(saved: Callable[[str], str]) -> None:
+    assert not build(saved("segformer"), preset="paper").is_deterministic()
+    assert build(saved("segformer"), preset="nnunet").is_deterministic()
+
+
+def test_auto_means_lora_for_transformers_and_full_for_convolutional_networks(saved: Callable[[str], str]) -> None:
+    def names(backbone: str) -> str:
+        return build(saved(backbone)).description
+
+    assert "(lora)" in names("segformer")
+    assert "(full)" in names("resnet")
+
+
+def test_a_model_without_feature_maps_is_refused(tmp_path: Path) -> None:
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(MNError, match="neither a model for semantic segmentation nor a backbone"):
+        build(str(tmp_path))
+
+
+def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
+    segformer().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    dropped = next(name for name in tensors if name.startswith("segformer."))
+    del tensors[dropped]
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(MNError, match="lack 1 tensors"):
+        build(str(tmp_path))
+
+
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
+    segformer().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(MNError, match="is damaged"):
+        build(str(tmp_path))
+
+
+def test_a_folder_with_pickled_weights_alone_is_read_safely(tmp_path: Path) -> None:
+    model = segformer()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({**model.state_dict(), "payload": nn.Linear(1, 1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(MNError, match="could run code"):
+        build(str(tmp_path))
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert build(str(tmp_path)).frozen_hash()
