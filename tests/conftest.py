@@ -68,7 +68,7 @@ def make_volume(seed: int, *, shape: tuple[int, int, int] = SHAPE, channels: int
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
     inside = (((grid - center) / radii) ** 2).sum(-1) < 1
     labels = (inside * np.where(grid[..., 0] < center[0], 1, 2)).astype(np.uint8)
-    image = np.stack([100 * (c + 1) + 60 * labels + rng.normal(0, 10, shape) for c in range(channels)])
+    image = np.stack([100 * (c + 1) + 60.0 * labels + rng.normal(0, 10, shape) for c in range(channels)])
     return image.astype(np.float32), labels
 
 

@@ -174,6 +174,8 @@ class nnUNetTrainerMN(_LabeledCases):
             self.initialize()
         if self.is_ddp:
             raise MNError("M&N trains on one GPU so far: leave out -num_gpus")
+        if self.resumed is not None:
+            self._refuse_to_continue(self.resumed)
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         self.counter = UnlabeledCounter(self.batch_size, rounding=self.mn_config.rounding)
         self.cotrainer = self._build_cotrainer()  # before the unlabeled cases: weights fail in seconds
@@ -292,8 +294,10 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        self.cotrainer.student_2d.network.train()
-        self._log("lrs_2d", self.cotrainer.student_2d.optimizer.param_groups[0]["lr"])
+        student = self.cotrainer.student_2d
+        student.network.train()
+        scale_learning_rates(student.optimizer, self._rate_factor(self.current_epoch * self.iterations))
+        self._log("lrs_2d", student.learning_rate())
         self.num_iterations_per_epoch = self.iterations - self.iteration
 
     def _position(self) -> int:
@@ -360,8 +364,8 @@ class nnUNetTrainerMN(_LabeledCases):
         last = self._last_logged()
         self.print_to_log_file(
             f"2D network: train_loss {last['train_losses_2d']:.4f}, val_loss {last['val_losses_2d']:.4f}, "
-            f"pseudo dice {[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, learning rate {last['lrs_2d']:.2g}, "
-            f"unlabeled share {last['unlabeled_fraction']:.3f}"
+            f"pseudo dice {[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, "
+            f"learning rate {last['lrs_2d']:.2g}, unlabeled share {last['unlabeled_fraction']:.3f}"
         )
         self.iteration, self.train_outputs, self.random_state = 0, [], None
         super().on_epoch_end()  # writes `best` and counts the epoch
@@ -415,18 +419,23 @@ class nnUNetTrainerMN(_LabeledCases):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        mn = checkpoint.load_mn(Path(filename_or_checkpoint))
+        if mn["config"]["preset"] != self.mn_config.preset:
+            self._refuse_to_continue(mn)  # now, since stock cannot load another optimizer's state
         super().load_checkpoint(filename_or_checkpoint)
-        # applied in on_train_start, where the 2D network is built: validation alone needs none
-        self.resumed = checkpoint.load_mn(Path(filename_or_checkpoint))
+        self.resumed = mn  # applied in on_train_start, where the 2D network is built: validation alone needs none
         for key in LOGGED:
             self._log_lists().setdefault(key, [])
 
-    def _restore(self, mn: dict[str, Any]) -> None:
+    def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
+        """Raise an MNError where the settings no longer fit the checkpoint's state."""
         wrong = changed_state_fields(self.mn_config, mn["config"])
         if mn["batch_size"] != self.batch_size:
             wrong.append(f"the batch size is {self.batch_size} but the checkpoint was trained with {mn['batch_size']}")
         if wrong:
             raise MNError(f"the checkpoint cannot be continued: {'; '.join(wrong)}; put it back or start without --c")
+
+    def _restore(self, mn: dict[str, Any]) -> None:
         for field, value in self.mn_config.to_dict().items():
             if mn["config"].get(field) != value:
                 self.print_to_log_file(f"M&N: {field} changes from {mn['config'].get(field)!r} to {value!r}")

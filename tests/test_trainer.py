@@ -1,0 +1,390 @@
+"""The trainer through the functions that `nnUNetv2_train` calls, in this process."""
+
+import hashlib
+import inspect
+import json
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_mn.bridge.checkpoint import load_mn
+from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.errors import MNError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net and its plots warn
+
+FIELDS = {
+    "backbone": "efficientnet-lite0",
+    "seed": 1,
+    "epochs": 2,
+    "iterations_per_epoch": 4,
+    "val_iterations_per_epoch": 1,
+    "supervised_fraction": 0.25,
+    "checkpoint_every": 1,
+}
+
+
+class Trainings:
+    """Trains folds of planned datasets, each name with a results folder of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.monkeypatch = monkeypatch
+        monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
+
+    def trainer(
+        self,
+        dataset: Any,
+        *,
+        name: str = "results",
+        trainer: str = "nnUNetTrainerMN",
+        configuration: str = "3d_fullres",
+        fold: int | str = 0,
+        go_on: bool = False,
+        validate: bool = False,
+        pretrained: str | None = None,
+        **fields: Any,
+    ) -> Any:
+        """A trainer as `nnUNetv2_train` makes it, with its checkpoint loaded."""
+        for field, value in (FIELDS | fields).items():
+            self.monkeypatch.setenv(f"nnUNet_mn_{field}", str(value))
+        self.monkeypatch.setenv("nnUNet_results", str(self.folder / name))
+        self.monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # not earlier: stock planning cannot do with 0
+        made = get_trainer_from_args(
+            str(dataset.number), configuration, fold, trainer, continue_training=go_on, device=torch.device("cpu")
+        )
+        maybe_load_checkpoint(made, go_on, validate, pretrained)
+        return made
+
+    def run(self, dataset: Any, **options: Any) -> Any:
+        """Train to the end."""
+        trainer = self.trainer(dataset, **options)
+        trainer.run_training()
+        return trainer
+
+
+@pytest.fixture
+def trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # volumes this small gain nothing from more
+    yield Trainings(tmp_path, monkeypatch)
+    torch.set_num_threads(threads)
+
+
+def _checkpoint(trainer: Any, name: str = "final") -> dict[str, Any]:
+    stored: dict[str, Any] = torch.load(Path(trainer.output_folder) / f"checkpoint_{name}.pth", weights_only=False)
+    return stored
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether nested states are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other) or (one != one and other != other)
+
+
+def _without_times(logged: dict[str, Any]) -> dict[str, Any]:
+    return {key: values for key, values in logged.items() if "timestamps" not in key}
+
+
+def test_a_training_logs_both_networks_and_leaves_a_checkpoint_for_stock_prediction(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainer = trainings.run(planned_dataset())
+    stored = _checkpoint(trainer)
+    assert stored["trainer_name"] == "nnUNetTrainer"
+    assert set(stored["network_weights"]) == set(trainer.network.state_dict())
+    assert stored["mn"]["optimizer_2d"] is None
+    logged = stored["logging"]
+    for key in ("train_losses_2d", "val_losses_2d", "mean_fg_dice_2d", "lrs_2d", "unlabeled_fraction"):
+        assert len(logged[key]) == 2
+        assert np.isfinite(logged[key]).all() or key == "mean_fg_dice_2d"
+    assert logged["unlabeled_fraction"][0] < logged["unlabeled_fraction"][1]
+    assert logged["lrs"][0] == pytest.approx(0.01)
+    assert logged["lrs_2d"][0] == pytest.approx(1e-3)
+    files = {file.name for file in Path(trainer.output_folder).iterdir()}
+    assert {"progress.png", "progress_mn.png", "checkpoint_final.pth", "checkpoint_best.pth"} <= files
+    assert not [name for name in files if name.endswith(".tmp") or "latest" in name]
+    text = next(Path(trainer.output_folder).glob("training_log*")).read_text()
+    for part in (
+        "M&N settings",
+        "efficientnet-lite0",
+        "2D network: train_loss",
+        "unlabeled share",
+        "3 unlabeled cases",
+    ):
+        assert part in text
+
+
+def test_the_mn_part_of_a_checkpoint_loads_without_running_code(
+    trainings: Trainings, planned_dataset: Callable[..., Any], tmp_path: Path
+) -> None:
+    trainer = trainings.trainer(planned_dataset())
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    torch.save(load_mn(tmp_path / "checkpoint_latest.pth"), tmp_path / "mn.pth")
+    mn = torch.load(tmp_path / "mn.pth", weights_only=True)
+    assert mn["config"]["backbone"] == "efficientnet-lite0"
+    assert mn["optimizer_2d"] is not None
+
+
+def test_stopping_after_every_epoch_changes_no_bit(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
+    dataset = planned_dataset()
+    whole = trainings.run(dataset, name="whole", epochs=3)
+    for epoch in range(3):
+        part = trainings.trainer(dataset, name="parts", epochs=3, go_on=epoch > 0)
+        assert part.current_epoch == epoch
+        if epoch < 2:
+            _stop_after(part, epochs=1)
+        else:
+            part.run_training()
+    for name in ("final", "best"):
+        one, other = _checkpoint(whole, name), _checkpoint(part, name)
+        assert _same(one["network_weights"], other["network_weights"])
+        assert _same(one["optimizer_state"], other["optimizer_state"])
+        assert _same(_without_times(one["logging"]), _without_times(other["logging"]))
+        assert one["_best_ema"] == other["_best_ema"]
+        assert _same(one["mn"], other["mn"])
+
+
+def _stop_after(trainer: Any, *, epochs: int) -> None:
+    """Kill the training as its next epoch begins."""
+    begin, left = trainer.on_epoch_start, [epochs]
+
+    def begin_or_stop() -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        begin()
+
+    trainer.on_epoch_start = begin_or_stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize(("hook", "iteration"), [("train_step", 2), ("validation_step", 4)])
+def test_a_cluster_that_takes_the_machine_away_costs_nothing(
+    trainings: Trainings, planned_dataset: Callable[..., Any], hook: str, iteration: int
+) -> None:
+    dataset = planned_dataset()
+    whole = trainings.run(dataset, name="whole")
+    stopped = trainings.trainer(dataset, name="parts")
+    original, calls = getattr(stopped, hook), [0]
+
+    def signal_once(batch: dict[str, Any]) -> Any:
+        calls[0] += 1
+        if calls[0] == (2 if hook == "train_step" else 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch)
+
+    setattr(stopped, hook, signal_once)
+    with pytest.raises(SystemExit, match=f"stopped on SIGTERM in epoch 0 after iteration {iteration} of 4.*--c"):
+        stopped.run_training()
+    stopped.stop_request.uninstall()
+    part = trainings.run(dataset, name="parts", go_on=True)
+    assert _same(_checkpoint(whole)["network_weights"], _checkpoint(part)["network_weights"])
+    assert _same(_checkpoint(whole)["mn"], _checkpoint(part)["mn"])
+    assert _same(_without_times(_checkpoint(whole)["logging"]), _without_times(_checkpoint(part)["logging"]))
+
+
+def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any], volume_tools: Any
+) -> None:
+    dataset = fresh_planned_dataset()
+    before = trainings.run(dataset, name="before")
+    rng = np.random.default_rng(0)
+    folder = dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    for name in dataset.unlabeled:
+        label = dataset.raw / "labelsTr" / f"{name}.nii.gz"
+        volume_tools.write(rng.integers(0, 3, volume_tools.read(label).shape).astype(np.uint8), label)
+        (folder / f"{name}_seg.b2nd").write_bytes(rng.bytes(1000))
+        properties = folder / f"{name}.pkl"
+        content = pickle.loads(properties.read_bytes())
+        content["class_locations"] = {1: rng.integers(0, 9, (5, 4))}
+        properties.write_bytes(pickle.dumps(content))
+    after = trainings.run(dataset, name="after")
+    assert _same(_checkpoint(before)["network_weights"], _checkpoint(after)["network_weights"])
+    assert _same(_checkpoint(before)["mn"], _checkpoint(after)["mn"])
+
+
+@pytest.mark.parametrize("labels", ["regions", "ignore"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_regions_ignore_label_and_several_channels_train(
+    trainings: Trainings, planned_dataset: Callable[..., Any], labels: str, channels: int
+) -> None:
+    trainer = trainings.run(planned_dataset(labels=labels, channels=channels, layout="imagesUn"), epochs=1)
+    assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
+
+
+@pytest.mark.parametrize("n_labeled", [1, 4])
+def test_a_few_labeled_cases_without_a_split_file_are_trained_and_validated_on(
+    trainings: Trainings, planned_dataset: Callable[..., Any], n_labeled: int
+) -> None:
+    dataset = planned_dataset(n_labeled=n_labeled, n_val=0, layout="imagesUn", split_file=False)
+    trainer = trainings.trainer(dataset)
+    train, val = trainer.do_split()
+    assert train == val == sorted(dataset.labeled)
+    assert "too few for nnU-Net's 5 folds" in Path(trainer.log_file).read_text()
+
+
+@pytest.mark.parametrize("fold", ["all", 7])
+def test_folds_without_an_entry_leave_the_unlabeled_cases_out(
+    trainings: Trainings, planned_dataset: Callable[..., Any], fold: int | str
+) -> None:
+    dataset = planned_dataset()
+    train, val = trainings.trainer(dataset, fold=fold).do_split()
+    assert train
+    assert not {*train, *val} & set(dataset.unlabeled)
+
+
+def test_the_baseline_is_the_stock_trainer_on_the_labeled_cases(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = planned_dataset()
+    trainer = trainings.trainer(dataset, trainer="nnUNetTrainerMNLabeledOnly", epochs=3, iterations_per_epoch=5)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (3, 5, 1)
+    train, val = trainer.do_split()
+    assert (set(train), set(val)) == (set(dataset.labeled), set(dataset.val))
+    changed = {name for name, _ in inspect.getmembers(type(trainer), inspect.isfunction)
+               if getattr(type(trainer), name) is not getattr(nnUNetTrainer, name, None)}  # fmt: skip
+    assert changed == {"__init__", "initialize", "do_split", "_refuse", "_raw_folder"}
+
+
+def test_variants_fix_the_epochs_and_the_environment_wins(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = planned_dataset()
+    trainings.monkeypatch.delitem(FIELDS, "epochs")
+    assert trainings.trainer(dataset, trainer="nnUNetTrainerMN_5epochs").num_epochs == 5
+    assert trainings.trainer(dataset, trainer="nnUNetTrainerMN_5epochs", epochs=3).num_epochs == 3
+
+
+def test_validation_alone_needs_no_2d_network(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
+    dataset = planned_dataset()
+    trained = trainings.run(dataset, epochs=1)
+    trainer = trainings.trainer(dataset, validate=True, epochs=1, backbone="nobody/has-this")
+    assert _same(trainer.network.state_dict(), trained.network.state_dict())
+
+
+def test_pretrained_weights_of_a_stock_training_are_the_start(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = planned_dataset()
+    stock = trainings.run(dataset, trainer="nnUNetTrainerMNLabeledOnly", epochs=1)
+    checkpoint = Path(stock.output_folder) / "checkpoint_final.pth"
+    trainer = trainings.trainer(dataset, pretrained=str(checkpoint))
+    loaded = trainer.network.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in stock.network.state_dict().items() if "seg_layers" not in k)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"backbone": "segformer-b0"}, "backbone is 'segformer-b0' but the checkpoint was trained with"),
+        ({"adaptation": "frozen"}, "adaptation is 'frozen' but the checkpoint was trained with 'auto'"),
+        ({"preset": "paper"}, "preset is 'paper' but the checkpoint was trained with 'nnunet'"),
+    ],
+)
+def test_a_changed_field_that_shapes_the_state_stops_a_continuation(
+    trainings: Trainings, planned_dataset: Callable[..., Any], changed: dict[str, str], sentence: str
+) -> None:
+    dataset = planned_dataset()
+    _stop_after(trainings.trainer(dataset), epochs=1)
+    with pytest.raises(MNError, match=sentence):
+        trainings.trainer(dataset, go_on=True, **changed).run_training()
+
+
+def test_a_changed_batch_size_stops_a_continuation(
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = fresh_planned_dataset()
+    _stop_after(trainings.trainer(dataset), epochs=1)
+    plans = dataset.plans
+    plans["configurations"]["3d_fullres"]["batch_size"] += 1
+    (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(MNError, match="the batch size is 3 but the checkpoint was trained with 2"):
+        trainings.trainer(dataset, go_on=True).run_training()
+
+
+def test_other_changed_fields_are_applied_and_logged(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
+    dataset = planned_dataset()
+    _stop_after(trainings.trainer(dataset), epochs=1)
+    trainer = trainings.run(dataset, go_on=True, lr_2d=2e-3)
+    assert "lr_2d changes from 0.001 to 0.002" in Path(trainer.log_file).read_text()
+    rates = _checkpoint(trainer)["logging"]["lrs_2d"]
+    assert rates[1] == pytest.approx(2 * rates[0] * 0.5**0.9)
+
+
+def test_2d_and_cascade_configurations_are_refused(
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = fresh_planned_dataset()
+    plans = dataset.plans
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    for configuration in ("2d", "3d_cascade_fullres"):
+        with pytest.raises(MNError, match=f"'{configuration}' does not allow: use 3d_fullres or 3d_lowres"):
+            trainings.trainer(dataset, configuration=configuration)
+    assert not (trainings.folder / "results").exists()
+
+
+def test_a_mistyped_field_is_named_before_anything_is_written(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainings.monkeypatch.setenv("nnUNet_mn_epoch", "5")
+    with pytest.raises(MNError, match="'epoch' to '5', but M&N has no such field"):
+        trainings.trainer(planned_dataset())
+    assert not (trainings.folder / "results").exists()
+
+
+def test_no_unlabeled_case_is_an_error_with_three_remedies(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = planned_dataset(n_unlabeled=0, layout="imagesUn")
+    with pytest.raises(MNError, match=r"splits_final\.json.*imagesUn.*imagesTs"):
+        trainings.run(dataset)
+
+
+def test_the_papers_preset_trains_with_its_own_optimizers_and_loss(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainer = trainings.run(planned_dataset(), preset="paper", adaptation="full", epochs=1)
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert trainer.oversample_foreground_percent == 0.5
+    assert trainer.cotrainer.student_3d.loss.loss.squared
+    assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
+
+
+def test_stock_code_that_we_restate_has_not_changed() -> None:
+    """`get_dataloaders` is stock's but for the training loader's class: a change there must be looked at."""
+    body = inspect.getsource(nnUNetTrainer.get_dataloaders).rstrip() + "\n"
+    seen = {"c69120a72088": "2.6.4", "5f59e2b907cf": "2.7.0 to 2.8.1"}
+    assert hashlib.sha256(body.encode()).hexdigest()[:12] in seen
+
+
+def test_stock_predictor_predicts_a_volume_from_our_checkpoint(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = planned_dataset()
+    trainer = trainings.run(dataset, epochs=1)
+    predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, perform_everything_on_device=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    image = next((dataset.raw / "imagesTr").glob("val_00_*"))
+    data, properties = trainer.plans_manager.image_reader_writer_class().read_images([str(image)])
+    segmentation = predictor.predict_single_npy_array(data, properties)
+    assert segmentation.shape == data.shape[1:]
