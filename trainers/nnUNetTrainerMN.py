@@ -164,10 +164,9 @@ class nnUNetTrainerMN(_LabeledCases):
             optimizer, _ = super().configure_optimizers()
         else:
             optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
-        return optimizer, EpochStartRates(optimizer, lambda epoch: self._rate_factor(epoch * self.iterations))
-
-    def _rate_factor(self, iteration: int) -> float:
-        return self.schedule.learning_rate_factor(iteration)
+        return optimizer, EpochStartRates(
+            optimizer, lambda epoch: self.schedule.learning_rate_factor(epoch * self.iterations)
+        )
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -296,7 +295,9 @@ class nnUNetTrainerMN(_LabeledCases):
         super().on_train_epoch_start()
         student = self.cotrainer.student_2d
         student.network.train()
-        scale_learning_rates(student.optimizer, self._rate_factor(self.current_epoch * self.iterations))
+        scale_learning_rates(
+            student.optimizer, self.schedule.learning_rate_factor(self.current_epoch * self.iterations)
+        )
         self._log("lrs_2d", student.learning_rate())
         self.num_iterations_per_epoch = self.iterations - self.iteration
 
@@ -305,7 +306,7 @@ class nnUNetTrainerMN(_LabeledCases):
         return int(self.current_epoch * self.iterations + self.iteration)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
-        factor = self._rate_factor(self._position())
+        factor = self.schedule.learning_rate_factor(self._position())
         for student in (self.cotrainer.student_3d, self.cotrainer.student_2d):
             scale_learning_rates(student.optimizer, factor)
         targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
@@ -409,7 +410,7 @@ class nnUNetTrainerMN(_LabeledCases):
             **assembly.state(self.cotrainer, with_optimizer=not final),
             "trainer": type(self).__name__,
             "config": self.mn_config.to_dict(),
-            "batch_size": self.batch_size,
+            "batch_size": self.configuration_manager.batch_size,
             "schedule": {"total": self.schedule.total, "supervised": self.schedule.supervised},
             "iteration": self.iteration,
             "train_outputs": self.train_outputs,
@@ -430,8 +431,9 @@ class nnUNetTrainerMN(_LabeledCases):
     def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
         """Raise an MNError where the settings no longer fit the checkpoint's state."""
         wrong = changed_state_fields(self.mn_config, mn["config"])
-        if mn["batch_size"] != self.batch_size:
-            wrong.append(f"the batch size is {self.batch_size} but the checkpoint was trained with {mn['batch_size']}")
+        planned = self.configuration_manager.batch_size
+        if mn["batch_size"] != planned:
+            wrong.append(f"the batch size is {planned} but the checkpoint was trained with {mn['batch_size']}")
         if wrong:
             raise MNError(f"the checkpoint cannot be continued: {'; '.join(wrong)}; put it back or start without --c")
 
