@@ -18,10 +18,10 @@ from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.demo_dataset import DATASET_ID, N_LABELED, labeled_names, write_dataset
 from nnunet_mn.demo_picture import draw
 from nnunet_mn.demo_results import CLASSES, DemoResult, ModelResult, read_scores, results_table, verdict
-from nnunet_mn.demo_workspace import CONFIGURATION, PLANS, Workspace
+from nnunet_mn.demo_workspace import CONFIGURATION, PLANS, PROCESSES, Workspace
 from nnunet_mn.errors import MNError
 from nnunet_mn.small_plans import small_plans
-from nnunet_mn.stock_commands import cpu_count, epoch_begun, run_stock
+from nnunet_mn.stock_commands import epoch_begun, run_stock
 
 BASELINE = ("labeled only", "nnUNetTrainerMNLabeledOnly")
 MN = ("M&N", "nnUNetTrainerMN")
@@ -40,7 +40,7 @@ class Scale:
     n_test: int
 
 
-FULL = Scale(epochs=20, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12)
+FULL = Scale(epochs=24, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12)
 QUICK = Scale(epochs=2, iterations=5, val_iterations=1, n_unlabeled=24, n_test=8)
 
 
@@ -133,9 +133,9 @@ def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
     counts = f"{N_LABELED} labeled, {scale.n_unlabeled} unlabeled, {scale.n_test} test volumes"
     with show.stage(f"generating {counts}"):
         write_dataset(space.raw, space.test_labels, seed=seed, n_unlabeled=scale.n_unlabeled, n_test=scale.n_test)
-    processes = str(min(4, cpu_count()))
+    processes = ("-np", str(PROCESSES), "-npfp", str(PROCESSES))
     command = ("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", CONFIGURATION)
-    show.run("nnUNetv2_plan_and_preprocess", *command, "-np", processes, "-npfp", processes, log="plan.log")
+    show.run("nnUNetv2_plan_and_preprocess", *command, *processes, log="plan.log")
     stock = json.loads((space.preprocessed / "nnUNetPlans.json").read_text(encoding="utf-8"))
     plans = small_plans(stock, name=PLANS, patch_size=PATCH_SIZE, batch_size=BATCH_SIZE, features=FEATURES)
     write_whole(space.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=4))

@@ -13,6 +13,7 @@ from nnunet_mn.stock_commands import cpu_count
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetDemoPlans"
 BACKBONE = "efficientnet-lite0"
+PROCESSES = 2  # helpers of a command; each takes half a GiB for its imports alone, however small the data
 _MARK = ".nnunet-mn-demo"
 
 
@@ -84,7 +85,7 @@ class Workspace:
             "nnUNet_raw": str(self.raw.parent),
             "nnUNet_preprocessed": str(self.preprocessed.parent),
             "nnUNet_results": str(self.results.parent),
-            "nnUNet_n_proc_DA": str(max(1, min(8, cpu_count() // 2))),  # the other half trains
-            "nnUNet_def_n_proc": str(min(8, cpu_count())),
+            "nnUNet_n_proc_DA": str(max(1, min(4, cpu_count() // 2))),  # the other half trains
+            "nnUNet_def_n_proc": str(PROCESSES),
             "nnUNet_compile": "f",  # compiling would take longer than it saves in so short a training
         }
