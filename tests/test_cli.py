@@ -30,6 +30,11 @@ def test_help_names_every_command() -> None:
     assert not [command for command in COMMANDS if command not in output]
 
 
+def test_weights_has_its_own_commands() -> None:
+    output = RUNNER.invoke(cli.app, ["weights", "--help"]).output
+    assert [command for command in ("list", "fetch", "check") if command not in output] == []
+
+
 def test_version_is_the_package_version() -> None:
     assert RUNNER.invoke(cli.app, ["--version"]).output.split() == ["nnunet-mn", version("nnunet-mn")]
 

@@ -72,6 +72,14 @@ def test_embedded_weights_are_on_this_machine(monkeypatch) -> None:
     assert "Apache-2.0" in row.finding
 
 
+@pytest.mark.parametrize("backbone", ["{folder}", "timm:resnet18@{folder}/model.safetensors"])
+def test_local_weights_are_on_this_machine(monkeypatch, tmp_path: Path, backbone: str) -> None:
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setenv("nnUNet_mn_backbone", backbone.format(folder=tmp_path))
+    (row,) = environment.check_weights(resolve(environment_layer()))
+    assert row.state == "good"
+
+
 def test_weights_that_are_elsewhere_are_noted_with_the_fetch_command(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("nnUNet_mn_backbone", "nobody/no-such-model")
     (row,) = environment.check_weights(resolve(environment_layer()))

@@ -1,7 +1,6 @@
 """The doctor's checks of the environment: nnU-Net, how it finds the plug-in, folders, weights, machine."""
 
 import contextlib
-import importlib.util
 import io
 import os
 import warnings
@@ -130,17 +129,14 @@ def check_weights(config: MNConfig) -> list[Row]:
 
 
 def _is_here(backbone: str) -> bool:
-    from nnunet_mn.networks.hub import cached_folder
+    from nnunet_mn.networks.inventory import is_here
     from nnunet_mn.networks.registry import find
 
     entry = find(backbone)
-    source = entry.source if entry is not None else backbone
-    if source.startswith("pypi:"):
-        return importlib.util.find_spec(source.removeprefix("pypi:").replace("-", "_")) is not None
-    if source.startswith("timm:"):
-        model, _, file = source.removeprefix("timm:").partition("@")
-        return Path(file).is_file() if file else cached_folder(f"timm/{model}") is not None
-    return Path(source).is_dir() or cached_folder(source) is not None
+    if entry is not None:
+        return is_here(entry.source)
+    file = backbone.partition("@")[2]  # timm:<name>@<weight file>
+    return Path(file or backbone).exists() or is_here(backbone)
 
 
 def check_cpus() -> list[Row]:
