@@ -112,18 +112,17 @@ def read_scores(summary: Path, test_labels: Path, predictions: Path) -> dict[str
 
 def results_table(result: DemoResult) -> Table:
     """Both models side by side."""
-    table = Table(title=f"{result.n_test} test cases, means")
-    table.add_column("")
+    table = Table(title=f"means over {result.n_test} test cases after {result.updates} updates")
+    table.add_column("", no_wrap=True)
     for name in (*CLASSES, "mean"):
-        table.add_column(f"Dice {name}", justify="right")
+        table.add_column(f"Dice\n{name}", justify="right")
     for name in CLASSES:
-        table.add_column(f"HD95 {name}", justify="right")
-    table.add_column("updates", justify="right")
+        table.add_column(f"HD95 {name}\nin mm", justify="right")
     table.add_column("training", justify="right")
     for model in result.models:
         dice = [*(model.dice(cls) for cls in CLASSES), model.mean_dice]
         distances = [_distance(model, cls) for cls in CLASSES]
-        numbers = [*(f"{value:.3f}" for value in dice), *distances, str(result.updates), f"{model.seconds:.0f} s"]
+        numbers = [*(f"{value:.3f}" for value in dice), *distances, f"{model.seconds:.0f} s"]
         table.add_row(model.name, *numbers)
     return table
 
@@ -148,8 +147,8 @@ def verdict(result: DemoResult) -> str:
 
 
 def _distance(model: ModelResult, cls: str) -> str:
-    missed = f" ({model.missed(cls)} missed)" if model.missed(cls) else ""
-    return f"{model.hd95(cls):.1f} mm{missed}" if not math.isnan(model.hd95(cls)) else "all missed"
+    missed = f"\n({model.missed(cls)} missed)" if model.missed(cls) else ""
+    return f"{model.hd95(cls):.1f}{missed}" if not math.isnan(model.hd95(cls)) else "all missed"
 
 
 def _without_nan(value: Any) -> Any:
