@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from nnunet_mn.bridge import registration
 from nnunet_mn.bridge.datasets import find_dataset
 from nnunet_mn.bridge.doctor import Row, examine, print_page
 from nnunet_mn.bridge.doctor_dataset import check_dataset
+from nnunet_mn.bridge.doctor_memory import estimated_gib, judge
 from nnunet_mn.bridge.planned import find_unlabeled_of_all_folds, load_planned
 from nnunet_mn.config import environment_layer, resolve
 from nnunet_mn.errors import MNError
@@ -144,6 +146,22 @@ def test_healthy_dataset_is_counted(planned_dataset) -> None:
 def test_plans_that_cannot_be_trained_are_bad(planned_dataset, plans: str, configuration: str, finding: str) -> None:
     rows = check_dataset(planned_dataset().name, plans=plans, configuration=configuration)
     assert finding in findings(rows, "bad")
+
+
+def test_memory_estimate_is_that_of_the_planner_which_planned_with_it(planned_dataset) -> None:
+    planned = load_planned(find_dataset(planned_dataset().name), **DOCTOR)
+    planned.configuration_manager.configuration["batch_size"] = 2
+    architecture = planned.configuration_manager.configuration["architecture"]
+    features = ExperimentPlanner.static_estimate_VRAM_usage(
+        planned.configuration_manager.patch_size, 1, 3, architecture["network_class_name"], architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+    )  # fmt: skip
+    assert estimated_gib(planned) == pytest.approx(8 * features / 560e6)
+
+
+@pytest.mark.parametrize(("needed", "state"), [(4.0, "good"), (9.0, "note"), (11.0, "bad")])
+def test_plan_larger_than_the_card_is_bad(needed: float, state: str) -> None:
+    assert judge(needed, total=10.0).state == state
 
 
 def test_split_files_that_disagree_are_noted(fresh_planned_dataset) -> None:

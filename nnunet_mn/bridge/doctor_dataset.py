@@ -7,6 +7,7 @@ from nnunet_mn.bridge.cases import Split, find_unlabeled, labeled_split, listed_
 from nnunet_mn.bridge.datasets import find_dataset
 from nnunet_mn.bridge.doctor import Row, examine
 from nnunet_mn.bridge.doctor_environment import check_weights
+from nnunet_mn.bridge.doctor_memory import check_memory
 from nnunet_mn.bridge.images import name_some
 from nnunet_mn.bridge.manifest import complete_cases
 from nnunet_mn.bridge.planned import PlannedDataset, find_unlabeled_of_all_folds, load_planned
@@ -26,6 +27,7 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
         yield Row("bad", "dataset", str(error))
         return
     yield from examine("plans", functools.partial(check_plans, planned))
+    yield from examine("GPU memory", functools.partial(check_memory, planned))
     yield from examine("2D weights", lambda: check_weights(planned.config()))
     yield from (_note("splits", warning) for warning in warnings)
     if splits is None:
