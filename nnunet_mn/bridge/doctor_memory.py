@@ -53,4 +53,4 @@ def estimated_gib(planned: PlannedDataset) -> float | None:
             allow_init=False,
         )
     features = float(network.compute_conv_feature_map_size(manager.patch_size))
-    return features / reference * REFERENCE_GIB * manager.batch_size / REFERENCE_BATCH
+    return features / reference * REFERENCE_GIB * int(manager.batch_size) / REFERENCE_BATCH
