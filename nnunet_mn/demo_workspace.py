@@ -80,6 +80,7 @@ class Workspace:
             "val_iterations_per_epoch": val_iterations,
         }
         return {
+            "OMP_WAIT_POLICY": "PASSIVE",  # a spinning thread takes its CPU from the loader: up to 4 times slower
             **kept,
             **{f"{ENVIRONMENT_PREFIX}{field}": str(value) for field, value in settings.items()},
             "nnUNet_raw": str(self.raw.parent),
