@@ -217,7 +217,7 @@ def test_resnets_features_are_the_librarys(saved: Callable[[str], str]) -> None:
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["segformer", "dinov2", "swin", "test_vit"])
+@pytest.mark.parametrize("name", ["dinov2", "swin", "test_vit"])  # SegFormer can since transformers 5
 def test_gradient_checkpointing_changes_no_gradient(saved: Callable[[str], str], name: str) -> None:
     slices = torch.randn(1, 2, 40, 40)
     plain, saving = (build(saved(name), adaptation="full", gradient_checkpointing=on) for on in (False, True))

@@ -19,7 +19,7 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PLAIN_STAGES = 6  # more stages than this are the layers of a plain transformer, of which four are taken
 _SEGMENTER = "ForSemanticSegmentation"
 # The norms that AutoBackbone adds to the outputs of its stages exist in no checkpoint of a classifier.
-_NEW_IN_BACKBONES = ("hidden_states_norms.",)
+_NEW_IN_BACKBONES = "hidden_states_norms."
 
 
 class Encoder(Backbone):
@@ -145,14 +145,16 @@ def _ask_for_stages(config: Any) -> None:
 
 
 def _load(model_class: Any, folder: Path, config: Any) -> nn.Module:
-    """Let transformers load weights whose files have been checked; every tensor must come from them."""
+    """Let transformers load weights whose files have been checked; every tensor must come from them.
+
+    Its own reading is restricted to tensors too (`weights_only`, its default since 4.41, where it was no argument).
+    """
     try:
         with _quietly():
             model, report = model_class.from_pretrained(
                 str(folder),
                 config=config,
                 local_files_only=True,
-                weights_only=True,
                 output_loading_info=True,
             )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
@@ -160,7 +162,7 @@ def _load(model_class: Any, folder: Path, config: Any) -> nn.Module:
             f"transformers cannot load the model in {folder} ({str(error).partition(chr(10))[0]}); "
             "name another model or fetch it again"
         ) from error
-    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(_NEW_IN_BACKBONES)]
+    missing = [key for key in sorted(report["missing_keys"]) if _NEW_IN_BACKBONES not in key]
     if missing:
         raise MNError(
             f"The weights in {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
