@@ -7,15 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WIDTH = 64  # channels to which each feature map is projected; the pilot's, enough for the few classes of a dataset
-GROUPS = 8  # of the group norms, which (unlike batch norm) make a slice's logits independent of the other slices
+LOGIT_SCALE = 4  # Adam moves a weight by its rate, whatever the gradient: at 1, logits of few inputs grow too slowly
 
 
 class FeatureHead(nn.Module):
-    """Features at several strides and the slice -> logits of the slice's size, by 1x1 projections alone.
+    """Features at several strides and the slice -> logits of the slice's size.
 
     In the style of SegFormer's all-MLP head (Xie et al., NeurIPS 2021, section 3.2): every map is projected to the
     same width, resized to the finest, and all are fused. Joined with the slice, whose detail a pretrained encoder
-    has lost at its finest stride, they are doubled in resolution by a transposed convolution.
+    has lost at its finest stride, they are doubled in resolution by a transposed convolution. Two departures, each
+    measured on hippocampus MRI with a frozen EfficientNet-Lite0, 4 volumes and 100 updates: a 3x3 convolution after
+    the fusion (Dice 0.77 against 0.73), and the norm after the doubling (0.70 against 0.00).
 
     Args:
         channels: of the feature maps, finest first.
@@ -25,20 +27,31 @@ class FeatureHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], *, in_channels: int, num_classes: int) -> None:
         super().__init__()
+        half = WIDTH // 2
         self.projections = nn.ModuleList(nn.Conv2d(width, WIDTH, kernel_size=1) for width in channels)
         self.fuse = nn.Conv2d(WIDTH * len(channels), WIDTH, kernel_size=1, bias=False)
-        self.norm = nn.GroupNorm(GROUPS, WIDTH)
-        self.enlarge = nn.ConvTranspose2d(WIDTH + in_channels, WIDTH // 2, kernel_size=2, stride=2)
-        self.classify = nn.Conv2d(WIDTH // 2 + in_channels, num_classes, kernel_size=1)
+        self.fuse_norm = _norm(WIDTH)
+        self.smooth = nn.Conv2d(WIDTH, WIDTH, kernel_size=3, padding=1, bias=False)
+        self.smooth_norm = _norm(WIDTH)
+        self.enlarge = nn.ConvTranspose2d(WIDTH + in_channels, half, kernel_size=2, stride=2, bias=False)
+        self.enlarge_norm = _norm(half)
+        self.classify = nn.Conv2d(half + in_channels, num_classes, kernel_size=1)
 
     def forward(self, features: Sequence[Tensor], slices: Tensor) -> Tensor:
         cells = features[0].shape[-2:]
         projected = [resize(project(map_), cells) for project, map_ in zip(self.projections, features, strict=True)]
-        fused = functional.relu(self.norm(self.fuse(torch.cat(projected, dim=1))))  # (N, 64, h, w)
+        fused = functional.relu(self.fuse_norm(self.fuse(torch.cat(projected, dim=1))))  # (N, 64, h, w)
+        fused = functional.relu(self.smooth_norm(self.smooth(fused)))  # (N, 64, h, w)
         joined = torch.cat([fused, _average(slices, cells)], dim=1)  # (N, 64 + C, h, w)
-        enlarged = resize(functional.relu(self.enlarge(joined)), slices.shape[-2:])  # (N, 32, H, W)
+        enlarged = functional.relu(self.enlarge_norm(self.enlarge(joined)))  # (N, 32, 2h, 2w)
+        enlarged = resize(enlarged, slices.shape[-2:])  # (N, 32, H, W)
         logits: Tensor = self.classify(torch.cat([enlarged, slices], dim=1))  # (N, K, H, W)
-        return logits
+        return LOGIT_SCALE * logits
+
+
+def _norm(channels: int) -> nn.Module:
+    """Each channel of each slice by itself: unlike batch norm, no slice's logits depend on the other slices."""
+    return nn.GroupNorm(channels, channels)
 
 
 class FusedHead(nn.Module):
