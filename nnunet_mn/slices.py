@@ -1,6 +1,6 @@
 """A volume as a stack of slices along its first axis, and a 2D network that works on volumes."""
 
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def volume_to_slices(volume: Tensor) -> Tensor:
 
 def slices_to_volume(slices: Tensor, batch_size: int) -> Tensor:
     """Undo `volume_to_slices`: `(B*D, C, H, W)` -> `(B, C, D, H, W)`."""
-    return slices.unflatten(0, (batch_size, -1)).transpose(1, 2)
+    return slices.reshape(batch_size, -1, *slices.shape[1:]).transpose(1, 2)
 
 
 def every_nth_slice(volume: Tensor, step: int, first: int) -> Tensor:
@@ -62,7 +62,8 @@ class SliceWise(nn.Module):
     def _run(self, part: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self.network(part)
-        return cast(Tensor, checkpoint(self.network, part, use_reentrant=False))
+        logits: Tensor = checkpoint(self.network, part, use_reentrant=False)
+        return logits
 
     def _slices_that_fit(self, height: int, width: int) -> int:
         return max(1, PIXELS_PER_FORWARD // self.network.input_pixels(height, width))

@@ -70,7 +70,8 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarg
     if len(pseudo_mask) == 0:
         return known
     if pseudo_mask.shape[2:] != target.shape[2:]:
-        pseudo_mask = F.adaptive_avg_pool3d(pseudo_mask, tuple(target.shape[2:]))
+        depth, height, width = target.shape[2:]
+        pseudo_mask = F.adaptive_avg_pool3d(pseudo_mask, (depth, height, width))
     values = torch.cat([known.values, pseudo_mask])
     if known.mask is None:
         return SoftTarget(values, None)

@@ -45,7 +45,12 @@ FEWEST_FOR_STOCK_SPLIT = 5  # nnU-Net's KFold(5)
 class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
     """The stock trainer with the lengths and the seed of `MNConfig`, on the labeled cases alone."""
 
-    variant: ClassVar[dict[str, Any]] = {}
+    variant: ClassVar[dict[str, Any]] = {}  # what a class fixes, between the defaults and the plans
+
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    current_epoch: int
 
     def __init__(
         self,
@@ -79,11 +84,10 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
         super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         base = Path(self.preprocessed_dataset_folder_base)
         splits, warnings = read_splits(base, self._raw_folder())
-        cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        cases = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
         if splits is None and self.fold != "all" and len(cases) < FEWEST_FOR_STOCK_SPLIT:
             train = val = sorted(cases)
             warnings.append(
@@ -140,6 +144,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.random_state: dict[str, Any] | None = None  # at the end of the epoch's training, before validation
         self.resumed: dict[str, Any] | None = None
         self.stop_request: StopRequest | None = None
+        self.n_cases: dict[str, int] = {}
         self.counter: UnlabeledCounter
         self.cotrainer: CoTrainer
         for key in LOGGED:
@@ -199,7 +204,7 @@ class nnUNetTrainerMN(_LabeledCases):
             in_channels=self.num_input_channels,
             device=self.device,
         )
-        self.print_to_log_file(built.student_2d.network.network.description)
+        self.print_to_log_file(assembly.network_2d(built).description)
         return built
 
     def run_training(self) -> None:
@@ -207,7 +212,7 @@ class nnUNetTrainerMN(_LabeledCases):
             super().run_training()
         except RuntimeError:
             # a signal to the whole job ends the loader's workers too, which surfaces as an error between two steps
-            if self.stop_request is None or self.stop_request.signal_name is None or self.in_step:
+            if not self._asked_to_stop() or self.in_step:
                 raise
             self._stop()
 
@@ -282,6 +287,7 @@ class nnUNetTrainerMN(_LabeledCases):
         refuse_copies_of_val(
             folder, labeled_folder, [name for name in val if name not in labeled], unlabeled=done.names
         )
+        self.n_cases = {"labeled": len(labeled), "unlabeled": len(done.names), "val": len(val)}
         self.print_to_log_file(
             f"M&N trains on {len(labeled)} labeled and {len(done.names)} unlabeled cases; co-training starts at "
             f"iteration {self.schedule.supervised} of {self.schedule.total}"
@@ -303,7 +309,7 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _position(self) -> int:
         """Iterations of the whole training that are done."""
-        return int(self.current_epoch * self.iterations + self.iteration)
+        return self.current_epoch * self.iterations + self.iteration
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         factor = self.schedule.learning_rate_factor(self._position())
@@ -379,7 +385,8 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _log_lists(self) -> dict[str, list[Any]]:
         """nnU-Net's log, which `progress.png` and checkpoints are made of."""
-        lists: dict[str, list[Any]] = getattr(self.logger, "local_logger", self.logger).my_fantastic_logging
+        logger: Any = getattr(self.logger, "local_logger", self.logger)  # nnunetv2 2.6 has but the one
+        lists: dict[str, list[Any]] = logger.my_fantastic_logging
         return lists
 
     def _log(self, key: str, value: Any) -> None:
@@ -400,8 +407,7 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _save_latest(self, *, epochs_done: int) -> None:
         """Write `checkpoint_latest.pth`; stock stores `current_epoch + 1` as the epoch to go on with."""
-        epoch = self.current_epoch
-        self.current_epoch = epochs_done - 1
+        epoch, self.current_epoch = self.current_epoch, epochs_done - 1
         self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         self.current_epoch = epoch
 
@@ -411,6 +417,7 @@ class nnUNetTrainerMN(_LabeledCases):
             "trainer": type(self).__name__,
             "config": self.mn_config.to_dict(),
             "batch_size": self.configuration_manager.batch_size,
+            "cases": self.n_cases,
             "schedule": {"total": self.schedule.total, "supervised": self.schedule.supervised},
             "iteration": self.iteration,
             "train_outputs": self.train_outputs,
@@ -450,8 +457,12 @@ class nnUNetTrainerMN(_LabeledCases):
     # ---- stopping ------------------------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
-        if self.stop_request is not None and self.stop_request.signal_name is not None:
+        if self._asked_to_stop():
             self._stop()
+
+    def _asked_to_stop(self) -> str:
+        """The name of the signal that asked, or nothing."""
+        return "" if self.stop_request is None else self.stop_request.signal_name or ""
 
     def _stop(self) -> None:
         """Write what was done of the epoch and end the process."""
@@ -462,7 +473,7 @@ class nnUNetTrainerMN(_LabeledCases):
             if hasattr(running, "_finish"):
                 running._finish()
         raise SystemExit(
-            f"M&N stopped on {self.stop_request.signal_name} in epoch {self.current_epoch} after iteration "
+            f"M&N stopped on {self._asked_to_stop()} in epoch {self.current_epoch} after iteration "
             f"{self.iteration} of {self.iterations}; run the same command with --c to go on"
         )
 

@@ -94,7 +94,7 @@ def build(
 
 def state(cotrainer: CoTrainer, *, with_optimizer: bool) -> dict[str, Any]:
     """The 2D side of the training as tensors, numbers and strings."""
-    network = _network_2d(cotrainer)
+    network = network_2d(cotrainer)
     student = cotrainer.student_2d
     return {
         "network_2d": {name: value.cpu() for name, value in network.learned_state().items()},
@@ -112,7 +112,7 @@ def restore(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
     Raises:
         MNError: when the stored weights belong to another 2D network.
     """
-    network = _network_2d(cotrainer)
+    network = network_2d(cotrainer)
     if stored["frozen_hash"] != network.frozen_hash():
         raise MNError(
             f"the frozen weights of the 2D network ({network.description}) are not those that the checkpoint was "
@@ -130,5 +130,6 @@ def restore(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
     cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
 
 
-def _network_2d(cotrainer: CoTrainer) -> Network2D:
+def network_2d(cotrainer: CoTrainer) -> Network2D:
+    """The 2D network itself, which the co-trainer holds wrapped for volumes."""
     return cast(Network2D, cotrainer.student_2d.network.network)

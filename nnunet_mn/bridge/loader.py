@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import Value
 from typing import Any, Protocol
 
@@ -81,7 +81,7 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
         self._unlabeled = np.array(cases.unlabeled.identifiers)
         self._n_labeled = self.batch_size
         self._forced_share = 1 - round(self.batch_size * (1 - self.oversample_foreground_percent)) / self.batch_size
-        self._stock_oversample = self.get_do_oversample
+        self._stock_oversample: Callable[[int], bool] = self.__dict__["get_do_oversample"]
         self.get_do_oversample = self._oversample_within_group
 
     def get_indices(self) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,6 +19,11 @@ def plot_progress(logged: Mapping[str, Sequence[Any]], path: Path) -> None:
         logged: the trainer's log, one value an epoch under each key.
         path: the picture to write.
     """
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # nnU-Net sets fonts of its own size for all of matplotlib
+        _draw(logged, path)
+
+
+def _draw(logged: Mapping[str, Sequence[Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 11), layout="constrained")
     canvas = FigureCanvasAgg(figure)  # not pyplot: no global state, no display
     loss, dice, share, rate = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 1.5, 2))
