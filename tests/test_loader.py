@@ -19,6 +19,7 @@ from nnunet_mn.bridge.loader import (
     start_workers,
     worker_count,
 )
+from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounter
 
 PATCH = (8, 8, 8)
@@ -109,6 +110,18 @@ def test_unlabeled_cases_without_locations_are_cropped_at_random_and_without_a_w
     assert len(corners) > 20
     for _ in range(5):
         next(loader)  # warnings are errors here
+
+
+@pytest.mark.parametrize("damage", ["labeled_1.pkl", "unlabeled_2.b2nd", "unlabeled_0_seg.b2nd"])
+def test_a_damaged_file_is_named_with_the_command_that_makes_it_anew(
+    make_loader: Callable[..., MixedLoader], tmp_path: Path, damage: str
+) -> None:
+    loader = make_loader()
+    kind, case = damage.partition("_")[0], damage.split(".")[0].removesuffix("_seg")
+    (tmp_path / kind / damage).write_bytes(b"damaged")
+    command = {"labeled": "nnUNetv2_preprocess", "unlabeled": "nnunet-mn preprocess"}[kind]
+    with pytest.raises(MNError, match=f"'{case}' in .*{kind} cannot be read.*{command}"):
+        [next(loader) for _ in range(30)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

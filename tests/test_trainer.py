@@ -230,6 +230,22 @@ def test_regions_ignore_label_and_several_channels_train(
     assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
 
 
+def test_residual_encoders_and_low_resolution_train(
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = fresh_planned_dataset()
+    plans = dataset.plans
+    fullres = plans["configurations"]["3d_fullres"]
+    architecture = json.loads(json.dumps(fullres["architecture"]))
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "architecture": architecture}
+    (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    trainer = trainings.run(dataset, configuration="3d_lowres", epochs=1)
+    assert type(trainer.network).__name__ == "ResidualEncoderUNet"
+    assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
+
+
 @pytest.mark.parametrize("n_labeled", [1, 4])
 def test_a_few_labeled_cases_without_a_split_file_are_trained_and_validated_on(
     trainings: Trainings, planned_dataset: Callable[..., Any], n_labeled: int

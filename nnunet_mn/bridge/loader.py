@@ -1,6 +1,7 @@
 """nnU-Net's data loader, drawing mixed batches: labeled samples first, then unlabeled ones."""
 
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing import Value
@@ -13,13 +14,17 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounter
+
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # what damaged files raise
 
 
 class Cases(Protocol):
     """What the loader needs of an nnU-Net dataset."""
 
     identifiers: list[str]
+    source_folder: str
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image, segmentation, previous stage's segmentation and properties."""
@@ -42,7 +47,14 @@ class JointCases:
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Read a case from its folder."""
-        return (self.unlabeled if identifier in self._unlabeled_names else self.labeled).load_case(identifier)
+        return self._dataset_of(identifier).load_case(identifier)
+
+    def folder_of(self, identifier: str) -> str:
+        """Where a case's preprocessed files lie."""
+        return self._dataset_of(identifier).source_folder
+
+    def _dataset_of(self, identifier: str) -> Cases:
+        return self.unlabeled if identifier in self._unlabeled_names else self.labeled
 
 
 class SharedFraction:
@@ -80,6 +92,7 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
         self._labeled = np.array(cases.labeled.identifiers)
         self._unlabeled = np.array(cases.unlabeled.identifiers)
         self._n_labeled = self.batch_size
+        self._keys = np.array([], dtype=str)
         self._forced_share = 1 - round(self.batch_size * (1 - self.oversample_foreground_percent)) / self.batch_size
         self._stock_oversample: Callable[[int], bool] = self.__dict__["get_do_oversample"]
         self.get_do_oversample = self._oversample_within_group
@@ -89,13 +102,17 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
         n_unlabeled = self.counter.next(self.fraction.get())
         self._n_labeled = self.batch_size - n_unlabeled
         # nnU-Net's workers seed numpy's global generator
-        return np.concatenate(
+        self._keys = np.concatenate(
             [np.random.choice(self._labeled, self._n_labeled), np.random.choice(self._unlabeled, n_unlabeled)]
         )
+        return self._keys
 
     def generate_train_batch(self) -> dict[str, Any]:
         """A batch as stock draws it, with the number of its labeled samples."""
-        batch: dict[str, Any] = super().generate_train_batch()
+        try:
+            batch: dict[str, Any] = super().generate_train_batch()
+        except UNREADABLE as error:
+            raise self._blame(error) from error
         return {**batch, "n_labeled": self._n_labeled}
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Mapping[Any, Any], *args: Any) -> Any:
@@ -104,6 +121,21 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
             if not any(len(locations) for locations in class_locations.values()):
                 warnings.filterwarnings("ignore", message="Warning! No annotated pixels in image!")
             return super().get_bbox(data_shape, force_fg, class_locations, *args)
+
+    def _blame(self, error: Exception) -> Exception:
+        """An MNError about the case of the last batch that cannot be read, or the error itself if all can."""
+        for name in self._keys:
+            try:
+                image, segmentation, *_ = self._data.load_case(name)
+                image[:], segmentation[:]
+            except UNREADABLE:
+                folder = self._data.folder_of(name)
+                command = "nnunet-mn preprocess" if name in self._unlabeled else "nnUNetv2_preprocess"
+                return MNError(
+                    f"the preprocessed case '{name}' in {folder} cannot be read ({error}): delete its files there and "
+                    f"run {command} for this dataset"
+                )
+        return error
 
     def _oversample_within_group(self, sample: int) -> bool:
         """Whether a sample must show foreground.
