@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOR_3D, COLOR_2D, COLOR_SHARE = "#0072B2", "#D55E00", "#009E73"  # Okabe-Ito: told apart by color-blind readers
 
@@ -44,6 +45,7 @@ def _draw(logged: Mapping[str, Sequence[Any]], path: Path) -> None:
     rate.set_ylabel("learning rate")
     rate.set_yscale("log")
     rate.set_xlabel("epoch")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     canvas.print_figure(path, dpi=100)
 
 
