@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss
+from nnunet_mn.modes import same_in_eval
 from nnunet_mn.slices import every_nth_slice
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
 
@@ -78,19 +79,6 @@ class Student:
                 f"row (last loss {value}): look for NaN or extreme intensities in the images, or lower the learning "
                 f"rate (nnUNet_mn_lr_2d for the 2D network)"
             )
-
-
-def same_in_eval(network: nn.Module) -> bool:
-    """Whether a network in train mode gives what it would in eval mode: no dropout, no statistics of the batch."""
-    stochastic = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    return not any(
-        module.training
-        and (
-            (isinstance(module, stochastic) and getattr(module, "p", 1) != 0)
-            or ("drop" in type(module).__name__.lower() and getattr(module, "drop_prob", 0) != 0)
-        )
-        for module in network.modules()
-    )
 
 
 def pseudo_mask(teacher: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.cotraining import CoTrainer, Student, pseudo_mask, same_in_eval
+from nnunet_mn.cotraining import CoTrainer, Student, pseudo_mask
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.targets import LabelSpace
@@ -150,21 +150,6 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_twenty_in_a_row_
         trainer.step(volumes * math.nan, targets, n_labeled=2)
     with pytest.raises(MNError, match=r"not finite 20 times in a row.*NaN"):
         trainer.step(volumes * math.nan, targets, n_labeled=2)
-
-
-@pytest.mark.parametrize(
-    ("layer", "same"),
-    [
-        (nn.InstanceNorm3d(2), True),
-        (nn.GroupNorm(1, 2), True),
-        (nn.BatchNorm3d(2), False),
-        (nn.Dropout3d(0.1), False),
-        (nn.Dropout3d(0.0), True),
-    ],
-)
-def test_which_networks_say_the_same_in_train_and_eval_mode(layer: nn.Module, same: bool) -> None:
-    assert same_in_eval(nn.Sequential(layer)) is same
-    assert same_in_eval(nn.Sequential(layer).eval())
 
 
 def test_teaching_restores_the_mode_and_keeps_no_graph() -> None:

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-CORE = ("config", "schedule", "slices", "targets", "losses", "metrics", "networks", "cotraining")
+CORE = ("config", "schedule", "slices", "targets", "losses", "metrics", "modes", "networks", "cotraining")
 
 SCRIPT = """
 import importlib, sys

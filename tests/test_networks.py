@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
+from nnunet_mn.modes import same_in_eval
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.adapter import ChannelAdapter, to_pixels
 from nnunet_mn.networks.folding import NormedConv
@@ -204,7 +205,7 @@ def test_training_mode_leaves_frozen_statistics_alone(network: Callable[..., Net
     norms = [module for module in fresh.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert fresh.training
     assert not any(norm.training for norm in norms)
-    assert fresh.is_deterministic()
+    assert same_in_eval(fresh)
     slices = torch.randn(2, 1, 40, 48)
     with torch.no_grad():
         assert torch.equal(fresh(slices), fresh.eval()(slices))
@@ -212,17 +213,17 @@ def test_training_mode_leaves_frozen_statistics_alone(network: Callable[..., Net
 
 def test_adapting_statistics_move_and_are_part_of_the_learned_state() -> None:
     adapting = build(batch_statistics="adapt")
-    assert not adapting.is_deterministic()
+    assert not same_in_eval(adapting)
     before = {name: tensor.clone() for name, tensor in adapting.learned_state().items()}
     with torch.no_grad():
         adapting(torch.randn(2, 1, 40, 48))
     moved = [name for name, tensor in adapting.learned_state().items() if not torch.equal(tensor, before[name])]
     assert any(name.endswith("running_mean") for name in moved)
-    assert adapting.eval().is_deterministic()
+    assert same_in_eval(adapting.eval())
 
 
 def test_dropout_is_seen_as_random() -> None:
-    assert not build(adaptation="lora", lora_dropout=0.1).is_deterministic()
+    assert not same_in_eval(build(adaptation="lora", lora_dropout=0.1))
 
 
 @pytest.mark.parametrize("adaptation", ["full", "lora", "frozen"])

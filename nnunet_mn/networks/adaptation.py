@@ -5,7 +5,6 @@ from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.networks.backbone import Backbone
@@ -13,7 +12,6 @@ from nnunet_mn.networks.backbone import Backbone
 Adaptation = Literal["lora", "full", "frozen"]
 
 _NORMS = ("Norm", "GRN")
-_RANDOM_RATES = ("drop_prob", "attention_dropout")
 
 
 def is_convolutional(backbone: Backbone) -> bool:
@@ -70,17 +68,3 @@ def keep_still(backbone: Backbone, config: MNConfig, adaptation: Adaptation) -> 
         for module in backbone.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-
-
-def random_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers whose output, in their present mode, differs from that in evaluation mode."""
-    for layer in module.modules():
-        if layer.training and (isinstance(layer, _BatchNorm) or _random_rate(layer) > 0):
-            yield layer
-
-
-def _random_rate(layer: nn.Module) -> float:
-    if isinstance(layer, _DropoutNd):
-        return layer.p
-    rates = (getattr(layer, name, 0.0) for name in _RANDOM_RATES)
-    return max((rate for rate in rates if isinstance(rate, float)), default=0.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mn.config import MNConfig
-from nnunet_mn.networks.adaptation import Adaptation, is_convolutional, keep_still, random_layers
+from nnunet_mn.networks.adaptation import Adaptation, is_convolutional, keep_still
 from nnunet_mn.networks.adapter import ChannelAdapter
 from nnunet_mn.networks.backbone import Backbone
 from nnunet_mn.networks.geometry import Geometry, crop_slices, pad_slices
@@ -106,10 +106,6 @@ class Network2D(nn.Module):
         """Pixels at the backbone's input for one slice of height x width voxels."""
         _, (rows, columns) = self.geometry.sizes(height, width)
         return rows * columns
-
-    def is_deterministic(self) -> bool:
-        """Whether evaluation mode would give the output of the present mode."""
-        return next(random_layers(self), None) is None
 
     def learned_state(self) -> dict[str, Tensor]:
         """What training changes: trained parameters and all buffers."""
