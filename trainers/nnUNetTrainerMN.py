@@ -292,7 +292,8 @@ class nnUNetTrainerMN(_LabeledCases):
             f"M&N trains on {len(labeled)} labeled and {len(done.names)} unlabeled cases; co-training starts at "
             f"iteration {self.schedule.supervised} of {self.schedule.total}"
         )
-        dataset: loader.Cases = self.dataset_class(str(folder), list(done.names))
+        # labeled cases may still lie in nnU-Net's older format, so that the folders' classes can differ
+        dataset: loader.Cases = infer_dataset_class(str(folder))(str(folder), list(done.names))
         return dataset
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
