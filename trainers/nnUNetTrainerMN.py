@@ -68,6 +68,8 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
             environment_layer(),
         )
         self._refuse(configuration, planned)
+        if device.type == "cpu":
+            torch.set_flush_denormal(True)  # gradients of confident predictions are: steps take up to 3 times as long
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.mn_config.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.mn_config.iterations_per_epoch or self.num_iterations_per_epoch
