@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_mn.config import ENVIRONMENT_PREFIX
+from nnunet_mn.cpus import cpu_count
 from nnunet_mn.demo_dataset import DATASET_NAME
 from nnunet_mn.errors import MNError
-from nnunet_mn.stock_commands import cpu_count
 
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetDemoPlans"

@@ -1,6 +1,5 @@
 """Run nnU-Net's own commands as a user would, in child processes with a log file each."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -59,13 +58,6 @@ def epoch_begun(line: str) -> int | None:
     """The epoch, from 0, that nnU-Net's log line says has begun, if it is such a line."""
     found = _EPOCH.search(line)
     return int(found[1]) if found else None
-
-
-def cpu_count() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _script(name: str) -> str:

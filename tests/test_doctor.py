@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_weights_that_are_elsewhere_are_noted_with_the_fetch_command(monkeypatch
 
 def test_more_workers_than_cpus_are_noted(monkeypatch) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "8")
-    monkeypatch.setattr(environment.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # of a cluster's job
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # of a cluster's job
     assert "lower nnUNet_n_proc_DA" in findings(environment.check_cpus(), "note")
 
 

@@ -24,6 +24,7 @@ from nnunet_mn.bridge.stopping import StopRequest
 from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
 from nnunet_mn.config import Layer, changed_state_fields, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.cpus import prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
@@ -69,7 +70,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
         )
         self._refuse(configuration, planned)
         if device.type == "cpu":
-            torch.set_flush_denormal(True)  # gradients of confident predictions are: steps take up to 3 times as long
+            prepare_torch()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.mn_config.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.mn_config.iterations_per_epoch or self.num_iterations_per_epoch

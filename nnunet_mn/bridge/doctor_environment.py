@@ -13,6 +13,7 @@ from nnunet_mn.bridge.datasets import FOLDERS
 from nnunet_mn.bridge.doctor import Row, examine
 from nnunet_mn.bridge.versions import check_nnunet_version, supported_range
 from nnunet_mn.config import MNConfig, environment_layer, resolve
+from nnunet_mn.cpus import cpu_count
 from nnunet_mn.errors import MNError
 
 GIB = 2**30
@@ -144,7 +145,7 @@ def check_cpus() -> list[Row]:
     from nnunet_mn.bridge.loader import worker_count
 
     workers = worker_count()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = cpu_count()
     found = f"{workers} loader workers on {cpus} CPUs that this process may use"
     if workers > cpus:
         return [Row("note", "CPUs", f"{found}; lower nnUNet_n_proc_DA or ask for more CPUs")]

@@ -14,6 +14,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_mn.cpus import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounter
 
@@ -151,9 +152,7 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
 def worker_count() -> int:
     """Augmentation workers: `nnUNet_n_proc_DA`, else stock's number up to the CPUs that this process may use."""
     wanted = int(get_allowed_n_proc_DA())
-    if "nnUNet_n_proc_DA" in os.environ or not hasattr(os, "sched_getaffinity"):
-        return wanted
-    return min(wanted, len(os.sched_getaffinity(0)))
+    return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, cpu_count())
 
 
 def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None) -> Any:
