@@ -21,6 +21,7 @@ import typer
 from torch import Tensor, nn
 
 from nnunet_mn.config import MNConfig
+from nnunet_mn.cpus import prepare_torch
 from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.targets import LabelSpace
@@ -162,6 +163,7 @@ def main(
     backbone: str = "efficientnet-lite0",
     only: Annotated[list[str] | None, typer.Option()] = None,
 ) -> None:
+    prepare_torch()
     fold = json.loads((dataset / "splits_final.json").read_text())[0]
     classes = len(json.loads((dataset / "dataset.json").read_text())["labels"])
     labels = LabelSpace(num_channels=classes)

@@ -14,6 +14,7 @@ import torch
 import typer
 
 from nnunet_mn.config import MNConfig
+from nnunet_mn.cpus import prepare_torch
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.slices import SliceWise
 
@@ -24,6 +25,7 @@ def measure(
     backbone: str, adaptation: str, slices_per_forward: int, shape: tuple[int, ...], device: str
 ) -> tuple[float, float, float]:
     """Seconds of a student step and of a teacher pass, and the peak memory in MB that they add."""
+    prepare_torch()
     torch.manual_seed(0)
     config = MNConfig(backbone=backbone, adaptation=adaptation)  # type: ignore[arg-type]
     network = build_network_2d(config, in_channels=shape[1], num_classes=3).to(device)
