@@ -12,6 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss
 from nnunet_mn.modes import same_in_eval
+from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.slices import every_nth_slice
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
 
@@ -29,6 +30,7 @@ class Student:
         loss: of all outputs.
         scaler: of fp16 gradients, where autocast uses fp16.
         clip_norm: most the gradients' norm may be (12 is nnU-Net's).
+        ranks: the processes that share a batch; the loss must know them too.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Student:
     loss: DeepSupervisionLoss
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     clip_norm: float = 12.0
+    ranks: Ranks = ALONE
     skipped: int = field(default=0, init=False)
     skipped_in_a_row: int = field(default=0, init=False)
 
@@ -47,8 +50,10 @@ class Student:
     def update(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> float:
         """Take one optimizer step; a loss or gradient that is not finite is counted and leaves the weights alone.
 
+        All ranks see the same loss and gradient, so that they skip alike.
+
         Returns:
-            The loss.
+            The loss of the joint batch.
 
         Raises:
             MNError: after 20 such steps in a row.
@@ -60,13 +65,15 @@ class Student:
             self._skip(value)
             return value
         self.scaler.scale(loss).backward()
+        self.ranks.sum_gradients(self.network.parameters())
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
-        if not (self.scaler.is_enabled() or torch.isfinite(norm)):
+        finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)))
+        if finite or self.scaler.is_enabled():  # the scaler skips by itself, and lowers its scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if not finite:
             self._skip(value)
             return value
-        self.scaler.step(self.optimizer)  # skips by itself where fp16 gradients overflowed
-        self.scaler.update()
         self.skipped_in_a_row = 0
         return value
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.targets import SoftTarget
 
 
@@ -23,6 +24,7 @@ class SoftTargetLoss:
             sharpening: it is highest for a hard prediction, the squared one for the target itself.
         average: KL over `voxels` (nnU-Net's cross entropy) or over all `elements`, that is voxels and channels.
         smooth: added to numerator and denominator of the Dice.
+        ranks: the processes that share a batch; the value is the joint batch's on each of them.
     """
 
     regions: bool = False
@@ -31,6 +33,7 @@ class SoftTargetLoss:
     squared: bool = False
     average: Literal["voxels", "elements"] = "voxels"
     smooth: float = 1e-5
+    ranks: Ranks = ALONE
 
     def __call__(self, logits: Tensor, target: SoftTarget) -> Tensor:
         """The loss of logits `(B, K, ...)` in fp32."""
@@ -48,11 +51,11 @@ class SoftTargetLoss:
     def _mean(self, divergence: Tensor, mask: Tensor | None) -> Tensor:
         """Average `(B, K, ...)` over the voxels that count."""
         if mask is None:
-            voxels = divergence.numel() / divergence.shape[1]
-            total = divergence.sum() / voxels
+            voxels = self._total_count(divergence) / divergence.shape[1]
+            total = self.ranks.total(divergence.sum()) / voxels
             # nnU-Net averages the BCE over regions too, but only where there is no ignore label
             return total / divergence.shape[1] if self.regions or self.average == "elements" else total
-        total = (divergence * mask).sum() / mask.sum().clamp_min(1e-8)
+        total = self.ranks.total((divergence * mask).sum()) / self.ranks.total(mask.sum()).clamp_min(1e-8)
         return total / divergence.shape[1] if self.average == "elements" else total
 
     def _dice(self, prediction: Tensor, target: SoftTarget) -> Tensor:
@@ -66,8 +69,13 @@ class SoftTargetLoss:
         overlap = (prediction * values).sum(over)  # (B, K)
         size = (prediction**power).sum(over) + (values**power).sum(over)
         if self.batch_dice:
-            overlap, size = overlap.sum(0), size.sum(0)
-        return ((2 * overlap + self.smooth) / (size + self.smooth).clamp_min(1e-8)).mean()
+            overlap, size = self.ranks.total(overlap.sum(0)), self.ranks.total(size.sum(0))
+        dice = (2 * overlap + self.smooth) / (size + self.smooth).clamp_min(1e-8)
+        return dice.mean() if self.batch_dice else self.ranks.total(dice.sum()) / self._total_count(dice)
+
+    def _total_count(self, values: Tensor) -> float:
+        """How many elements all ranks have together."""
+        return self.ranks.total_number(values.numel())
 
 
 @dataclass(frozen=True, kw_only=True)

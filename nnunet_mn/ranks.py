@@ -1,0 +1,92 @@
+"""Several processes that train on one batch together, each on its part of the samples.
+
+Each rank computes the loss of the joint batch from sums over all ranks, but differentiates its own part alone. The sum
+of all ranks' gradients is then the gradient of the joint loss, whatever the parts' sizes, and with terms that couple
+the samples too (batch Dice). torch's DistributedDataParallel averages gradients instead, which is wrong for unequal
+parts; it also wants every forward pass to go through it, which recomputed slices and two passes a step do not.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share each batch.
+
+    Args:
+        group: their process group; None: this process is alone.
+        device: where flags are exchanged; NCCL can do so on the GPU only.
+    """
+
+    group: dist.ProcessGroup | None = None
+    device: torch.device = torch.device("cpu")
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, of which only this rank's part has a gradient."""
+        return value if self.group is None else cast(Tensor, _Total.apply(value, self.group))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank."""
+        return self.total_number(int(flag)) > 0
+
+    def total_number(self, value: float) -> float:
+        """The sum of a number over all ranks."""
+        return value if self.group is None else float(self.total(self._tensor(value)))
+
+    def _tensor(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.device)  # exact for counts of voxels
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all ranks."""
+        if self.group is None:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for flat, parts in _flattened(gradients):
+            dist.all_reduce(flat, group=self.group)
+            for part, new in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+                part.copy_(new.view_as(part))
+
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the first rank."""
+        if self.group is None:
+            return
+        first = dist.get_global_rank(self.group, 0)
+        for tensor in tensors:
+            dense = tensor.detach().contiguous()
+            dist.broadcast(dense, first, group=self.group)
+            tensor.detach().copy_(dense)
+
+    def number_of_first(self, value: int) -> int:
+        """The first rank's number."""
+        shared = torch.tensor([value], dtype=torch.int64, device=self.device)
+        self.take_from_first([shared])
+        return int(shared)
+
+
+ALONE = Ranks()
+
+
+def _flattened(tensors: Iterable[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+    """All tensors of one type in one vector, for one exchange instead of hundreds, with the tensors it is made of."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return [(torch.cat([tensor.reshape(-1) for tensor in group]), group) for group in groups.values()]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        total = value.detach().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
