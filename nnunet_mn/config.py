@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from nnunet_mn.errors import MNError
 
 ENVIRONMENT_PREFIX = "nnUNet_mn_"
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
 UNLABELED_SOURCES = ("split", "imagesUn", "imagesTs")
 
 # A preset is a set of other defaults: whatever the user sets still wins over it.
@@ -66,6 +67,8 @@ class MNConfig:
             it sees all of them.
         slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels.
         gradient_checkpointing: recompute the 2D encoder's activations in the backward pass to save memory.
+        precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`, which is `bf16` where a CUDA card computes
+            with it, `fp16` on older cards and `fp32` elsewhere; losses are always fp32.
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.
         unlabeled_sources: where unlabeled cases are looked for; None means `split` and `imagesUn`, and `imagesTs` if
             these hold none.
@@ -89,6 +92,7 @@ class MNConfig:
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
     gradient_checkpointing: bool = False
+    precision: Precision = "auto"
     epochs: int | None = field(default=None, metadata=_POSITIVE)
     iterations_per_epoch: int | None = field(default=None, metadata=_POSITIVE)
     val_iterations_per_epoch: int | None = field(default=None, metadata=_POSITIVE)

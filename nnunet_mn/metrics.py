@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
 
@@ -32,7 +33,8 @@ def count(logits: Tensor, target: SoftTarget, labels: LabelSpace) -> Counts:
     return Counts(both, predicted - both, true - both)
 
 
-def dice_per_class(counts: Iterable[Counts]) -> list[float]:
-    """Dice of all voxels counted, NaN for a class that is neither there nor predicted."""
-    tp, fp, fn = (torch.stack(column).double().sum(0) for column in zip(*counts, strict=True))
+def dice_per_class(counts: Iterable[Counts], ranks: Ranks = ALONE) -> list[float]:
+    """Dice of all voxels that all ranks counted, NaN for a class that is neither there nor predicted."""
+    sums = (torch.stack(column).double().sum(0) for column in zip(*counts, strict=True))
+    tp, fp, fn = (ranks.total(column.to(ranks.device)) for column in sums)
     return [float(value) for value in 2 * tp / (2 * tp + fp + fn)]

@@ -7,7 +7,7 @@ parts; it also wants every forward pass to go through it, which recomputed slice
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -25,7 +25,7 @@ class Ranks:
     """
 
     group: dist.ProcessGroup | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all ranks, of which only this rank's part has a gradient."""

@@ -116,3 +116,40 @@ class UnlabeledCounter:
         count = min(max(round(wanted), 0), most)
         self.carry = min(max(wanted - count, -1.0), 1.0)
         return count
+
+
+class SharedBatch:
+    """How many samples of one rank's part of each batch are labeled, where several ranks and workers draw its parts.
+
+    The number of unlabeled samples in the whole batch follows from the iteration alone, so that everybody who draws
+    a part derives the same one without a word: worker `w` of `n` draws the batches `first + w`, `first + w + n`, ...
+    Labeled samples come first; a part may hold none of them.
+
+    Args:
+        counter: of the whole batch, new.
+        schedule: of the training.
+        part: this rank's samples of the whole batch.
+        first: the iteration of the first batch wanted.
+    """
+
+    def __init__(self, counter: UnlabeledCounter, schedule: Schedule, *, part: range, first: int) -> None:
+        self.counter = counter
+        self.schedule = schedule
+        self.part = part
+        self.iteration = first
+        for past in range(first):
+            counter.next(schedule.unlabeled_fraction(past))
+
+    def skip(self, batches: int) -> None:
+        """Leave some batches to other workers."""
+        for _ in range(batches):
+            self.next()
+
+    def next(self) -> tuple[int, int]:
+        """Unlabeled samples of the next batch: in the whole of it, and in this rank's part."""
+        iteration = min(self.iteration, self.schedule.total)  # workers draw some batches more than are used
+        unlabeled = self.counter.next(self.schedule.unlabeled_fraction(iteration))
+        self.iteration += 1
+        labeled = self.counter.batch_size - unlabeled
+        mine = min(max(labeled - self.part.start, 0), len(self.part))
+        return unlabeled, len(self.part) - mine

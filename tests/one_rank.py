@@ -26,7 +26,8 @@ class Case(NamedTuple):
     labels: str = "classes"
 
     def spaces(self) -> LabelSpace:
-        return LabelSpace(num_channels=3, regions=self.labels == "regions", ignore_label=3 if self.labels == "ignore" else None)  # fmt: skip
+        ignored = 3 if self.labels == "ignore" else None
+        return LabelSpace(num_channels=3, regions=self.labels == "regions", ignore_label=ignored)
 
 
 CASES = tuple(

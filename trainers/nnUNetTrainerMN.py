@@ -17,10 +17,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mn.bridge import assembly, checkpoint, loader
+from nnunet_mn.bridge import assembly, checkpoint, ddp, loader
 from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
 from nnunet_mn.bridge.preprocessing import preprocess_unlabeled, refuse_copies_of_val, unlabeled_folder
-from nnunet_mn.bridge.stopping import StopRequest
+from nnunet_mn.bridge.stopping import OF_RANKS, SIGNALS, StopRequest
 from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
 from nnunet_mn.config import Layer, changed_state_fields, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer
@@ -80,10 +80,10 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
         """Raise an MNError for a configuration that this trainer cannot train."""
 
     def initialize(self) -> None:
-        if self.mn_config.seed is not None and not self.was_initialized:
-            random.seed(self.mn_config.seed)
-            np.random.seed(self.mn_config.seed)
-            torch.manual_seed(self.mn_config.seed)
+        if (seed := ddp.own_seed(self.mn_config.seed, self.local_rank)) is not None and not self.was_initialized:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
         super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
@@ -130,6 +130,8 @@ class nnUNetTrainerMN(_LabeledCases):
         if self.mn_config.preset == "paper":
             self.initial_lr = PAPER_LR_3D
             self.oversample_foreground_percent = PAPER_FOREGROUND_CROPS
+        self.foreground_share = self.oversample_foreground_percent  # of a whole batch; stock divides it among GPUs
+        self.ranks = ddp.find_ranks(self.device)
         self.save_every = 2**62  # stock would write `latest` before it knows the best score; see on_epoch_end
         self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed one is shorter
         total = self.num_epochs * self.iterations
@@ -164,6 +166,7 @@ class nnUNetTrainerMN(_LabeledCases):
                 f"configuration '{configuration}' plans a batch of {planned.batch_size}, but M&N needs room for a "
                 f"labeled and an unlabeled sample: set its batch_size to 2 or more in the plans"
             )
+        ddp.refuse_ranks(planned.batch_size, self.mn_config)
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
@@ -179,26 +182,25 @@ class nnUNetTrainerMN(_LabeledCases):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        if self.is_ddp:
-            raise MNError("M&N trains on one GPU so far: leave out -num_gpus")
         if self.resumed is not None:
             self._refuse_to_continue(self.resumed)
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
-        self.counter = UnlabeledCounter(self.batch_size, rounding=self.mn_config.rounding)
+        whole_batch = self.configuration_manager.batch_size
+        self.counter = UnlabeledCounter(whole_batch, rounding=self.mn_config.rounding)
         self.cotrainer = self._build_cotrainer()  # before the unlabeled cases: weights fail in seconds
         if self.resumed is not None:
             self._restore(self.resumed)
         super().on_train_start()
-        if self.resumed is not None:  # stock draws random numbers while loaders start
+        if self.resumed is not None and self.local_rank == 0:  # stock draws random numbers while loaders start
             checkpoint.restore_random_state(self.resumed["random"])
-            self.resumed = None
+        self.resumed = None
         self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
-        self.stop_request = StopRequest()
+        self.stop_request = StopRequest(SIGNALS if self.ranks.group is None else OF_RANKS)
 
     def _build_cotrainer(self) -> CoTrainer:
         built = assembly.build(
             self.mn_config,
-            self.network,
+            self.network.module if self.is_ddp else self.network,
             self.optimizer,
             scaler_3d=self.grad_scaler,
             deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
@@ -206,6 +208,7 @@ class nnUNetTrainerMN(_LabeledCases):
             labels=assembly.label_space(self.label_manager),
             in_channels=self.num_input_channels,
             device=self.device,
+            ranks=self.ranks,
         )
         self.print_to_log_file(assembly.network_2d(built).description)
         return built
@@ -213,14 +216,16 @@ class nnUNetTrainerMN(_LabeledCases):
     def run_training(self) -> None:
         try:
             super().run_training()
-        except RuntimeError:
+        except RuntimeError as error:
             # a signal to the whole job ends the loader's workers too, which surfaces as an error between two steps
-            if not self._asked_to_stop() or self.in_step:
+            all_know = self.ranks.group is None or isinstance(error, ddp.LoaderFailureError)
+            if self.in_step or not (all_know and self.ranks.any(bool(self._asked_to_stop()))):
                 raise
             self._stop()
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        self._finish_loaders()
         if self.stop_request is not None:
             self.stop_request.uninstall()
 
@@ -253,23 +258,31 @@ class nnUNetTrainerMN(_LabeledCases):
             "oversample_foreground_percent": self.oversample_foreground_percent,
             "probabilistic_oversampling": self.probabilistic_oversampling,
         }
+        workers, pin = loader.worker_count(), self.device.type == "cuda"
+        seed = ddp.own_seed(self.mn_config.seed, self.local_rank)
+        cases = loader.JointCases(labeled, self._unlabeled_dataset(labeled.identifiers, val.identifiers))
+        part = ddp.rank_part(
+            self.ranks, samples=self.batch_size, whole=self.counter, schedule=self.schedule,
+            position=self._position(), workers=workers, oversample=self.foreground_share,
+        )  # fmt: skip
         train_loader = loader.MixedLoader(
-            loader.JointCases(labeled, self._unlabeled_dataset(labeled.identifiers, val.identifiers)),
-            counter=self.counter, fraction=self.fraction,
+            cases, counter=self.counter, fraction=self.fraction, part=part,
             patch_size=initial_patch_size, transforms=augment, **common,
         )  # fmt: skip
         val_loader = nnUNetDataLoader(
             val, self.batch_size, patch_size, transforms=self.get_validation_transforms(scales, **of_labels), **common
         )
-        workers, pin, seed = loader.worker_count(), self.device.type == "cuda", self.mn_config.seed
         train = loader.start_workers(
-            train_loader, workers=workers, cached=max(6, workers // 2), pin_memory=pin, seed=seed
-        )
+            train_loader, workers=workers, cached=max(6, workers // 2), pin_memory=pin, seed=seed,
+            in_turn=part is not None,
+        )  # fmt: skip
         validate = loader.start_workers(
             val_loader, workers=-(-workers // 2), cached=max(3, workers // 4), pin_memory=pin, seed=seed
         )
         next(train), next(validate)
-        return train, validate
+        if part is None:
+            return train, validate
+        return ddp.RankedLoader(train, self.ranks), ddp.RankedLoader(validate, self.ranks)
 
     def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> loader.Cases:
         """Find the unlabeled cases and preprocess those that are missing."""
@@ -332,7 +345,7 @@ class nnUNetTrainerMN(_LabeledCases):
         output = {
             "loss": losses["3d"],
             "loss_2d": losses["2d"],
-            "unlabeled": 1 - batch["n_labeled"] / len(batch["data"]),
+            "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"]) / self.counter.batch_size,
         }
         self.train_outputs.append(output)
         self._stop_if_asked()
@@ -366,7 +379,7 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         super().on_validation_epoch_end(val_outputs)
-        dice = dice_per_class(self.counts_2d)
+        dice = dice_per_class(self.counts_2d, self.ranks)
         self._log("val_losses_2d", float(np.mean(self.val_losses_2d)))
         self._log("dice_per_class_or_region_2d", dice)
         self._log("mean_fg_dice_2d", float(np.nanmean(dice)) if not np.all(np.isnan(dice)) else float("nan"))
@@ -461,7 +474,7 @@ class nnUNetTrainerMN(_LabeledCases):
     # ---- stopping ------------------------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
-        if self._asked_to_stop():
+        if self.ranks.any(bool(self._asked_to_stop())):
             self._stop()
 
     def _asked_to_stop(self) -> str:
@@ -473,13 +486,17 @@ class nnUNetTrainerMN(_LabeledCases):
         for values in self._log_lists().values():
             del values[self.current_epoch :]
         self._save_latest(epochs_done=self.current_epoch)
-        for running in (self.dataloader_train, self.dataloader_val):
-            if hasattr(running, "_finish"):
-                running._finish()
+        self._finish_loaders()
+        self.ranks.any(False)  # wait for the rank that writes: when one process ends, torch ends the others
+        reason = self._asked_to_stop() or "a signal to another process"
         raise SystemExit(
-            f"M&N stopped on {self._asked_to_stop()} in epoch {self.current_epoch} after iteration "
-            f"{self.iteration} of {self.iterations}; run the same command with --c to go on"
+            f"M&N stopped on {reason} in epoch {self.current_epoch} after iteration {self.iteration} of "
+            f"{self.iterations}; run the same command with --c to go on"
         )
+
+    def _finish_loaders(self) -> None:
+        for running in (self.dataloader_train, self.dataloader_val):
+            loader.finish_workers(running.loader if isinstance(running, ddp.RankedLoader) else running)
 
 
 class nnUNetTrainerMN_1epoch(nnUNetTrainerMN):

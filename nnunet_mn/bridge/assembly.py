@@ -15,6 +15,8 @@ from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.precision import autocast_type
+from nnunet_mn.ranks import Ranks
 from nnunet_mn.schedule import scale_learning_rates
 from nnunet_mn.slices import SliceWise
 from nnunet_mn.targets import LabelSpace
@@ -29,11 +31,11 @@ def label_space(labels: LabelManager) -> LabelSpace:
     )
 
 
-def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool) -> SoftTargetLoss:
+def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: Ranks) -> SoftTargetLoss:
     """The loss for one output: nnU-Net's form or, under `preset = "paper"`, the reference's."""
     if config.preset == "paper":
-        return SoftTargetLoss(regions=labels.regions, background=True, squared=True, average="elements")
-    return SoftTargetLoss(regions=labels.regions, batch_dice=batch_dice)
+        return SoftTargetLoss(regions=labels.regions, background=True, squared=True, average="elements", ranks=ranks)
+    return SoftTargetLoss(regions=labels.regions, batch_dice=batch_dice, ranks=ranks)
 
 
 def build(
@@ -47,48 +49,55 @@ def build(
     labels: LabelSpace,
     in_channels: int,
     device: torch.device,
+    ranks: Ranks,
 ) -> CoTrainer:
     """Put the 2D network beside nnU-Net's 3D network.
 
     Args:
         config: the settings.
-        network_3d, optimizer_3d, scaler_3d: nnU-Net's, as its trainer holds them.
+        network_3d, optimizer_3d, scaler_3d: nnU-Net's, as its trainer holds them, but outside of a wrapper for several
+            GPUs: gradients are summed over the ranks here.
         deep_supervision_weights: one for each output of the 3D network.
         batch_dice: as planned.
         labels: of the dataset.
         in_channels: channels of an image.
         device: where the 2D network goes.
+        ranks: the processes that train together.
 
     Raises:
         MNError: when the 2D network's weights cannot be had or do not fit.
     """
+    autocast = autocast_type(config.precision, device)
     network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels).to(device)
+    ranks.take_from_first([*network_2d.parameters(), *network_2d.buffers()])
     optimizer_2d = torch.optim.AdamW(network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D))
     scale_learning_rates(optimizer_2d, 1)
-    loss = loss_for(config, labels, batch_dice=batch_dice)
-    on_cuda = device.type == "cuda"
+    loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
+    scaled = autocast == torch.float16
     generator = torch.Generator()
-    generator.manual_seed(torch.initial_seed() if config.seed is None else config.seed)
+    seed = torch.initial_seed() % 2**63 if config.seed is None else config.seed
+    generator.manual_seed(ranks.number_of_first(seed))  # all ranks train on the same slices
     return CoTrainer(
         student_3d=Student(
             name="3D",
             network=network_3d,
             optimizer=optimizer_3d,
             loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
-            scaler=scaler_3d or GradScaler(enabled=False),
+            scaler=scaler_3d if scaler_3d is not None and scaled else GradScaler(device.type, enabled=False),
+            ranks=ranks,
         ),
         student_2d=Student(
             name="2D",
             network=SliceWise(network_2d, slices_per_forward=config.slices_per_forward),
             optimizer=optimizer_2d,
             loss=DeepSupervisionLoss(loss=loss),
-            scaler=GradScaler(device.type, enabled=on_cuda),
+            scaler=GradScaler(device.type, enabled=scaled),
+            ranks=ranks,
         ),
         labels=labels,
         slice_step=config.slice_step,
         generator=generator,
-        # nnU-Net's choice: autocast is slow on the CPU and raises on MPS
-        autocast=partial(torch.autocast, device.type) if on_cuda else nullcontext,
+        autocast=nullcontext if autocast is None else partial(torch.autocast, device.type, dtype=autocast),
     )
 
 
@@ -125,7 +134,8 @@ def restore(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
         optimizer.load_state_dict(stored["optimizer_2d"])
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["peak_lr"] = peak
-        cotrainer.student_2d.scaler.load_state_dict(stored["scaler_2d"])
+        if stored["scaler_2d"] and cotrainer.student_2d.scaler.is_enabled():  # the precision may have changed
+            cotrainer.student_2d.scaler.load_state_dict(stored["scaler_2d"])
     cotrainer.generator.set_state(stored["slices"])
     cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
 

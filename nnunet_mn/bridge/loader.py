@@ -5,9 +5,11 @@ import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing import Value
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
@@ -16,7 +18,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_mn.cpus import cpu_count
 from nnunet_mn.errors import MNError
-from nnunet_mn.schedule import UnlabeledCounter
+from nnunet_mn.schedule import SharedBatch, UnlabeledCounter
 
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # what damaged files raise
 
@@ -73,6 +75,20 @@ class SharedFraction:
         self._value.value = fraction
 
 
+class RankPart(NamedTuple):
+    """What one of several ranks draws of each batch.
+
+    Args:
+        batches: its number of unlabeled samples, batch after batch.
+        workers: how many processes draw them, in turn.
+        oversample: nnU-Net's share of samples that must show foreground, of the whole batch.
+    """
+
+    batches: SharedBatch
+    workers: int
+    oversample: float
+
+
 class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
     """Draws `{'data', 'target', 'keys', 'n_labeled'}` with labeled samples first.
 
@@ -83,30 +99,60 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
         cases: labeled and unlabeled cases.
         counter: turns the share into a number of samples; knows the batch size.
         fraction: the share, which the trainer changes as training goes on.
+        part: where several ranks share a batch, what this one draws of it; None: all.
         stock: the remaining arguments of `nnUNetDataLoader`, by name.
     """
 
-    def __init__(self, cases: JointCases, *, counter: UnlabeledCounter, fraction: SharedFraction, **stock: Any) -> None:
-        super().__init__(cases, counter.batch_size, **stock)
+    def __init__(
+        self,
+        cases: JointCases,
+        *,
+        counter: UnlabeledCounter,
+        fraction: SharedFraction,
+        part: RankPart | None = None,
+        **stock: Any,
+    ) -> None:
+        super().__init__(cases, counter.batch_size if part is None else len(part.batches.part), **stock)
         self.counter = counter
         self.fraction = fraction
+        self.part = part
         self._labeled = np.array(cases.labeled.identifiers)
         self._unlabeled = np.array(cases.unlabeled.identifiers)
         self._n_labeled = self.batch_size
+        self._is_mixed = False
         self._keys = np.array([], dtype=str)
-        self._forced_share = 1 - round(self.batch_size * (1 - self.oversample_foreground_percent)) / self.batch_size
+        oversample = self.oversample_foreground_percent if part is None else part.oversample
+        self._forced_share = 1 - round(counter.batch_size * (1 - oversample)) / counter.batch_size
         self._stock_oversample: Callable[[int], bool] = self.__dict__["get_do_oversample"]
         self.get_do_oversample = self._oversample_within_group
 
     def get_indices(self) -> np.ndarray:
         """The names of a batch's cases."""
-        n_unlabeled = self.counter.next(self.fraction.get())
+        n_unlabeled = self._count_unlabeled()
         self._n_labeled = self.batch_size - n_unlabeled
         # nnU-Net's workers seed numpy's global generator
         self._keys = np.concatenate(
             [np.random.choice(self._labeled, self._n_labeled), np.random.choice(self._unlabeled, n_unlabeled)]
         )
         return self._keys
+
+    def _count_unlabeled(self) -> int:
+        """How many samples of the next batch, or of this rank's part of it, are unlabeled."""
+        if self.part is None:
+            mine = whole = self.counter.next(self.fraction.get())
+        else:
+            whole, mine = self.part.batches.next()
+            self.part.batches.skip(self.part.workers - 1)
+        self._is_mixed = whole > 0
+        return mine
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called in each worker when it starts."""
+        super().set_thread_id(thread_id)
+        if self.part is not None:
+            self.part.batches.skip(thread_id)
+            torch.set_num_threads(1)  # batchgenerators does both of these for its unordered workers alone
+            torch.manual_seed(int(np.random.randint(2**31)))
 
     def generate_train_batch(self) -> dict[str, Any]:
         """A batch as stock draws it, with the number of its labeled samples."""
@@ -144,7 +190,7 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
         Stock forces it on the last samples of a batch, which in a mixed one are always the unlabeled ones: there each
         sample is forced with the share that stock gives a whole batch.
         """
-        if self._n_labeled == self.batch_size:
+        if not self._is_mixed:
             return bool(self._stock_oversample(sample))
         return bool(np.random.uniform() < self._forced_share)
 
@@ -155,7 +201,9 @@ def worker_count() -> int:
     return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, cpu_count())
 
 
-def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None) -> Any:
+def start_workers(
+    loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None, in_turn: bool = False
+) -> Any:
     """Let a loader run in background processes, or in this one for 0 workers.
 
     Args:
@@ -165,13 +213,23 @@ def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_me
         pin_memory: of the batches, for CUDA.
         seed: of the workers' generators; None draws fresh ones. Stock leaves each worker with the same state of
             torch's generator, so that their augmentations are alike.
+        in_turn: take batches from one worker after the other, rather than from who is first.
     """
     if workers == 0:
         return SingleThreadedAugmenter(loader, None)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(workers)]
+    if in_turn:
+        each = -(-cached // workers)
+        return MultiThreadedAugmenter(loader, None, workers, each, seeds=seeds, pin_memory=pin_memory, wait_time=0.002)
     return NonDetMultiThreadedAugmenter(
         loader, None, num_processes=workers, num_cached=cached, seeds=seeds, pin_memory=pin_memory, wait_time=0.002
     )
+
+
+def finish_workers(running: Any) -> None:
+    """End the background processes of what `start_workers` returned."""
+    if hasattr(running, "_finish"):
+        running._finish()
 
 
 def make_repeatable(transform: Any) -> None:

@@ -2,21 +2,26 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM sends these before it kills
+OF_RANKS = (*SIGNALS, signal.SIGINT)  # which torch sends to the processes of several GPUs when their parent ends
 
 
 class StopRequest:
     """Remembers that a signal asked this process to stop.
 
     Forked workers inherit the handlers: there the signal does what it does by default.
+
+    Args:
+        signals: which of them ask.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = SIGNALS) -> None:
         self.signal_name: str | None = None
         self._pid = os.getpid()
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in signals}
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:

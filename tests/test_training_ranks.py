@@ -1,0 +1,100 @@
+"""A whole training by two processes: one stops both, both go on, one writes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.schedule import Schedule, SharedBatch, UnlabeledCounter
+
+SCRIPT = Path(__file__).with_name("one_training_rank.py")
+FIELDS = {"backbone": "efficientnet-lite0", "seed": 1, "epochs": 2, "iterations_per_epoch": 4,
+          "val_iterations_per_epoch": 1, "supervised_fraction": 0.25, "checkpoint_every": 1}  # fmt: skip
+
+
+def _run(folder: Path, name: str, dataset: Any, *arguments: str, workers: str) -> list[tuple[int, str]]:
+    environment = {
+        **os.environ,
+        **{f"nnUNet_mn_{field}": str(value) for field, value in FIELDS.items()},
+        "nnUNet_extTrainer": str(trainers_path()),
+        "nnUNet_results": str(folder / "results"),
+        "nnUNet_n_proc_DA": workers,
+        "OMP_NUM_THREADS": "1",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(folder / name), str(dataset.number), *arguments],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    return [(process.returncode, output) for process, output in zip(running, outputs, strict=True)]
+
+
+def test_two_ranks_stop_together_go_on_together_and_agree_to_the_bit(
+    fresh_planned_dataset: Callable[..., Any], tmp_path: Path
+) -> None:
+    dataset = fresh_planned_dataset()
+    plans = dataset.plans
+    plans["configurations"]["3d_fullres"]["batch_size"] = 3
+    (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    for code, output in _run(tmp_path, "first", dataset, "2", workers="1"):
+        assert code == 1, output
+        assert "in epoch 0 after iteration 2 of 4; run the same command with --c to go on" in output
+    for code, output in _run(tmp_path, "second", dataset, "0", "--c", workers="0"):
+        assert code == 0, output
+    first, second = (
+        [torch.load(f"{tmp_path / name}.rank_{rank}", weights_only=False) for rank in (0, 1)]
+        for name in ("first", "second")
+    )
+    for ranks in (first, second):
+        assert ranks[0]["weights"].keys() == ranks[1]["weights"].keys()
+        assert all(torch.equal(value, ranks[1]["weights"][name]) for name, value in ranks[0]["weights"].items())
+    assert [len(rank["labeled"]) for rank in (*first, *second)] == [2, 2, 6, 6]
+    labeled = [a + b for a, b in zip(*(rank["labeled"] for rank in second), strict=True)]
+    assert min(labeled) >= 1
+    assert any(rank == 0 for rank in second[1]["labeled"])  # one part was all unlabeled
+    log = second[0]["log"]
+    assert log["train_losses_2d"] == second[1]["log"]["train_losses_2d"]
+    assert log["mean_fg_dice_2d"] == second[1]["log"]["mean_fg_dice_2d"] or np.isnan(log["mean_fg_dice_2d"]).any()
+    whole_counter = UnlabeledCounter(3)
+    schedule = Schedule(total=8, supervised=2)
+    drawn = [whole_counter.next(schedule.unlabeled_fraction(iteration)) for iteration in range(8)]
+    assert [3 - n for n in labeled] == drawn[2:]
+    assert log["unlabeled_fraction"] == pytest.approx([sum(drawn[:4]) / 12, sum(drawn[4:]) / 12])
+    fold = next((tmp_path / "results" / dataset.name).glob("*/fold_0"))
+    assert not list(fold.glob("*.tmp"))
+    assert (fold / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("first", [-1, 5])
+def test_the_parts_of_all_ranks_and_workers_add_up(workers: int, first: int) -> None:
+    schedule = Schedule(total=40, supervised=5)
+    alone = UnlabeledCounter(5)
+    wanted = [alone.next(schedule.unlabeled_fraction(iteration)) for iteration in range(40)]
+    parts = [range(2), range(2, 5)]
+    drawn = np.zeros((2, 40), int)
+    for rank, part in enumerate(parts):
+        for worker in range(workers):
+            batches = SharedBatch(UnlabeledCounter(5), schedule, part=part, first=first)
+            batches.skip(worker)
+            for iteration in range(first + worker, 40, workers):
+                whole, mine = batches.next()
+                batches.skip(workers - 1)
+                if iteration >= 0:
+                    assert whole == wanted[iteration]
+                    drawn[rank, iteration] = mine
+    start = max(first, 0)
+    assert drawn.sum(0)[start:].tolist() == wanted[start:]
+    assert drawn[1].max() == 3  # a rank may be all unlabeled
+    assert drawn[0].max() <= 1  # and one labeled sample stays
