@@ -3,3 +3,14 @@
 
 class MNError(RuntimeError):
     """A mistake that the user can mend; its message is one sentence with the value and the fix."""
+
+
+class LastWordError(MNError, SystemExit):
+    """An MNError that nobody catches: it ends the process with exit code 1 and its sentence instead of a traceback.
+
+    Raised where nnU-Net's command calls the trainer, and nowhere else: an interactive session would end with it.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = f"ERROR: {sentence}"

@@ -5,6 +5,7 @@ them afterwards, so that a class whose base stood in another file there would ge
 """
 
 import random
+import traceback
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mn.bridge import assembly, checkpoint, ddp, loader
 from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
+from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.preprocessing import preprocess_unlabeled, refuse_copies_of_val, unlabeled_folder
 from nnunet_mn.bridge.stopping import OF_RANKS, SIGNALS, StopRequest
 from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
@@ -53,6 +54,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
     num_val_iterations_per_epoch: int
     current_epoch: int
 
+    @last_word
     def __init__(
         self,
         plans: dict[str, Any],
@@ -79,6 +81,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
     def _refuse(self, configuration: str, planned: Any) -> None:
         """Raise an MNError for a configuration that this trainer cannot train."""
 
+    @last_word
     def initialize(self) -> None:
         if (seed := ddp.own_seed(self.mn_config.seed, self.local_rank)) is not None and not self.was_initialized:
             random.seed(seed)
@@ -86,6 +89,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
             torch.manual_seed(seed)
         super().initialize()
 
+    @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
         base = Path(self.preprocessed_dataset_folder_base)
         splits, warnings = read_splits(base, self._raw_folder())
@@ -118,6 +122,7 @@ class nnUNetTrainerMNLabeledOnly(_LabeledCases):
 class nnUNetTrainerMN(_LabeledCases):
     """Co-trains nnU-Net's 3D network and a pretrained 2D one on labeled and unlabeled cases (arXiv 2509.15167)."""
 
+    @last_word
     def __init__(
         self,
         plans: dict[str, Any],
@@ -126,6 +131,7 @@ class nnUNetTrainerMN(_LabeledCases):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        self.asked_to_continue = bool(plans.get("continue_training"))  # nnunetv2 2.6 does not say
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.mn_config.preset == "paper":
             self.initial_lr = PAPER_LR_3D
@@ -141,6 +147,7 @@ class nnUNetTrainerMN(_LabeledCases):
             preset=self.mn_config.preset,
         )
         self.fraction = loader.SharedFraction()
+        self.failures = WorkerFailures()
         self.iteration = 0  # of the epoch
         self.train_outputs: list[dict[str, float]] = []  # of the epoch so far
         self.counts_2d: list[Counts] = []
@@ -184,6 +191,10 @@ class nnUNetTrainerMN(_LabeledCases):
             self.initialize()
         if self.resumed is not None:
             self._refuse_to_continue(self.resumed)
+        elif self.asked_to_continue:
+            self._say_that_nothing_is_continued()
+        if self.local_rank == 0:
+            checkpoint.remove_leftovers(Path(self.output_folder))
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         whole_batch = self.configuration_manager.batch_size
         self.counter = UnlabeledCounter(whole_batch, rounding=self.mn_config.rounding)
@@ -197,10 +208,18 @@ class nnUNetTrainerMN(_LabeledCases):
         self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
         self.stop_request = StopRequest(SIGNALS if self.ranks.group is None else OF_RANKS)
 
+    def _say_that_nothing_is_continued(self) -> None:
+        line = "#" * 100
+        self.print_to_log_file(
+            f"\n{line}\nWARNING: --c was given, but there is no checkpoint in {self.output_folder}: a new training "
+            f"starts at epoch 0\n{line}",
+            add_timestamp=False,
+        )
+
     def _build_cotrainer(self) -> CoTrainer:
         built = assembly.build(
             self.mn_config,
-            self.network.module if self.is_ddp else self.network,
+            assembly.without_ddp(self.network),
             self.optimizer,
             scaler_3d=self.grad_scaler,
             deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
@@ -213,15 +232,32 @@ class nnUNetTrainerMN(_LabeledCases):
         self.print_to_log_file(assembly.network_2d(built).description)
         return built
 
+    @last_word
     def run_training(self) -> None:
         try:
             super().run_training()
-        except RuntimeError as error:
-            # a signal to the whole job ends the loader's workers too, which surfaces as an error between two steps
-            all_know = self.ranks.group is None or isinstance(error, ddp.LoaderFailureError)
-            if self.in_step or not (all_know and self.ranks.any(bool(self._asked_to_stop()))):
-                raise
-            self._stop()
+        except Exception as error:
+            if self._is_due_to_a_signal(error):
+                self._stop()
+            self._tell(error)
+            raise
+
+    def _is_due_to_a_signal(self, error: Exception) -> bool:
+        """A signal to the whole job ends the loader's workers too, which surfaces as an error between two steps."""
+        all_know = self.ranks.group is None or isinstance(error, ddp.LoaderFailureError)
+        between_steps = isinstance(error, RuntimeError) and not self.in_step
+        return between_steps and all_know and self.ranks.any(bool(self._asked_to_stop()))
+
+    def _tell(self, error: Exception) -> None:
+        """Write into the log what ended the training; an MNError where a loader's worker had one to say."""
+        if isinstance(error, MNError):
+            return
+        heard = self.failures.heard()
+        for text in [failure.traceback for failure in heard] or ["".join(traceback.format_exception(error))]:
+            self.print_to_log_file(text, also_print_to_console=False)
+        for failure in heard:
+            if failure.sentence is not None:
+                raise MNError(failure.sentence) from error
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -257,6 +293,7 @@ class nnUNetTrainerMN(_LabeledCases):
             "label_manager": labels,
             "oversample_foreground_percent": self.oversample_foreground_percent,
             "probabilistic_oversampling": self.probabilistic_oversampling,
+            "failures": self.failures,
         }
         workers, pin = loader.worker_count(), self.device.type == "cuda"
         seed = ddp.own_seed(self.mn_config.seed, self.local_rank)
@@ -269,7 +306,7 @@ class nnUNetTrainerMN(_LabeledCases):
             cases, counter=self.counter, fraction=self.fraction, part=part,
             patch_size=initial_patch_size, transforms=augment, **common,
         )  # fmt: skip
-        val_loader = nnUNetDataLoader(
+        val_loader = loader.TellingLoader(
             val, self.batch_size, patch_size, transforms=self.get_validation_transforms(scales, **of_labels), **common
         )
         train = loader.start_workers(
@@ -435,6 +472,7 @@ class nnUNetTrainerMN(_LabeledCases):
             "config": self.mn_config.to_dict(),
             "batch_size": self.configuration_manager.batch_size,
             "cases": self.n_cases,
+            "dataset": self.plans_manager.dataset_name,
             "schedule": {"total": self.schedule.total, "supervised": self.schedule.supervised},
             "iteration": self.iteration,
             "train_outputs": self.train_outputs,
@@ -443,10 +481,17 @@ class nnUNetTrainerMN(_LabeledCases):
             "versions": package_versions(),
         }
 
+    @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        mn = checkpoint.load_mn(Path(filename_or_checkpoint))
+        file = Path(filename_or_checkpoint)
+        mn, weights = checkpoint.load_mn_and_weights(file)
         if mn["config"]["preset"] != self.mn_config.preset:
             self._refuse_to_continue(mn)  # now, since stock cannot load another optimizer's state
+        if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
+            raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
         super().load_checkpoint(filename_or_checkpoint)
         self.resumed = mn  # applied in on_train_start, where the 2D network is built: validation alone needs none
         for key in LOGGED:

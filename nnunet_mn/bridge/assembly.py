@@ -9,6 +9,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer, Student
@@ -138,6 +139,17 @@ def restore(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
             cotrainer.student_2d.scaler.load_state_dict(stored["scaler_2d"])
     cotrainer.generator.set_state(stored["slices"])
     cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
+
+
+def without_ddp(network: nn.Module) -> nn.Module:
+    """nnU-Net's network outside of its wrapper for several GPUs."""
+    return cast(nn.Module, network.module) if isinstance(network, DistributedDataParallel) else network
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """nnU-Net's network outside of the wrappers for several GPUs and for compiled code, which rename its weights."""
+    network = without_ddp(network)
+    return cast(nn.Module, getattr(network, "_orig_mod", network))
 
 
 def network_2d(cotrainer: CoTrainer) -> Network2D:

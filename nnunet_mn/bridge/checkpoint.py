@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
 
@@ -53,20 +56,49 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
         ) from error
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writings left."""
+    for leftover in folder.glob("checkpoint_*.pth.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def load_mn(path: Path) -> dict[str, Any]:
     """The `mn` part of a checkpoint, on the CPU.
 
     Raises:
-        MNError: when the checkpoint was not written by an M&N training.
+        MNError: when the file is damaged or was not written by an M&N training.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    return load_mn_and_weights(path)[0]
+
+
+def load_mn_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The `mn` part of a checkpoint and the weights of the 3D network, on the CPU.
+
+    Raises:
+        MNError: when the file is damaged or was not written by an M&N training.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise MNError(
+            f"the checkpoint {path} cannot be read ({error}): move it away, and --c goes on from another one there, or "
+            f"anew"
+        ) from error
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise MNError(f"{path} is no checkpoint of nnU-Net: move it away")
     if "mn" not in checkpoint:
         raise MNError(
             f"{path} holds no M&N state, so that M&N cannot continue from it: start without --c, or use the trainer "
             f"that wrote it ({checkpoint.get('trainer_name', 'unknown')})"
         )
-    mn: dict[str, Any] = checkpoint["mn"]
-    return mn
+    return checkpoint["mn"], checkpoint["network_weights"]
+
+
+def check_network(weights: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
+    """Raise an MNError, which names the first tensors that differ, unless a checkpoint's weights fit a network."""
+    plain = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    remedy = "it was trained with other plans or classes: put them back, or move the checkpoint away"
+    check_fit(plain, network.state_dict(), source=f"the checkpoint {path}", remedy=remedy)
 
 
 def random_state() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_mn.bridge.last_word import WorkerFailures
 from nnunet_mn.cpus import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import SharedBatch, UnlabeledCounter
@@ -89,7 +90,28 @@ class RankPart(NamedTuple):
     oversample: float
 
 
-class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
+class TellingLoader(nnUNetDataLoader):  # type: ignore[misc]
+    """nnU-Net's loader, whose workers tell the trainer why they end: stock's print it and leave the trainer to guess.
+
+    Args:
+        failures: where they tell it; None: nobody listens.
+        stock: the arguments of `nnUNetDataLoader`.
+    """
+
+    def __init__(self, *stock: Any, failures: WorkerFailures | None = None, **named: Any) -> None:
+        super().__init__(*stock, **named)
+        self.failures = failures
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except Exception as error:
+            if self.failures is not None:
+                self.failures.tell(error)
+            raise
+
+
+class MixedLoader(TellingLoader):
     """Draws `{'data', 'target', 'keys', 'n_labeled'}` with labeled samples first.
 
     Each worker has its own copy, and so diffuses its own rounding error; batches may wait in the queue for some
@@ -100,7 +122,7 @@ class MixedLoader(nnUNetDataLoader):  # type: ignore[misc]
         counter: turns the share into a number of samples; knows the batch size.
         fraction: the share, which the trainer changes as training goes on.
         part: where several ranks share a batch, what this one draws of it; None: all.
-        stock: the remaining arguments of `nnUNetDataLoader`, by name.
+        stock: the remaining arguments of `TellingLoader`, by name.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnunet_mn.errors import MNError
 
+_REMEDY = "use the backbone and adaptation that they were made for"
 _SHOWN = 3  # differing tensors that a message names
 
 
@@ -55,8 +56,16 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
+def check_fit(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str, remedy: str = _REMEDY
+) -> None:
     """Make sure that weights have exactly the names and shapes that a network expects.
+
+    Args:
+        state: the weights.
+        expected: the network's.
+        source: where the weights come from, for the message.
+        remedy: what to do when they do not fit.
 
     Raises:
         MNError: naming the first tensors that differ.
@@ -66,7 +75,7 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, so
         for name in sorted(state.keys() | expected.keys())
         if name not in state or name not in expected or state[name].shape != expected[name].shape
     ]
-    _refuse(differing, source)
+    _refuse(differing, source, remedy)
 
 
 def renamed_by_order(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
@@ -88,12 +97,11 @@ def _shape(tensors: Mapping[str, Tensor], name: str | None) -> str:
     return "absent" if name is None or name not in tensors else "x".join(map(str, tensors[name].shape)) or "a number"
 
 
-def _refuse(differing: list[str], source: str) -> None:
+def _refuse(differing: list[str], source: str, remedy: str = _REMEDY) -> None:
     if differing:
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise MNError(
-            f"The weights from {source} do not fit the network: {', '.join(differing[:_SHOWN])}{more}; "
-            "use the backbone and adaptation that they were made for"
+            f"The weights from {source} do not fit the network: {', '.join(differing[:_SHOWN])}{more}; {remedy}"
         )
 
 
