@@ -24,7 +24,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 # Fields that decide which tensors a checkpoint holds: it cannot be continued with another value.
-STATE_FIELDS = ("backbone", "adaptation", "preset", "lora_rank", "lora_alpha")
+STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "lora_alpha")
 
 
 class Layer(NamedTuple):
@@ -56,7 +56,8 @@ class MNConfig:
         backbone: the 2D network: a name of the registry, a Hugging Face id or a local folder.
         adaptation: which weights of its encoder are trained: `lora` (low-rank updates), `full`, `frozen` (none), or
             `auto`, which is `lora` for transformers and `full` for convolutional networks.
-        preset: `nnunet` keeps nnU-Net's optimizer and loss for the 3D network, `paper` takes the reference's.
+        preset: `nnunet` keeps nnU-Net's loss and schedule for the 3D network, `paper` takes the reference's.
+        optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
         rounding: how the unlabeled share becomes a number of samples: `diffusion` carries the error to the next
             batch, `floor` is the reference's.
         supervised_fraction: share of the training, in iterations, that uses labeled samples only.
@@ -82,6 +83,7 @@ class MNConfig:
     backbone: str = "nvidia/segformer-b2-finetuned-ade-512-512"
     adaptation: Literal["auto", "lora", "full", "frozen"] = "auto"
     preset: Literal["nnunet", "paper"] = "nnunet"
+    optimizer_3d: Literal["adamw", "sgd"] = "adamw"
     rounding: Literal["diffusion", "floor"] = "diffusion"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))

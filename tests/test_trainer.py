@@ -313,6 +313,7 @@ def test_pretrained_weights_of_a_stock_training_are_the_start(
         ({"backbone": "segformer-b0"}, "backbone is 'segformer-b0' but the checkpoint was trained with"),
         ({"adaptation": "frozen"}, "adaptation is 'frozen' but the checkpoint was trained with 'auto'"),
         ({"preset": "paper"}, "preset is 'paper' but the checkpoint was trained with 'nnunet'"),
+        ({"optimizer_3d": "sgd"}, "optimizer_3d is 'sgd' but the checkpoint was trained with 'adamw'"),
     ],
 )
 def test_a_changed_field_that_shapes_the_state_stops_a_continuation(
@@ -384,6 +385,15 @@ def test_the_papers_preset_trains_with_its_own_optimizers_and_loss(
     assert trainer.oversample_foreground_percent == 0.5
     assert trainer.cotrainer.student_3d.loss.loss.squared
     assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
+
+
+def test_nnunets_own_optimizer_of_the_3d_network_can_be_chosen(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainer = trainings.run(planned_dataset(), optimizer_3d="sgd", epochs=1)
+    group = trainer.optimizer.param_groups[0]
+    assert isinstance(trainer.optimizer, torch.optim.SGD)
+    assert (group["peak_lr"], group["momentum"], group["nesterov"]) == (1e-2, 0.99, True)
 
 
 def test_stock_code_that_we_restate_has_not_changed() -> None:

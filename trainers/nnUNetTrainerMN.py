@@ -14,6 +14,7 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -39,6 +40,7 @@ LOGGED = (
     "lrs_2d",
     "unlabeled_fraction",
 )
+LR_3D_ADAMW = 1e-3
 PAPER_LR_3D = 1e-4
 PAPER_FOREGROUND_CROPS = 0.5
 FEWEST_FOR_STOCK_SPLIT = 5  # nnU-Net's KFold(5)
@@ -89,6 +91,14 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
             torch.manual_seed(seed)
         super().initialize()
 
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        if self.mn_config.optimizer_3d == "sgd":
+            optimizer, scheduler = super().configure_optimizers()
+            return optimizer, scheduler
+        self.initial_lr = PAPER_LR_3D if self.mn_config.preset == "paper" else LR_3D_ADAMW
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
     @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
         base = Path(self.preprocessed_dataset_folder_base)
@@ -118,6 +128,8 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
 class nnUNetTrainerMNLabeledOnly(_LabeledCases):
     """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
 
+    variant: ClassVar[dict[str, Any]] = {"optimizer_3d": "sgd"}  # nnU-Net's
+
 
 class nnUNetTrainerMN(_LabeledCases):
     """Co-trains nnU-Net's 3D network and a pretrained 2D one on labeled and unlabeled cases (arXiv 2509.15167)."""
@@ -134,7 +146,6 @@ class nnUNetTrainerMN(_LabeledCases):
         self.asked_to_continue = bool(plans.get("continue_training"))  # nnunetv2 2.6 does not say
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.mn_config.preset == "paper":
-            self.initial_lr = PAPER_LR_3D
             self.oversample_foreground_percent = PAPER_FOREGROUND_CROPS
         self.foreground_share = self.oversample_foreground_percent  # of a whole batch; stock divides it among GPUs
         self.ranks = ddp.find_ranks(self.device)
@@ -178,10 +189,7 @@ class nnUNetTrainerMN(_LabeledCases):
     # ---- start and end -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        if self.mn_config.preset == "nnunet":
-            optimizer, _ = super().configure_optimizers()
-        else:
-            optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
+        optimizer, _ = super().configure_optimizers()
         return optimizer, EpochStartRates(
             optimizer, lambda epoch: self.schedule.learning_rate_factor(epoch * self.iterations)
         )
@@ -485,7 +493,7 @@ class nnUNetTrainerMN(_LabeledCases):
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         file = Path(filename_or_checkpoint)
         mn, weights = checkpoint.load_mn_and_weights(file)
-        if mn["config"]["preset"] != self.mn_config.preset:
+        if any(mn["config"][field] != getattr(self.mn_config, field) for field in ("preset", "optimizer_3d")):
             self._refuse_to_continue(mn)  # now, since stock cannot load another optimizer's state
         if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")

@@ -1,0 +1,94 @@
+"""The methods that `accuracy.py` compares: which trainer each uses, and what it changes."""
+
+from dataclasses import dataclass, field
+
+from nnunet_mn.errors import MNError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to train the planned 3D network.
+
+    Args:
+        name: in tables and results.
+        trainer: nnU-Net trainer class, ours or one of `evidence/trainers`.
+        text: what it is, for the table's legend.
+        settings: fields of MNConfig that it changes.
+        all_labels: trains on every label of the pool (the upper bound) rather than on the fold's few.
+        teaches_itself: the labeled-only model of the same fold and seed labels the unlabeled cases, and stock nnU-Net
+            is trained again on both.
+        ablation: is compared with `mn`, from which it differs in one thing.
+    """
+
+    name: str
+    trainer: str
+    text: str
+    settings: dict[str, str] = field(default_factory=dict)
+    all_labels: bool = False
+    teaches_itself: bool = False
+    ablation: bool = False
+
+
+BASELINE = "nnunet"
+OURS = "mn"
+_LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
+_MN = "nnUNetTrainerMN"
+
+
+def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
+    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation=True)
+
+
+_ALL = (
+    Method(name=BASELINE, trainer=_LABELED_ONLY, text="stock nnU-Net on the labeled cases (SGD)"),
+    Method(
+        name="nnunet-adamw",
+        trainer=_LABELED_ONLY,
+        text="the same with the optimizer that M&N uses, to tell its share of the gain",
+        settings={"optimizer_3d": "adamw"},
+    ),
+    Method(
+        name="nnunet-upper", trainer=_LABELED_ONLY, text="stock nnU-Net with every label of the pool", all_labels=True
+    ),
+    Method(
+        name="nnunet-upper-adamw",
+        trainer=_LABELED_ONLY,
+        text="the same with AdamW",
+        settings={"optimizer_3d": "adamw"},
+        all_labels=True,
+    ),
+    Method(
+        name="self-training",
+        trainer=_LABELED_ONLY,
+        text="the labeled-only model labels the unlabeled cases; nnU-Net is trained again on both (AdamW)",
+        settings={"optimizer_3d": "adamw"},
+        teaches_itself=True,
+    ),
+    Method(
+        name="mean-teacher",
+        trainer="nnUNetTrainerMeanTeacher",
+        text="a 3D student, its moving average as teacher, consistency on unlabeled samples (AdamW)",
+    ),
+    Method(name=OURS, trainer=_MN, text="M&N, efficientnet-lite0 with ImageNet weights"),
+    _ablation("mn-sgd", "nnU-Net's SGD for the 3D network", optimizer_3d="sgd"),
+    _ablation("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
+    _ablation("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
+    _ablation("mn-half-unlabeled", "half of each batch unlabeled, always", trainer="nnUNetTrainerMNHalfUnlabeled"),
+    _ablation("mn-floor", 'rounding = "floor"', rounding="floor"),
+    _ablation("mn-paper", 'preset = "paper"', preset="paper"),
+    _ablation("mn-hard-masks", "hard pseudo-masks", trainer="nnUNetTrainerMNHardMasks"),
+    _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer="nnUNetTrainerMNSquaredDice"),
+    _ablation("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
+)
+METHODS = {method.name: method for method in _ALL}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        MNError: when there is none.
+    """
+    if name not in METHODS:
+        raise MNError(f"there is no method '{name}'; choose from {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,126 @@
+"""What a finished run leaves: one JSON line, from which every table is made."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nnunet_mn.demo_dataset import read_volume
+from nnunet_mn.distances import hausdorff_95
+
+Half = Literal["tune", "report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One training, evaluated on the fold's validation cases, on which no method trains.
+
+    Args:
+        method, fold, seed: which run.
+        n_labeled: labeled cases of the fold.
+        scale: of plans, see `workspace.scale_key`.
+        updates: of the 3D network.
+        seconds: of the training command, with nnU-Net's own validation.
+        config: M&N's settings, as the checkpoint holds them; of the labeled-only trainer what was set.
+        versions: of packages.
+        date: of the run.
+        dice: case -> class -> nnU-Net's Dice.
+        hd95: case -> class -> mm, None where truth or prediction is empty.
+    """
+
+    method: str
+    fold: int
+    seed: int
+    n_labeled: int
+    scale: str
+    updates: int
+    seconds: float
+    config: dict[str, Any]
+    versions: dict[str, str]
+    date: str
+    dice: dict[str, dict[str, float]]
+    hd95: dict[str, dict[str, float | None]]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two runs the same."""
+        return self.method, self.fold, self.seed, self.scale, self.updates
+
+    def cases(self, half: Half) -> list[str]:
+        """The half of the validation cases, by name, for choosing defaults (`tune`) or for the table (`report`)."""
+        names = sorted(self.dice)
+        middle = len(names) // 2
+        return names[:middle] if half == "tune" else names[middle:]
+
+    def case_dice(self, half: Half) -> np.ndarray:
+        """Mean Dice over classes, for each case of a half."""
+        return np.array([np.mean(list(self.dice[case].values())) for case in self.cases(half)])
+
+    def class_dice(self, half: Half, label: str) -> float:
+        """Mean Dice of a class over the cases of a half."""
+        return float(np.mean([self.dice[case][label] for case in self.cases(half)]))
+
+    def mean_hd95(self, half: Half) -> float:
+        """Mean distance in mm over cases and classes where both masks have voxels."""
+        values = [value for case in self.cases(half) for value in self.hd95[case].values() if value is not None]
+        return float(np.mean(values)) if values else float("nan")
+
+    def missed(self, half: Half) -> int:
+        """Classes of cases that were not found at all."""
+        return sum(value is None for case in self.cases(half) for value in self.hd95[case].values())
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes."""
+        return sorted(next(iter(self.dice.values())))
+
+
+def read(file: Path) -> list[Record]:
+    """All records of a file; none if there is no file."""
+    if not file.exists():
+        return []
+    return [Record(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines() if line]
+
+
+def append(file: Path, record: Record) -> None:
+    """Add a line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(record)) + "\n")
+
+
+def score(summary: Path, truths: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float | None]]]:
+    """Dice from nnU-Net's own evaluation, and surface distances, of every case and class.
+
+    Args:
+        summary: `validation/summary.json` of a training; the segmentations lie beside it.
+        truths: folder of the true segmentations.
+    """
+    dice: dict[str, dict[str, float]] = {}
+    hd95: dict[str, dict[str, float | None]] = {}
+    for case in json.loads(summary.read_text(encoding="utf-8"))["metric_per_case"]:
+        file = Path(case["prediction_file"]).name
+        name = file.split(".")[0]
+        truth, prediction = read_volume(truths / file), read_volume(summary.parent / file)
+        dice[name] = {label: metrics["Dice"] for label, metrics in case["metrics"].items()}
+        hd95[name] = {
+            label: _finite(hausdorff_95(truth == int(label), prediction == int(label), _spacing(truths / file)))
+            for label in case["metrics"]
+        }
+    return dice, hd95
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 3) if np.isfinite(value) else None
+
+
+def _spacing(file: Path) -> tuple[float, ...]:
+    """Voxel size in mm along the axes of `read_volume`."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return tuple(reader.GetSpacing()[::-1])

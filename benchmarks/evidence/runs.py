@@ -1,0 +1,193 @@
+"""One run of one method, through the stock commands: train, validate, evaluate."""
+
+import datetime
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence import records
+from evidence.methods import BASELINE, METHODS, Method
+from evidence.workspace import CONFIGURATION, PLANS, Scale, Workspace, scale_key
+
+from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.versions import package_versions
+from nnunet_mn.errors import MNError
+from nnunet_mn.stock_commands import epoch_begun, run_stock
+
+UPDATES_PER_EPOCH = 25
+VAL_UPDATES_PER_EPOCH = 5
+BACKBONE = "efficientnet-lite0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is trained: a method on the labels of a fold, with a seed."""
+
+    method: Method
+    fold: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.name}_fold{self.fold}_seed{self.seed}"
+
+    def key(self, scale: Scale) -> tuple[Any, ...]:
+        """As `Record.key`."""
+        return self.method.name, self.fold, self.seed, scale_key(scale), scale.updates
+
+
+def plan_runs(methods: list[Method], folds: list[int], seeds: list[int], splits: list[dict[str, Any]]) -> list[Run]:
+    """All runs of the comparison; the upper bound has one fold of its own.
+
+    Raises:
+        MNError: when a fold does not exist, or none has all labels.
+    """
+    for fold in folds:
+        if not 0 <= fold < len(splits):
+            raise MNError(f"fold {fold} is not in splits_final.json, which has 0 to {len(splits) - 1}")
+    runs = []
+    for method in methods:
+        for fold in [_fold_of_all_labels(splits)] if method.all_labels else folds:
+            runs += [Run(method=method, fold=fold, seed=seed) for seed in seeds]
+    return runs
+
+
+def execute(run: Run, space: Workspace, scale: Scale, on_epoch: Callable[[int], None]) -> records.Record:
+    """Train and evaluate; a training that was cut off goes on.
+
+    Raises:
+        MNError: when a command fails, with its log.
+    """
+    where = _pseudo_labeled(run, space, scale) if run.method.teaches_itself else space
+    start = time.monotonic()
+    folder = train(run, where, scale, on_epoch)
+    seconds = time.monotonic() - start
+    dice, hd95 = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
+    splits = json.loads((space.dataset / "splits_final.json").read_bytes())
+    return records.Record(
+        method=run.method.name,
+        fold=run.fold,
+        seed=run.seed,
+        n_labeled=len(splits[run.fold]["train"]),
+        scale=scale_key(scale),
+        updates=scale.updates,
+        seconds=round(seconds, 1),
+        config=_config(folder / "checkpoint_final.pth", run, scale),
+        versions=package_versions(),
+        date=datetime.date.today().isoformat(),
+        dice=dice,
+        hd95=hd95,
+    )
+
+
+def train(run: Run, space: Workspace, scale: Scale, on_epoch: Callable[[int], None]) -> Path:
+    """Run `nnUNetv2_train` to its end; the fold's result folder."""
+    folder = (
+        space.results(run.name)
+        / space.dataset.name
+        / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
+        / f"fold_{run.fold}"
+    )
+    if (folder / "validation" / "summary.json").exists():
+        return folder
+
+    def follow(line: str) -> None:
+        epoch = epoch_begun(line)
+        if epoch is not None:
+            on_epoch(epoch)
+
+    command = ["nnUNetv2_train", space.dataset_id, CONFIGURATION, str(run.fold), "-tr", run.method.trainer]
+    command += ["-p", PLANS, "-device", "cpu"]
+    if (folder / "checkpoint_latest.pth").exists() or (folder / "checkpoint_final.pth").exists():
+        command.append("--c")
+    environment = space.environment(_settings(run, scale), run=run.name)
+    run_stock(command, environment=environment, log=space.log(run.name), on_line=follow)
+    return folder
+
+
+def epochs(scale: Scale) -> int:
+    """Epochs of a run."""
+    return -(-scale.updates // UPDATES_PER_EPOCH)
+
+
+def _settings(run: Run, scale: Scale) -> dict[str, str]:
+    return {
+        "backbone": BACKBONE,
+        "seed": str(run.seed),
+        "epochs": str(epochs(scale)),
+        "iterations_per_epoch": str(UPDATES_PER_EPOCH),
+        "val_iterations_per_epoch": str(VAL_UPDATES_PER_EPOCH),
+        **run.method.settings,
+    }
+
+
+def _config(checkpoint: Path, run: Run, scale: Scale) -> dict[str, Any]:
+    """M&N's resolved settings from the checkpoint; for other trainers those that were set."""
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=False).get("mn")
+    return _settings(run, scale) if stored is None else stored["config"]
+
+
+def _fold_of_all_labels(splits: list[dict[str, Any]]) -> int:
+    complete = [fold for fold, split in enumerate(splits) if not split.get("unlabeled")]
+    if not complete:
+        raise MNError("splits_final.json has no fold without unlabeled cases, which the upper bound needs")
+    return max(complete, key=lambda fold: len(splits[fold]["train"]))
+
+
+def _pseudo_labeled(run: Run, space: Workspace, scale: Scale) -> Workspace:
+    """A copy of the dataset in which the labeled-only model's predictions are the unlabeled cases' labels."""
+    folder = space.folder / "self_training" / f"fold{run.fold}_seed{run.seed}"
+    dataset = folder / "nnUNet_raw" / space.dataset.name
+    teacher = Run(method=METHODS[_teacher(run.method)], fold=run.fold, seed=run.seed)
+    train(teacher, space, scale, lambda epoch: None)
+    split = json.loads((space.dataset / "splits_final.json").read_bytes())[run.fold]
+    description = json.loads((space.dataset / "dataset.json").read_bytes())
+    ending = description["file_ending"]
+    for part in ("imagesTr", "labelsTr", "unlabeled"):
+        (folder / part if part == "unlabeled" else dataset / part).mkdir(parents=True, exist_ok=True)
+    for case in split["train"] + split["val"] + split["unlabeled"]:
+        for image in (space.dataset / "imagesTr").glob(f"{case}_????{ending}"):
+            _link(image, dataset / "imagesTr")
+            if case in split["unlabeled"]:
+                _link(image, folder / "unlabeled")
+    for case in split["train"] + split["val"]:
+        _link(space.dataset / "labelsTr" / f"{case}{ending}", dataset / "labelsTr")
+    predict = ["nnUNetv2_predict", "-d", space.dataset_id, "-c", CONFIGURATION, "-f", str(run.fold)]
+    predict += ["-tr", teacher.method.trainer, "-p", PLANS, "-device", "cpu", "-npp", "1", "-nps", "1"]
+    predict += ["-i", str(folder / "unlabeled"), "-o", str(dataset / "labelsTr"), "--continue_prediction"]
+    run_stock(predict, environment=space.environment({}, run=teacher.name), log=space.log(f"{run.name}_predict"))
+    _remove_extras(dataset / "labelsTr", ending)
+    both = {"train": sorted(split["train"] + split["unlabeled"]), "val": split["val"]}
+    splits = [both] * (run.fold + 1)  # nnU-Net is asked for the same fold
+    write_whole(dataset / "splits_final.json", json.dumps(splits))
+    total = sum(map(len, both.values()))
+    write_whole(dataset / "dataset.json", json.dumps({**description, "numTraining": total}))
+    copied = Workspace(dataset=dataset, folder=folder)
+    copied.prepare(scale)
+    return copied
+
+
+def _teacher(method: Method) -> str:
+    """The labeled-only method with the same settings."""
+    for other in METHODS.values():
+        same = (other.trainer, other.settings) == (method.trainer, method.settings)
+        if same and not (other.all_labels or other.teaches_itself):
+            return other.name
+    return BASELINE
+
+
+def _link(file: Path, folder: Path) -> None:
+    link = folder / file.name
+    if not link.exists():
+        link.symlink_to(file.resolve())
+
+
+def _remove_extras(labels: Path, ending: str) -> None:
+    """Leave segmentations alone in a folder that nnU-Net predicted into."""
+    for file in labels.iterdir():
+        if not file.name.endswith(ending):
+            file.unlink()

@@ -1,0 +1,136 @@
+"""Tables and a plot from the records of finished runs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from evidence.methods import BASELINE, METHODS, OURS
+from evidence.records import Half, Record
+
+RESAMPLES = 10_000
+FEW = 4  # labels of the main comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Paired difference of mean Dice, first minus second method, with a bootstrap interval of 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """A difference inside its interval is a tie."""
+        return "tie" if self.low <= 0 <= self.high else "better" if self.mean > 0 else "worse"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.verdict}"
+
+
+def paired_difference(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> Difference | None:
+    """Compare two methods on the label sets and seeds that both have; None where they share none.
+
+    Label sets (folds with their seeds) and, within each, cases are drawn with replacement.
+    """
+    pairs = _pairs(ours, theirs, half)
+    if not pairs:
+        return None
+    rng = np.random.default_rng(0)
+    means = np.mean([_resample(pairs, rng) for _ in pairs], axis=0)  # as many label sets as there are
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Difference(mean=float(np.mean([pair.mean() for pair in pairs])), low=float(low), high=float(high))
+
+
+def _resample(pairs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Means over resampled cases of a label set drawn at random, `(RESAMPLES,)`."""
+    means = np.stack([pair[rng.integers(len(pair), size=(RESAMPLES, len(pair)))].mean(1) for pair in pairs])
+    return means[rng.integers(len(pairs), size=RESAMPLES), np.arange(RESAMPLES)]  # type: ignore[no-any-return]
+
+
+def _pairs(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list[np.ndarray]:
+    """For each label set and seed, the cases' differences; the upper bound has one run for all label sets."""
+    pairs = []
+    for mine in ours:
+        for other in theirs:
+            same_labels = mine.fold == other.fold or METHODS[other.method].all_labels or METHODS[mine.method].all_labels
+            if same_labels and mine.seed == other.seed:
+                pairs.append(mine.case_dice(half) - other.case_dice(half))
+    return pairs
+
+
+def table(records: Sequence[Record], half: Half) -> str:
+    """Markdown: every method with few labels, then how the gain changes with more of them."""
+    few = [r for r in records if r.n_labeled == FEW or METHODS[r.method].all_labels]
+    labels = records[0].labels
+    lines = [
+        f"| method | runs | mean Dice | {' | '.join(f'Dice {label}' for label in labels)} | HD95 in mm | missed "
+        f"| minutes | against `{OURS}` |",
+        "|---|" + "---|" * (len(labels) + 6),
+    ]
+    for name in METHODS:
+        runs = [r for r in few if r.method == name]
+        if runs:
+            lines.append(_row(name, runs, [r for r in few if r.method == OURS], half, labels))
+    return "\n".join([*lines, *_legend(few)])
+
+
+def _row(name: str, runs: Sequence[Record], ours: Sequence[Record], half: Half, labels: Iterable[str]) -> str:
+    difference = None if name == OURS else paired_difference(runs, ours, half)
+    cells = [
+        f"`{name}`",
+        str(len(runs)),
+        _spread([r.case_dice(half).mean() for r in runs]),
+        *(_spread([r.class_dice(half, label) for r in runs]) for label in labels),
+        f"{np.mean([r.mean_hd95(half) for r in runs]):.2f}",
+        str(sum(r.missed(half) for r in runs)),
+        f"{np.mean([r.seconds for r in runs]) / 60:.0f}",
+        "" if difference is None else str(difference),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
+def _legend(records: Sequence[Record]) -> list[str]:
+    present = {r.method for r in records}
+    return ["", *(f"- `{name}`: {method.text}." for name, method in METHODS.items() if name in present)]
+
+
+def by_labels(records: Sequence[Record], half: Half) -> str:
+    """Markdown: baseline and ours by the number of labels."""
+    lines = ["| labels | runs | " + " | ".join(f"`{m}`" for m in _COMPARED) + " | gain |", "|---|---|---|---|---|---|"]
+    for count in sorted({r.n_labeled for r in records if r.method == OURS}):
+        rows = {m: [r for r in records if r.method == m and r.n_labeled == count] for m in _COMPARED}
+        if all(rows.values()):
+            gain = paired_difference(rows[OURS], rows[_COMPARED[1]], half)
+            means = [_spread([r.case_dice(half).mean() for r in rows[m]]) for m in _COMPARED]
+            lines.append(f"| {count} | {len(rows[OURS])} | {' | '.join(means)} | {gain} |")
+    return "\n".join(lines)
+
+
+_COMPARED = (BASELINE, "nnunet-adamw", OURS)
+
+
+def plot(records: Sequence[Record], half: Half, file: Path) -> None:
+    """One dot a run, a line at each method's mean."""
+    from matplotlib.figure import Figure
+
+    few = [r for r in records if r.n_labeled == FEW or METHODS[r.method].all_labels]
+    names = [name for name in METHODS if any(r.method == name for r in few)][::-1]
+    figure = Figure(figsize=(7, 0.5 + 0.32 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for row, name in enumerate(names):
+        dice = [r.case_dice(half).mean() for r in few if r.method == name]
+        color = "tab:orange" if name == OURS else "tab:blue" if name in (BASELINE, "nnunet-adamw") else "tab:gray"
+        axes.plot(dice, [row] * len(dice), "o", color=color, alpha=0.7, markersize=5)
+        axes.plot([np.mean(dice)] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("mean Dice; a dot is a run, a line the mean")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=130)

@@ -1,0 +1,195 @@
+"""Trainers that only the benchmark needs: M&N with one thing changed, and the mean teacher.
+
+nnU-Net finds them through `nnUNet_extTrainer`; like all trainers there, they live in one file.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_mn.bridge import assembly
+from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.losses import DeepSupervisionLoss
+from nnunet_mn.networks.weights import check_fit, hash_of
+from nnunet_mn.schedule import Schedule
+from nnunet_mn.targets import LabelSpace, SoftTarget, combine_scales
+from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN
+
+
+class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
+    """The same 2D network without what it learned from natural images."""
+
+    variant: ClassVar[dict[str, Any]] = {"batch_statistics": "adapt"}  # those of other weights say nothing
+
+    def _build_cotrainer(self) -> CoTrainer:
+        built = super()._build_cotrainer()
+        for module in assembly.network_2d(built).backbone.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfUnlabeled(Schedule):
+    """Half of each batch from the end of the supervised stage on."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return 0.5 if self.is_cotraining(iteration) else 0.0
+
+
+class nnUNetTrainerMNHalfUnlabeled(nnUNetTrainerMN):
+    """A share of unlabeled samples that does not grow."""
+
+    def on_train_start(self) -> None:
+        self.schedule = HalfUnlabeled(**{f.name: getattr(self.schedule, f.name) for f in fields(Schedule)})
+        super().on_train_start()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardMasks(LabelSpace):
+    """Pseudo-masks of the likeliest class alone."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return self.encode(logits.argmax(1, keepdim=True)).values
+
+
+class nnUNetTrainerMNHardMasks(nnUNetTrainerMN):
+    """Hard pseudo-masks, of classes rather than regions."""
+
+    def _build_cotrainer(self) -> CoTrainer:
+        built = super()._build_cotrainer()
+        built.labels = HardMasks(**{f.name: getattr(built.labels, f.name) for f in fields(LabelSpace)})
+        return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredOnSoft(DeepSupervisionLoss):
+    """Linear Dice for hard targets, squared Dice for soft ones, each with its share of the batch."""
+
+    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> Tensor:
+        values = targets[0].values
+        soft = ((values > 0) & (values < 1)).flatten(1).any(1)  # (B,)
+        squared = DeepSupervisionLoss(loss=replace(self.loss, squared=True), weights=self.weights)
+        parts = [(super().__call__, ~soft), (squared, soft)]
+        terms = [
+            loss([o[chosen] for o in outputs], [SoftTarget(t.values[chosen], None) for t in targets]) * chosen.sum()
+            for loss, chosen in parts
+            if chosen.any()
+        ]
+        return torch.stack(terms).sum() / len(values)
+
+
+class nnUNetTrainerMNSquaredDice(nnUNetTrainerMN):
+    """Squared Dice on unlabeled samples: it does not reward predictions sharper than the pseudo-mask."""
+
+    def _build_cotrainer(self) -> CoTrainer:
+        built = super()._build_cotrainer()
+        for student in (built.student_3d, built.student_2d):
+            student.loss = SquaredOnSoft(loss=student.loss.loss, weights=student.loss.weights)
+        return built
+
+
+class Second3D(nn.Module):
+    """A 3D network from scratch where M&N has its 2D one; only its finest output is used."""
+
+    description = "second 3D network instead of a 2D one"
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.inner = network
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        return [self.inner(volume)[0]]
+
+    @property
+    def network(self) -> "Second3D":
+        return self  # as `SliceWise` names what it wraps
+
+    def learned_state(self) -> dict[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    def load_learned_state(self, state: dict[str, Tensor]) -> None:
+        check_fit(state, self.learned_state(), source="the checkpoint's second 3D network")
+        self.load_state_dict(state)
+
+    def frozen_hash(self) -> str:
+        return hash_of([])
+
+
+class nnUNetTrainerMNTwo3D(nnUNetTrainerMN):
+    """Cross pseudo supervision: two 3D networks of different random weights teach each other."""
+
+    def _build_cotrainer(self) -> CoTrainer:
+        built = super()._build_cotrainer()
+        twin = copy.deepcopy(self.network)
+        twin.apply(self._initialize_anew)
+        built.student_2d.network = Second3D(twin)
+        optimizer = torch.optim.AdamW(twin.parameters(), self.optimizer.param_groups[0]["peak_lr"])
+        optimizer.param_groups[0]["peak_lr"] = optimizer.param_groups[0]["lr"]
+        built.student_2d.optimizer = optimizer
+        built.slice_step = 1
+        return built
+
+    @staticmethod
+    def _initialize_anew(module: nn.Module) -> None:
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):  # as dynamic_network_architectures does
+            nn.init.kaiming_normal_(module.weight, a=1e-2)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+RAMP_UP = 0.4  # of the training, until consistency has its full weight (Tarvainen and Valpola, 2017)
+CONSISTENCY_WEIGHT = 1.0
+DECAY = 0.99  # of the moving average
+NOISE = 0.1  # standard deviation, in those of the image: student and teacher see different noise
+
+
+class MeanTeacher(CoTrainer):
+    """A 3D student whose teacher is its own moving average (Tarvainen and Valpola 2017; UA-MT's setting for 3D)."""
+
+    def start(self, total: int) -> None:
+        """Make the teacher for a training of `total` steps."""
+        self.teacher = copy.deepcopy(self.student_3d.network).requires_grad_(False)
+        self.total, self.done = total, 0
+
+    def step(self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int) -> dict[Literal["3d", "2d"], float]:
+        network = self.student_3d.network
+        outputs = network(volumes + NOISE * torch.randn_like(volumes))
+        supervised = self.student_3d.loss(
+            [output[:n_labeled] for output in outputs],
+            combine_scales([t[:n_labeled] for t in targets], volumes.new_empty(0), self.labels),
+        )
+        with torch.no_grad():
+            taught = self.labels.probabilities(self.teacher(volumes + NOISE * torch.randn_like(volumes))[0])
+        consistency = (self.labels.probabilities(outputs[0]) - taught).square().mean()
+        ramp = torch.exp(torch.tensor(-5 * (1 - min(1.0, self.done / (RAMP_UP * self.total))) ** 2))
+        loss = supervised + CONSISTENCY_WEIGHT * ramp * consistency
+        self.student_3d.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), self.student_3d.clip_norm)
+        self.student_3d.optimizer.step()
+        self.done += 1
+        self._follow(min(1 - 1 / (self.done + 1), DECAY))
+        return {"3d": float(loss.detach()), "2d": float(consistency.detach())}
+
+    def _follow(self, decay: float) -> None:
+        for slow, fast in zip(self.teacher.parameters(), self.student_3d.network.parameters(), strict=True):
+            slow.lerp_(fast.detach(), 1 - decay)
+
+
+class nnUNetTrainerMeanTeacher(nnUNetTrainerMNTwo3D):
+    """The field's standard baseline; for whole trainings only, since its teacher is in no checkpoint.
+
+    Half of each batch is unlabeled. The student is what is evaluated, as everywhere in the comparison.
+    """
+
+    def on_train_start(self) -> None:
+        self.schedule = HalfUnlabeled(total=self.schedule.total, supervised=0)
+        super().on_train_start()
+        teacher = MeanTeacher(**{f.name: getattr(self.cotrainer, f.name) for f in fields(CoTrainer) if f.init})
+        teacher.start(self.schedule.total)
+        self.cotrainer = teacher

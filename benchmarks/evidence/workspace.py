@@ -1,0 +1,139 @@
+"""The benchmark's folder: one preprocessing for all methods, a result folder for each, small plans."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.config import ENVIRONMENT_PREFIX
+from nnunet_mn.errors import MNError
+from nnunet_mn.small_plans import small_plans
+from nnunet_mn.stock_commands import run_stock
+
+CONFIGURATION = "3d_fullres"
+PLANS = "nnUNetBenchmarkPlans"
+TRAINERS = Path(__file__).parent / "trainers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How small the trainings are: the same for every method.
+
+    Args:
+        updates: of the 3D network.
+        spacing: mm along each axis; None as planned.
+        patch_size, batch_size, features: of the small plans.
+    """
+
+    updates: int
+    spacing: tuple[float, float, float] | None
+    patch_size: tuple[int, int, int]
+    batch_size: int
+    features: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """For the table's heading."""
+        spacing = "" if self.spacing is None else f"{'x'.join(f'{s:g}' for s in self.spacing)} mm voxels, "
+        return (
+            f"{self.updates} updates, {spacing}patch {'x'.join(map(str, self.patch_size))}, batch {self.batch_size}, "
+            f"U-Net of {self.features[0]} to {self.features[-1]} channels"
+        )
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths for one dataset, below a folder of the user's choice.
+
+    Args:
+        dataset: the raw dataset; only read.
+        folder: for everything that is written.
+    """
+
+    dataset: Path
+    folder: Path
+
+    @property
+    def dataset_id(self) -> str:
+        return str(int(self.dataset.name[len("Dataset") :][:3]))
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.folder / "nnUNet_preprocessed" / self.dataset.name
+
+    def results(self, run: str) -> Path:
+        """`nnUNet_results` of one run: runs of different settings must not share it."""
+        return self.folder / "runs" / run
+
+    def log(self, name: str) -> Path:
+        """Where a command's output goes."""
+        path = self.folder / "logs" / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def environment(self, settings: Mapping[str, str], *, run: str) -> dict[str, str]:
+        """Variables of a child: this process's, but for settings of M&N other than those given."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
+        return {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "nnUNet_n_proc_DA": "0",  # loading takes a tenth of a step; as many processes as jobs, not twice as many
+            **kept,
+            **{f"{ENVIRONMENT_PREFIX}{field}": value for field, value in settings.items()},
+            "nnUNet_raw": str(self.dataset.parent.resolve()),
+            "nnUNet_preprocessed": str(self.preprocessed.parent),
+            "nnUNet_results": str(self.results(run)),
+            "nnUNet_extTrainer": str(TRAINERS),
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_compile": "f",
+        }
+
+    def prepare(self, scale: Scale) -> None:
+        """Plan and preprocess once, with nnU-Net's commands; the small plans are derived from its own.
+
+        Raises:
+            MNError: when the folder holds the preprocessing of another scale, or a command fails.
+        """
+        plans_file = self.preprocessed / f"{PLANS}.json"
+        done = self.preprocessed / "benchmark_is_prepared"
+        if done.exists():
+            if done.read_text() != scale_key(scale):
+                raise MNError(f"{self.folder} holds a benchmark of another scale; give --work a new folder")
+            return
+        shutil.rmtree(self.preprocessed, ignore_errors=True)
+        environment = self.environment({}, run="none")
+        plan = ("nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION, "--no_pp")
+        run_stock(plan, environment=environment, log=self.log("plan"))
+        stock = json.loads((self.preprocessed / "nnUNetPlans.json").read_bytes())
+        write_whole(plans_file, json.dumps(_shrink(stock, scale), indent=4))
+        preprocess = ("nnUNetv2_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION, "-plans_name", PLANS)
+        run_stock((*preprocess, "-np", "2"), environment=environment, log=self.log("preprocess"))
+        write_whole(done, scale_key(scale))
+
+
+def scale_key(scale: Scale) -> str:
+    """What tells plans apart, in a file name or a result."""
+    spacing = "planned" if scale.spacing is None else "x".join(f"{s:g}" for s in scale.spacing)
+    numbers: Sequence[Sequence[int]] = (scale.patch_size, (scale.batch_size,), scale.features)
+    return "_".join([spacing, *("x".join(map(str, part)) for part in numbers)])
+
+
+def _shrink(stock: dict[str, Any], scale: Scale) -> dict[str, Any]:
+    configuration = stock["configurations"][CONFIGURATION]
+    if scale.spacing is not None:
+        ratio = [new / old for new, old in zip(scale.spacing, configuration["spacing"], strict=True)]
+        median = configuration["median_image_size_in_voxels"]
+        configuration["median_image_size_in_voxels"] = [n / r for n, r in zip(median, ratio, strict=True)]
+        configuration["spacing"] = list(scale.spacing)
+    configuration["data_identifier"] = f"{PLANS}_{CONFIGURATION}"
+    return small_plans(
+        stock,
+        name=PLANS,
+        patch_size=scale.patch_size,
+        batch_size=scale.batch_size,
+        features=scale.features,
+        configuration=CONFIGURATION,
+    )

@@ -1,0 +1,134 @@
+"""The accuracy benchmark's bookkeeping; its trainings are too long for a test."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnunet_mn.errors import MNError
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+from evidence import methods, records, runs, tables, workspace  # noqa: E402
+
+SCALE = workspace.Scale(updates=600, spacing=None, patch_size=(8, 8, 8), batch_size=2, features=(4, 8))
+SPLITS = [
+    {"train": ["a"], "val": ["v"], "unlabeled": ["b", "c"]},
+    {"train": ["b"], "val": ["v"], "unlabeled": ["a", "c"]},
+    {"train": ["a", "b", "c"], "val": ["v"], "unlabeled": []},
+]
+
+
+def record(method: str, *, fold: int = 0, dice: float = 0.8, n_labeled: int = 4) -> records.Record:
+    cases = [f"case_{i}" for i in range(6)]
+    values = {case: {"1": dice + 0.01 * i, "2": dice - 0.01 * i} for i, case in enumerate(cases)}
+    distances: dict[str, dict[str, float | None]] = {case: {"1": 1.0, "2": 3.0} for case in cases}
+    return records.Record(
+        method=method, fold=fold, seed=0, n_labeled=n_labeled, scale="s", updates=600, seconds=60.0, config={},
+        versions={}, date="2026-01-01", dice=values, hd95=distances,
+    )  # fmt: skip
+
+
+def test_every_method_has_a_trainer_that_exists() -> None:
+    ours = (BENCHMARKS.parent / "trainers" / "nnUNetTrainerMN.py").read_text()
+    theirs = (BENCHMARKS / "evidence" / "trainers" / "nnUNetTrainerMNBenchmark.py").read_text()
+    for method in methods.METHODS.values():
+        assert f"class {method.trainer}(" in ours + theirs
+
+
+def test_unknown_method_is_an_error_that_lists_the_known() -> None:
+    with pytest.raises(MNError, match=r"no method 'unet'.*self-training"):
+        methods.find_method("unet")
+
+
+def test_upper_bound_is_trained_once_on_the_fold_of_all_labels() -> None:
+    chosen = [methods.find_method(name) for name in ("mn", "nnunet-upper")]
+    planned = runs.plan_runs(chosen, [0, 1], [0], SPLITS)
+    assert [(run.method.name, run.fold) for run in planned] == [("mn", 0), ("mn", 1), ("nnunet-upper", 2)]
+
+
+def test_fold_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(MNError, match="fold 7"):
+        runs.plan_runs([methods.find_method("mn")], [7], [0], SPLITS)
+
+
+def test_halves_share_no_case_and_hold_all() -> None:
+    one = record("mn")
+    assert set(one.cases("tune")) | set(one.cases("report")) == set(one.dice)
+    assert set(one.cases("tune")).isdisjoint(one.cases("report"))
+
+
+def test_record_comes_back_from_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "results" / "accuracy.jsonl"
+    for method in ("mn", "nnunet"):
+        records.append(file, record(method))
+    assert records.read(file) == [record("mn"), record("nnunet")]
+    assert records.read(tmp_path / "nothing.jsonl") == []
+
+
+def test_run_and_its_record_have_one_key() -> None:
+    run = runs.Run(method=methods.find_method("mn"), fold=0, seed=0)
+    assert run.key(SCALE) == replace(record("mn"), scale=workspace.scale_key(SCALE)).key
+
+
+def test_difference_of_equals_is_a_tie_and_of_others_is_not() -> None:
+    ours = [record("mn", fold=fold, dice=0.8) for fold in (0, 3)]
+    same = tables.paired_difference(ours, [replace(r, method="nnunet") for r in ours], "report")
+    worse = tables.paired_difference(ours, [record("nnunet", fold=fold, dice=0.7) for fold in (0, 3)], "report")
+    assert same is not None
+    assert worse is not None
+    assert (same.mean, same.verdict) == (0, "tie")
+    assert worse.verdict == "better"
+    assert worse.mean == pytest.approx(0.1)
+
+
+def test_difference_pairs_label_sets() -> None:
+    ours = [record("mn", fold=0, dice=0.8), record("mn", fold=3, dice=0.9)]
+    difference = tables.paired_difference(ours, [record("nnunet", fold=3, dice=0.7)], "tune")
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.2)
+    assert tables.paired_difference(ours[:1], [record("nnunet", fold=3)], "tune") is None
+
+
+def test_interval_widens_where_label_sets_disagree() -> None:
+    def width(gains: tuple[float, float]) -> float:
+        ours = [record("mn", fold=fold, dice=0.7 + gain) for fold, gain in enumerate(gains)]
+        difference = tables.paired_difference(ours, [record("nnunet", fold=f, dice=0.7) for f in (0, 1)], "tune")
+        assert difference is not None
+        return difference.high - difference.low
+
+    assert width((0.0, 0.1)) > width((0.05, 0.05))
+
+
+def test_table_names_every_method_with_its_mean_and_spread(tmp_path: Path) -> None:
+    found = [record("nnunet", dice=0.7), record("nnunet", fold=3, dice=0.72), record("mn"), record("mn", fold=3)]
+    text = tables.table(found, "tune")
+    assert "| `nnunet` | 2 | 0.710 ± 0.014 |" in text
+    assert "worse" in next(line for line in text.splitlines() if line.startswith("| `nnunet`"))
+    tables.plot(found, "tune", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_gain_is_shown_for_each_number_of_labels() -> None:
+    found = [record(method, n_labeled=n, dice=0.7) for n in (4, 8) for method in ("nnunet", "nnunet-adamw", "mn")]
+    rows = tables.by_labels(found, "tune").splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["4", "8"]
+
+
+def test_a_missed_class_counts_apart_from_distances() -> None:
+    one = record("mn")
+    one.hd95["case_0"]["1"] = None
+    assert one.missed("tune") == 1
+    assert one.mean_hd95("tune") == pytest.approx(np.mean([3, 1, 3, 1, 3]))
+
+
+def test_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(SPLITS))
+    command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "run", str(tmp_path), "--work", str(tmp_path / "work")]
+    done = subprocess.run([*command, "--methods", "unet"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("accuracy.py: there is no method 'unet'")
