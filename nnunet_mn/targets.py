@@ -15,10 +15,12 @@ class SoftTarget(NamedTuple):
     Args:
         values: class probabilities, `(B, K, ...)`.
         mask: 1 where a voxel counts, `(B, 1, ...)`; None where all do.
+        n_pseudo: how many samples, the last ones, have a teacher's pseudo-mask.
     """
 
     values: Tensor
     mask: Tensor | None
+    n_pseudo: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,8 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarg
         pseudo_mask = F.adaptive_avg_pool3d(pseudo_mask, (depth, height, width))
     values = torch.cat([known.values, pseudo_mask])
     if known.mask is None:
-        return SoftTarget(values, None)
-    return SoftTarget(values, torch.cat([known.mask, torch.ones_like(pseudo_mask[:, :1])]))
+        return SoftTarget(values, None, len(pseudo_mask))
+    return SoftTarget(values, torch.cat([known.mask, torch.ones_like(pseudo_mask[:, :1])]), len(pseudo_mask))
 
 
 def combine_scales(targets: Sequence[Tensor], pseudo_mask: Tensor, labels: LabelSpace) -> list[SoftTarget]:

@@ -81,7 +81,7 @@ def test_each_network_is_updated_from_the_others_state_before_the_step() -> None
 def _soft(values: Tensor) -> "torch.Tensor":
     from nnunet_mn.targets import SoftTarget
 
-    return SoftTarget(values, None)
+    return SoftTarget(values, None, n_pseudo=len(values) - 1)
 
 
 def _one_hot(labels: Tensor) -> Tensor:
