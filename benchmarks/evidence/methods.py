@@ -77,7 +77,7 @@ _ALL = (
     _ablation("mn-floor", 'rounding = "floor"', rounding="floor"),
     _ablation("mn-paper", 'preset = "paper"', preset="paper"),
     _ablation("mn-hard-masks", "hard pseudo-masks", trainer="nnUNetTrainerMNHardMasks"),
-    _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer="nnUNetTrainerMNSquaredDice"),
+    _ablation("mn-linear-dice", "linear Dice on unlabeled samples too", trainer="nnUNetTrainerMNLinearDice"),
     _ablation("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
 )
 METHODS = {method.name: method for method in _ALL}

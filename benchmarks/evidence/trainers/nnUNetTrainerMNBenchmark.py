@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from nnunet_mn.bridge import assembly
 from nnunet_mn.cotraining import CoTrainer
-from nnunet_mn.losses import DeepSupervisionLoss
 from nnunet_mn.networks.weights import check_fit, hash_of
 from nnunet_mn.schedule import Schedule
-from nnunet_mn.targets import LabelSpace, SoftTarget, combine_scales
+from nnunet_mn.targets import LabelSpace, combine_scales
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN
 
 
@@ -66,30 +65,13 @@ class nnUNetTrainerMNHardMasks(nnUNetTrainerMN):
         return built
 
 
-@dataclass(frozen=True, kw_only=True)
-class SquaredOnSoft(DeepSupervisionLoss):
-    """Linear Dice for hard targets, squared Dice for soft ones, each with its share of the batch."""
-
-    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> Tensor:
-        values = targets[0].values
-        soft = ((values > 0) & (values < 1)).flatten(1).any(1)  # (B,)
-        squared = DeepSupervisionLoss(loss=replace(self.loss, squared=True), weights=self.weights)
-        parts = [(super().__call__, ~soft), (squared, soft)]
-        terms = [
-            loss([o[chosen] for o in outputs], [SoftTarget(t.values[chosen], None) for t in targets]) * chosen.sum()
-            for loss, chosen in parts
-            if chosen.any()
-        ]
-        return torch.stack(terms).sum() / len(values)
-
-
-class nnUNetTrainerMNSquaredDice(nnUNetTrainerMN):
-    """Squared Dice on unlabeled samples: it does not reward predictions sharper than the pseudo-mask."""
+class nnUNetTrainerMNLinearDice(nnUNetTrainerMN):
+    """nnU-Net's linear Dice for pseudo-masks too."""
 
     def _build_cotrainer(self) -> CoTrainer:
         built = super()._build_cotrainer()
         for student in (built.student_3d, built.student_2d):
-            student.loss = SquaredOnSoft(loss=student.loss.loss, weights=student.loss.weights)
+            student.loss = replace(student.loss, loss=replace(student.loss.loss, squared="never"))
         return built
 
 
