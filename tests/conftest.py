@@ -1,16 +1,19 @@
 """Tiny raw nnU-Net datasets, and the same planned and preprocessed by nnU-Net itself."""
 
+import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -221,3 +224,35 @@ def volume_tools() -> SimpleNamespace:
         return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
 
     return SimpleNamespace(make=make_volume, write=write_volume, read=read)
+
+
+def load_helper(name: str) -> ModuleType:
+    """A module of this folder that is no test: the folder is not on Python's path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def train() -> Iterator[Any]:
+    """Runs `nnUNetv2_train` on a site: exit code and output."""
+    server = load_helper("training_site").Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def site_of(planned_dataset: Callable[..., TinyDataset], tmp_path: Path) -> Callable[..., Any]:
+    """Call it for a copy of a planned dataset of one or more channels, in folders that the test may change."""
+    copies = itertools.count()
+
+    def make(**options: Any) -> Any:
+        return load_helper("training_site").copy_of(
+            planned_dataset(**options), tmp_path / f"site_{next(copies)}" / "root"
+        )
+
+    return make

@@ -16,11 +16,11 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mn.bridge import assembly, checkpoint, ddp, loader
 from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
+from nnunet_mn.bridge.plan_checks import check_preprocessed, dataset_class_of, planned_configuration
 from nnunet_mn.bridge.preprocessing import preprocess_unlabeled, refuse_copies_of_val, unlabeled_folder
 from nnunet_mn.bridge.stopping import OF_RANKS, SIGNALS, StopRequest
 from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
@@ -66,7 +66,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
         device: torch.device = torch.device("cuda"),  # noqa: B008  the base class introspects this very signature
     ) -> None:
         check_nnunet_version()
-        planned = PlansManager(plans).get_configuration(configuration)
+        planned = planned_configuration(plans, configuration)
         self.mn_config = resolve(
             Layer(f"the trainer {type(self).__name__}", self.variant),
             Layer(f"'mn' in the plans' configuration {configuration}", planned.configuration.get("mn", {})),
@@ -103,8 +103,8 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
     def do_split(self) -> tuple[list[str], list[str]]:
         base = Path(self.preprocessed_dataset_folder_base)
         splits, warnings = read_splits(base, self._raw_folder())
-        dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        cases = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        folder = Path(self.preprocessed_dataset_folder)
+        cases = dataset_class_of(folder).get_identifiers(self.preprocessed_dataset_folder)
         if splits is None and self.fold != "all" and len(cases) < FEWEST_FOR_STOCK_SPLIT:
             train = val = sorted(cases)
             warnings.append(
@@ -113,6 +113,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
             )
         else:
             train, val = super().do_split()
+            check_preprocessed((*train, *val), cases, folder)
         train, val, more = labeled_split(train, val, splits, self.fold)
         for warning in warnings + more:
             self.print_to_log_file(warning)

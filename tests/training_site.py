@@ -1,0 +1,129 @@
+"""A planned dataset and a training command that a test may spoil, and a server that runs such commands."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+
+from nnunet_mn.bridge.registration import trainers_path
+
+SERVER = Path(__file__).with_name("train_server.py")
+SETTINGS = {
+    "backbone": "efficientnet-lite0", "adaptation": "frozen", "seed": 1, "epochs": 1, "iterations_per_epoch": 2,
+    "val_iterations_per_epoch": 1, "supervised_fraction": 0,
+}  # fmt: skip
+
+
+@dataclass
+class Site:
+    """A planned dataset and a command, both of which a test may spoil."""
+
+    root: Path
+    name: str
+    names: dict[str, tuple[str, ...]]
+    environment: dict[str, str] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+    configuration: str = "3d_fullres"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output.txt"
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw" / self.name
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "nnUNet_preprocessed" / self.name
+
+    @property
+    def cases(self) -> Path:
+        return self.preprocessed / "nnUNetPlans_3d_fullres"
+
+    @property
+    def fold(self) -> Path:
+        return self.root / "nnUNet_results" / self.name / "nnUNetTrainerMN__nnUNetPlans__3d_fullres" / "fold_0"
+
+    def set(self, **settings: Any) -> None:
+        self.environment |= {f"nnUNet_mn_{key}": str(value) for key, value in settings.items()}
+
+    def unlabeled_image(self, name: str = "bad_0000.nii.gz") -> Path:
+        folder = self.raw / "imagesUn"
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def write(self, array: np.ndarray, name: str = "bad_0000.nii.gz", **geometry: Any) -> None:
+        image = SimpleITK.GetImageFromArray(array)
+        for key, value in geometry.items():
+            getattr(image, f"Set{key}")(value)
+        SimpleITK.WriteImage(image, str(self.unlabeled_image(name)), useCompression=True)
+
+    def plans(self, **changes: Any) -> None:
+        file = self.preprocessed / "nnUNetPlans.json"
+        content = json.loads(file.read_text())
+        content["configurations"]["3d_fullres"] |= changes
+        file.write_text(json.dumps(content))
+
+    def split(self, content: Any) -> None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        for folder in (self.raw, self.preprocessed):
+            (folder / "splits_final.json").write_text(text)
+
+    def entry(self, **changes: Any) -> list[dict[str, Any]]:
+        entry = {"train": self.names["labeled"], "val": self.names["val"], "unlabeled": self.names["unlabeled"]}
+        return [{key: value for key, value in (entry | changes).items() if value is not None}]
+
+
+class Server:
+    """Runs `nnUNetv2_train` on sites, each time in a fork of one process."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=SERVER.parent
+        )
+
+    def __call__(self, site: Site) -> tuple[int, str]:
+        """Exit code and output."""
+        self.start(site)
+        return self.end(site)
+
+    def start(self, site: Site) -> int:
+        """Begin a training; the number of its process."""
+        arguments = [site.name, site.configuration, "0", "-tr", "nnUNetTrainerMN", "-device", "cpu", *site.arguments]
+        environment = {
+            **{f"nnUNet_mn_{key}": str(value) for key, value in SETTINGS.items()},
+            **{name: str(site.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+            "nnUNet_extTrainer": str(trainers_path()), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1",
+            "HF_HUB_OFFLINE": "1", **site.environment,
+        }  # fmt: skip
+        request = {"arguments": arguments, "environment": environment, "output": str(site.output)}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def end(self, site: Site) -> tuple[int, str]:
+        """Wait for the training that was begun."""
+        return self._answer(), site.output.read_text()
+
+    def _answer(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
+
+
+def copy_of(dataset: Any, root: Path) -> Site:
+    """A site with a copy of a planned dataset."""
+    site = Site(root, dataset.name, {"labeled": dataset.labeled, "val": dataset.val, "unlabeled": dataset.unlabeled})
+    shutil.copytree(dataset.raw, site.raw)
+    shutil.copytree(dataset.preprocessed, site.preprocessed, ignore=shutil.ignore_patterns("*_unlabeled*"))
+    return site
