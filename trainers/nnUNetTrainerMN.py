@@ -25,7 +25,7 @@ from nnunet_mn.bridge.preprocessing import preprocess_unlabeled, refuse_copies_o
 from nnunet_mn.bridge.stopping import OF_RANKS, SIGNALS, StopRequest
 from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
 from nnunet_mn.config import Layer, changed_state_fields, environment_layer, resolve
-from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.cpus import prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
@@ -370,13 +370,16 @@ class nnUNetTrainerMN(_LabeledCases):
         self._log("lrs_2d", student.learning_rate())
         self.num_iterations_per_epoch = self.iterations - self.iteration
 
+    def _students(self) -> tuple[Student, Student]:
+        return self.cotrainer.student_3d, self.cotrainer.student_2d
+
     def _position(self) -> int:
         """Iterations of the whole training that are done."""
         return self.current_epoch * self.iterations + self.iteration
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         factor = self.schedule.learning_rate_factor(self._position())
-        for student in (self.cotrainer.student_3d, self.cotrainer.student_2d):
+        for student in self._students():
             scale_learning_rates(student.optimizer, factor)
         targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
         self.in_step = True
@@ -437,6 +440,9 @@ class nnUNetTrainerMN(_LabeledCases):
             f"pseudo dice {[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, "
             f"learning rate {last['lrs_2d']:.2g}, unlabeled share {last['unlabeled_fraction']:.3f}"
         )
+        skipped = {student.name: student.skipped for student in self._students() if student.skipped}
+        if skipped:
+            self.print_to_log_file(f"WARNING: updates skipped so far, since loss or gradient was not finite: {skipped}")
         self.iteration, self.train_outputs, self.random_state = 0, [], None
         super().on_epoch_end()  # writes `best` and counts the epoch
         if self.local_rank == 0:

@@ -80,8 +80,9 @@ def load_mn_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition(". ")[0] or type(error).__name__  # torch adds advice
         raise MNError(
-            f"the checkpoint {path} cannot be read ({error}): move it away, and --c goes on from another one there, or "
+            f"the checkpoint {path} cannot be read ({reason}): move it away, and --c goes on from another one there, or "
             f"anew"
         ) from error
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
