@@ -82,8 +82,8 @@ def load_mn_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition(". ")[0] or type(error).__name__  # torch adds advice
         raise MNError(
-            f"the checkpoint {path} cannot be read ({reason}): move it away, and --c goes on from another one there, or "
-            f"anew"
+            f"the checkpoint {path} cannot be read ({reason}): move it away, and --c goes on from another one in its "
+            f"folder, or anew"
         ) from error
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
         raise MNError(f"{path} is no checkpoint of nnU-Net: move it away")
