@@ -89,6 +89,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
+        dataset_class_of(Path(self.preprocessed_dataset_folder))  # before stock asks with an assertion
         super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -500,7 +501,8 @@ class nnUNetTrainerMN(_LabeledCases):
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         file = Path(filename_or_checkpoint)
         mn, weights = checkpoint.load_mn_and_weights(file)
-        if any(mn["config"][field] != getattr(self.mn_config, field) for field in ("preset", "optimizer_3d")):
+        now = self.mn_config.to_dict()
+        if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
             self._refuse_to_continue(mn)  # now, since stock cannot load another optimizer's state
         if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
