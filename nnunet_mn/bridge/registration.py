@@ -42,7 +42,12 @@ TRAINERS = (
     "nnUNetTrainerMN_4000epochs",
 )
 
-HOOKS = (Hook("training/nnUNetTrainer/variants/nnUNetTrainerMN.py", "nnunet_mn.trainers.nnUNetTrainerMN", TRAINERS),)
+PLANNERS = ("MNPlanner", "MNPlannerResEncM", "MNPlannerResEncL", "MNPlannerResEncXL", "MNFingerprintExtractor")
+
+HOOKS = (
+    Hook("training/nnUNetTrainer/variants/nnUNetTrainerMN.py", "nnunet_mn.trainers.nnUNetTrainerMN", TRAINERS),
+    Hook("experiment_planning/experiment_planners/MNPlanner.py", "nnunet_mn.planners.MNPlanner", PLANNERS),
+)
 
 MARK = "# Written by `nnunet-mn register`; `nnunet-mn unregister` removes it."
 

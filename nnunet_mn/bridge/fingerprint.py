@@ -1,0 +1,172 @@
+"""The dataset's fingerprint for planning: geometry of all images, intensities of labeled cases alone."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed
+from tqdm import tqdm
+
+from nnunet_mn.bridge.cases import Split, read_splits
+from nnunet_mn.bridge.headers import Header, read_headers
+from nnunet_mn.bridge.images import name_some
+from nnunet_mn.bridge.pool import map_in_processes
+from nnunet_mn.bridge.sources import SPLITS
+from nnunet_mn.errors import MNError
+
+FEW_HEADERS = 1000
+PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
+
+
+@dataclass(frozen=True)
+class LabeledCases:
+    """Cases whose labels planning may read, and a warning where no choice is clean."""
+
+    names: tuple[str, ...]
+    warning: str | None = None
+
+
+def labeled_for_planning(training: Collection[str], splits: list[Split] | None) -> LabeledCases:
+    """Choose the cases whose labels planning may read: those that no fold calls unlabeled.
+
+    Plans serve all folds. Where every case that one fold trains on is unlabeled in another, as in splits drawn for
+    experiments, the cases that any fold trains on with their labels serve, with a warning.
+
+    Args:
+        training: names of the training cases of the dataset.
+        splits: from `cases.read_splits`.
+
+    Raises:
+        MNError: when there is none.
+    """
+    unlabeled = {name for split in splits or () for name in split["unlabeled"]}
+    trained = {name for split in splits or () for name in split["train"]} or set(training)
+    never = sorted(set(training) - unlabeled)
+    if set(never) & trained:
+        return LabeledCases(tuple(never))
+    some = sorted(set(training) & trained)
+    if not some:
+        raise MNError("no training case is labeled in any fold of splits_final.json; put at least one into 'train'")
+    return LabeledCases(
+        tuple(some),
+        f"WARNING: every fold's labeled cases are unlabeled in another fold, so that the plans, which serve all folds, "
+        f"take intensities from the labels of all {len(some)} cases that some fold trains on; for a fold that knows "
+        f"its own labels alone, plan with a splits_final.json of that one fold",
+    )
+
+
+def splits_for_planning(preprocessed: Path, raw: Path) -> tuple[list[Split] | None, list[str]]:
+    """The splits that training will use: before the first planning those of the raw data, which nnU-Net then copies."""
+    if (raw / SPLITS).is_file() and not (preprocessed / SPLITS).is_file():
+        return read_splits(raw, None)
+    return read_splits(preprocessed, raw)
+
+
+class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
+    """nnU-Net's extractor on labeled cases alone: `nnUNetv2_plan_and_preprocess -fpe MNFingerprintExtractor`.
+
+    Stock's reads every label in labelsTr, also of cases that a split calls unlabeled.
+
+    Args:
+        dataset_name_or_id, num_processes, verbose: as stock's.
+
+    Raises:
+        MNError: when no case is labeled, or the split file is broken.
+    """
+
+    def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
+        super().__init__(dataset_name_or_id, num_processes, verbose)
+        preprocessed = Path(nnUNet_preprocessed) / self.dataset_name
+        self.splits, self.warnings = splits_for_planning(preprocessed, Path(self.input_folder))
+        labeled = labeled_for_planning(self.dataset, self.splits)
+        self.dataset = {name: self.dataset[name] for name in labeled.names}
+        self.warnings += [] if labeled.warning is None else [labeled.warning]
+
+    @property
+    def reader(self) -> type[Any]:
+        """nnU-Net's reader of the dataset."""
+        first = next(iter(self.dataset.values()))["images"][0]
+        reader: type[Any] = determine_reader_writer_from_dataset_json(self.dataset_json, first, verbose=False)
+        return reader
+
+    def analyze(self) -> dict[str, tuple[Any, ...]]:
+        """What stock's `analyze_case` returns, by case name."""
+        samples = int(self.num_foreground_voxels_for_intensitystats // len(self.dataset))
+        work = partial(_analyze, self.analyze_case, self.reader, samples)
+        results = map_in_processes(work, self.dataset.items(), processes=min(self.num_processes, len(self.dataset)))
+        return dict(sorted(tqdm(results, total=len(self.dataset), desc="Reading labeled cases")))
+
+
+def _analyze(
+    analyze_case: Callable[..., tuple[Any, ...]], reader: type[Any], samples: int, case: tuple[str, Mapping[str, Any]]
+) -> tuple[str, tuple[Any, ...]]:
+    name, files = case
+    return name, analyze_case(files["images"], files["label"], reader, samples)
+
+
+def fingerprint(
+    extractor: MNFingerprintExtractor, unlabeled: Mapping[str, Sequence[Path]]
+) -> tuple[dict[str, Any], list[str]]:
+    """A fingerprint as stock's planners read it.
+
+    The shape after cropping of an unlabeled image is its own shape times, along each axis, the median share that
+    cropping leaves of labeled ones.
+
+    Args:
+        extractor: for the labeled cases.
+        unlabeled: image files of the unlabeled cases by name.
+
+    Returns:
+        The fingerprint, and warnings.
+    """
+    analyzed = extractor.analyze()
+    images = {name: [Path(i) for i in files["images"]] for name, files in extractor.dataset.items()}
+    own, _ = _headers(extractor, images)
+    left = np.median([np.divide(analyzed[name][0], header.shape) for name, header in own.items()], axis=0)
+    headers, unreadable = _headers(extractor, unlabeled)
+    warnings = []
+    if unreadable:
+        warnings.append(
+            f"WARNING: {len(unreadable)} unlabeled case(s) are left out of the planning: "
+            f"{name_some(list(unreadable.values()))}"
+        )
+    return {
+        "spacings": [list(map(float, a[1])) for a in analyzed.values()] + [list(h.spacing) for h in headers.values()],
+        "shapes_after_crop": [list(map(int, a[0])) for a in analyzed.values()]
+        + [_cropped(header, left) for header in headers.values()],
+        "foreground_intensity_properties_per_channel": _intensities([a[2] for a in analyzed.values()]),
+        "median_relative_size_after_cropping": float(np.median([a[4] for a in analyzed.values()])),
+    }, warnings
+
+
+def _headers(
+    extractor: MNFingerprintExtractor, cases: Mapping[str, Sequence[Path]]
+) -> tuple[dict[str, Header], dict[str, str]]:
+    few = len(cases) < FEW_HEADERS  # read sooner than processes start
+    return read_headers(extractor.reader, cases, processes=1 if few else extractor.num_processes)
+
+
+def _cropped(header: Header, left: np.ndarray) -> list[int]:
+    return [max(1, round(n * share)) for n, share in zip(header.shape, left, strict=True)]
+
+
+def _intensities(sampled: Sequence[Sequence[np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Statistics of each channel over the foreground voxels drawn from every case.
+
+    Args:
+        sampled: by case, then by channel.
+    """
+    statistics = {}
+    for channel, of_cases in enumerate(zip(*sampled, strict=True)):
+        values = np.concatenate(of_cases)
+        if len(values) == 0:
+            raise MNError("no labeled case has a foreground voxel; check the labels in labelsTr")
+        found = dict(zip(PERCENTILES, np.percentile(values, list(PERCENTILES.values())), strict=True))
+        found |= {"mean": np.mean(values), "std": np.std(values), "min": np.min(values), "max": np.max(values)}
+        statistics[str(channel)] = {key: float(value) for key, value in found.items()}
+    return statistics

@@ -1,0 +1,215 @@
+"""nnU-Net's experiment planners for M&N: `nnUNetv2_plan_and_preprocess -d 4 -pl MNPlanner`.
+
+Against the stock planner they change only what M&N needs; each change has its reason where it is made.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+    nnUNetPlannerResEncXL,
+)
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from rich.console import Console
+
+from nnunet_mn.bridge.assembly import label_space
+from nnunet_mn.bridge.cases import find_unlabeled
+from nnunet_mn.bridge.fingerprint import MNFingerprintExtractor, fingerprint
+from nnunet_mn.bridge.plan_cost import PlanCost
+from nnunet_mn.bridge.planning import CostModel, written_settings
+from nnunet_mn.bridge.preprocessing import unlabeled_folder
+from nnunet_mn.bridge.sources import n_channels
+from nnunet_mn.bridge.versions import check_nnunet_version
+from nnunet_mn.config import environment_layer, resolve
+from nnunet_mn.errors import MNError
+from nnunet_mn.report.plan_table import plan_table
+
+__all__ = ["MNFingerprintExtractor", "MNPlanner", "MNPlannerResEncL", "MNPlannerResEncM", "MNPlannerResEncXL"]
+
+MN_PLANS = "nnUNetMNPlans"
+STOCK_TARGET_GIB = 8.0  # of nnU-Net's default planner
+WANTED_BATCH, SMALLEST_BATCH = 4, 2
+SHRINK = 0.9
+LEAST_SHARE = 0.05  # of the target, below which no patch is tried
+
+
+class _MNPlanning:
+    """What M&N changes in a stock planner, which stands after this class among the bases.
+
+    - Spacing and shape come from labeled **and** unlabeled images, since a few labeled scans say little about a
+      dataset's geometry. Intensities come from labeled cases alone, as they need masks, and no label of an unlabeled
+      case is read.
+    - The dataset's size, which caps the batch at 5 % of it, counts unlabeled cases, and a batch of at least 4 is
+      planned where the memory target allows it, so that the share of unlabeled samples can grow in steps. Memory beyond
+      stock's 8 GiB therefore goes to a batch of 4 first, then to a larger patch.
+    - The memory target covers both networks in the worse of a step's two phases. The 2D network is measured on a slice
+      and given as many slices in flight as fit; only if one does not fit is the patch shrunk.
+    - Each 3D configuration gets a dictionary `mn` with the backbone and the settings that this was planned for.
+    """
+
+    dataset_name: str
+    dataset_json: dict[str, Any]
+    dataset_fingerprint: dict[str, Any]
+    raw_dataset_folder: str
+    plans_identifier: str
+    UNet_vram_target_GB: float
+    UNet_reference_val_corresp_bs_3d: float
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan as stock does, on a fingerprint of all images, and print what the plans take."""
+        check_nnunet_version()
+        config = resolve(environment_layer())
+        labels = label_space(LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order")))
+        self._costs = CostModel(config, channels=n_channels(self.dataset_json), labels=labels)
+        self._planned: dict[str, PlanCost] = {}
+        self._look_at_the_dataset(config.unlabeled_sources)
+        plans: dict[str, Any] = super().plan_experiment()  # type: ignore[misc]
+        shown = {name: cost for name, cost in self._planned.items() if name in plans["configurations"]}
+        Console().print(plan_table(shown, target_gib=self.UNet_vram_target_GB, backbone=config.backbone))
+        for warning in self._warnings:
+            print(warning)
+        return plans
+
+    def _look_at_the_dataset(self, sources: tuple[str, ...] | None) -> None:
+        """Put a fingerprint of our own in place of stock's, whose statistics hold labels of unlabeled cases."""
+        extractor = MNFingerprintExtractor(self.dataset_name, default_num_processes)
+        val = {name for entry in extractor.splits or () for name in entry["val"]}
+        found = find_unlabeled(
+            raw=Path(self.raw_dataset_folder), unlabeled_folder=unlabeled_folder(Path(self.plans_identifier)),
+            dataset_json=self.dataset_json, splits=extractor.splits, fold="all",
+            labeled=sorted(set(extractor.dataset) - val), val=sorted(set(extractor.dataset) & val), sources=sources,
+        )  # fmt: skip
+        unlabeled = {case.name: case.images for case in found.cases if case.name not in extractor.dataset}
+        self.dataset_fingerprint, warnings = fingerprint(extractor, unlabeled)
+        self.dataset_json = {**self.dataset_json, "numTraining": len(self.dataset_fingerprint["spacings"])}
+        print(f"M&N plans for {len(extractor.dataset)} labeled and {len(unlabeled)} unlabeled cases")
+        self._warnings = [*extractor.warnings, *found.warnings, *warnings, *self._costs.warnings]
+
+    def get_plans_for_configuration(
+        self,
+        spacing: Any,
+        median_shape: Any,
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Plan a configuration as stock does, but so that both networks fit the memory target."""
+        stock = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
+        if len(spacing) == 2:  # which M&N does not train
+            plans: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
+            return plans
+        target, samples = self.UNet_vram_target_GB, self.UNet_reference_val_corresp_bs_3d
+        aim = max(min(target, STOCK_TARGET_GIB), target * SMALLEST_BATCH / WANTED_BATCH)
+        try:
+            while aim > LEAST_SHARE * target:
+                self.UNet_vram_target_GB = aim  # of a batch of 2, and so what decides on the patch
+                self.UNet_reference_val_corresp_bs_3d = samples * target / aim
+                plan: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
+                cost = self._fit(plan, target)
+                if cost is not None:
+                    self._planned[f"3d{data_identifier.rpartition('_3d')[2]}"] = cost
+                    return plan
+                aim *= SHRINK
+        finally:
+            self.UNet_vram_target_GB, self.UNet_reference_val_corresp_bs_3d = target, samples
+        raise MNError(
+            f"{target:g} GiB of GPU memory do not hold both networks, however small the patch: raise "
+            f"-gpu_memory_target or choose a smaller 2D network (nnUNet_mn_backbone=efficientnet-lite0)"
+        )
+
+    def _fit(self, plan: dict[str, Any], target: float) -> PlanCost | None:
+        """Complete a plan with the largest batch that fits, and the slices in flight; None if none fits."""
+        for batch_size in range(max(plan["batch_size"], WANTED_BATCH), SMALLEST_BATCH - 1, -1):
+            cost = self._costs.of(plan["architecture"], plan["patch_size"], batch_size)
+            slices = cost.config.slices_per_forward or cost.slices_that_fit(target)
+            if cost.phase_3d_gib <= target and slices and cost.phase_2d_gib(slices) <= target:
+                config = replace(cost.config, slices_per_forward=slices)
+                plan["batch_size"], plan["mn"] = batch_size, written_settings(config)
+                return replace(cost, config=config)
+        return None
+
+
+class MNPlanner(_MNPlanning, ExperimentPlanner):  # type: ignore[misc]
+    """nnU-Net's default planner for M&N; writes `nnUNetMNPlans`."""
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = MN_PLANS,
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
+            suppress_transpose,
+        )  # fmt: skip
+
+
+class _MNResEncPlanning(_MNPlanning):
+    """M&N for the residual-encoder presets."""
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Share the preprocessed cases of `MNPlanner`, as stock's presets share those of its default planner."""
+        shared = configuration_name in ("2d", "3d_fullres")
+        return f"{MN_PLANS if shared else self.plans_identifier}_{configuration_name}"
+
+
+class MNPlannerResEncM(_MNResEncPlanning, nnUNetPlannerResEncM):  # type: ignore[misc]
+    """The residual-encoder preset M (about 9 GiB) for M&N; writes `nnUNetResEncUNetMMNPlans`."""
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "nnUNetResEncUNetMMNPlans",
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
+            suppress_transpose,
+        )  # fmt: skip
+
+
+class MNPlannerResEncL(_MNResEncPlanning, nnUNetPlannerResEncL):  # type: ignore[misc]
+    """The residual-encoder preset L (24 GiB) for M&N; writes `nnUNetResEncUNetLMNPlans`."""
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 24,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "nnUNetResEncUNetLMNPlans",
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
+            suppress_transpose,
+        )  # fmt: skip
+
+
+class MNPlannerResEncXL(_MNResEncPlanning, nnUNetPlannerResEncXL):  # type: ignore[misc]
+    """The residual-encoder preset XL (40 GiB) for M&N; writes `nnUNetResEncUNetXLMNPlans`."""
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 40,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "nnUNetResEncUNetXLMNPlans",
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
+            suppress_transpose,
+        )  # fmt: skip
