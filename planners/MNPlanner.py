@@ -3,6 +3,7 @@
 Against the stock planner they change only what M&N needs; each change has its reason where it is made.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class _MNPlanning:
     raw_dataset_folder: str
     plans_identifier: str
     UNet_vram_target_GB: float
-    UNet_reference_val_corresp_bs_3d: float
+    max_dataset_covered: float
 
     def plan_experiment(self) -> dict[str, Any]:
         """Plan as stock does, on a fingerprint of all images, and print what the plans take."""
@@ -103,28 +104,29 @@ class _MNPlanning:
         if len(spacing) == 2:  # which M&N does not train
             plans: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
             return plans
-        target, samples = self.UNet_vram_target_GB, self.UNet_reference_val_corresp_bs_3d
+        target = self.UNet_vram_target_GB
         aim = max(min(target, STOCK_TARGET_GIB), target * SMALLEST_BATCH / WANTED_BATCH)
         try:
             while aim > LEAST_SHARE * target:
-                self.UNet_vram_target_GB = aim  # of a batch of 2, and so what decides on the patch
-                self.UNet_reference_val_corresp_bs_3d = samples * target / aim
+                self.UNet_vram_target_GB = aim  # stock shrinks the patch until a batch of 2 fits this
                 plan: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
-                cost = self._fit(plan, target)
+                covered = approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(plan["patch_size"])
+                most = min(round(plan["batch_size"] * target / aim), round(covered))
+                cost = self._fit(plan, target, max(most, WANTED_BATCH))
                 if cost is not None:
                     self._planned[f"3d{data_identifier.rpartition('_3d')[2]}"] = cost
                     return plan
                 aim *= SHRINK
         finally:
-            self.UNet_vram_target_GB, self.UNet_reference_val_corresp_bs_3d = target, samples
+            self.UNet_vram_target_GB = target
         raise MNError(
             f"{target:g} GiB of GPU memory do not hold both networks, however small the patch: raise "
             f"-gpu_memory_target or choose a smaller 2D network (nnUNet_mn_backbone=efficientnet-lite0)"
         )
 
-    def _fit(self, plan: dict[str, Any], target: float) -> PlanCost | None:
-        """Complete a plan with the largest batch that fits, and the slices in flight; None if none fits."""
-        for batch_size in range(max(plan["batch_size"], WANTED_BATCH), SMALLEST_BATCH - 1, -1):
+    def _fit(self, plan: dict[str, Any], target: float, most: int) -> PlanCost | None:
+        """Complete a plan with the largest batch up to `most` that fits and the slices in flight; None if none does."""
+        for batch_size in range(most, SMALLEST_BATCH - 1, -1):
             cost = self._costs.of(plan["architecture"], plan["patch_size"], batch_size)
             slices = cost.config.slices_per_forward or cost.slices_that_fit(target)
             if cost.phase_3d_gib <= target and slices and cost.phase_2d_gib(slices) <= target:

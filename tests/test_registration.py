@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from nnunet_mn.bridge import files, registration
-from nnunet_mn.bridge.registration import HOOKS, MARK, TRAINERS, Hook, hook_source, register, unregister
+from nnunet_mn.bridge.registration import HOOKS, MARK, PLANNERS, TRAINERS, Hook, hook_source, register, unregister
 from nnunet_mn.errors import MNError
 
 LOOK_UP = """
@@ -32,6 +32,19 @@ try:
     print(find("nnUNetTrainerMN"))
 except Exception as error:
     print(repr(error))
+"""
+
+LOOK_UP_PLANNER = """
+import sys
+from os.path import join
+import nnunetv2
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+def find(name):
+    folder = join(nnunetv2.__path__[0], "{folder}")
+    return recursive_find_python_class(folder, name, "nnunetv2.{folder}").__name__
+
+print(find("ExperimentPlanner"), "nnunet_mn" in sys.modules, *map(find, {names}))
 """
 
 
@@ -72,7 +85,7 @@ def test_unregister_restores_the_package_byte_for_byte(package: Path) -> None:
 
 
 def test_unregister_removes_bytecode_too(package: Path) -> None:
-    (file,) = register(package)
+    file, *_ = register(package)
     bytecode = Path(importlib.util.cache_from_source(str(file)))
     bytecode.parent.mkdir()
     bytecode.touch()
@@ -90,7 +103,7 @@ def test_register_twice_changes_nothing(package: Path) -> None:
 
 
 def test_register_renews_a_file_of_another_version(package: Path) -> None:
-    (file,) = register(package)
+    file, *_ = register(package)
     whole = file.read_text()
     file.write_text(f"{MARK}\n# older\n")
     register(package)
@@ -100,7 +113,7 @@ def test_register_renews_a_file_of_another_version(package: Path) -> None:
 def test_registered_file_is_as_readable_as_its_neighbors(package: Path) -> None:
     neighbor = package / "training/nnUNetTrainer/variants/__init__.py"
     neighbor.chmod(0o664)
-    (file,) = register(package)
+    file, *_ = register(package)
     assert file.stat().st_mode == neighbor.stat().st_mode
 
 
@@ -192,3 +205,17 @@ def test_names_are_those_of_the_trainer_classes() -> None:
     tree = ast.parse((folder / "nnUNetTrainerMN.py").read_text(encoding="utf-8"))
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
     assert sorted(name for name in classes if not name.startswith("_")) == sorted(TRAINERS)
+
+
+def test_names_of_the_planners_are_what_their_module_offers() -> None:
+    module = importlib.import_module(HOOKS[1].module)
+    assert sorted(module.__all__) == sorted(PLANNERS)
+    assert all(getattr(module, name).__name__ == name for name in PLANNERS)
+
+
+def test_look_up_returns_our_planner(package: Path) -> None:
+    register(package)
+    script = LOOK_UP_PLANNER.format(folder="experiment_planning", names=PLANNERS)
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["ExperimentPlanner", "False", *PLANNERS]

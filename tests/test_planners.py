@@ -1,0 +1,264 @@
+"""The planners through the functions that `nnUNetv2_plan_and_preprocess` calls."""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprint_dataset,
+    plan_experiment_dataset,
+    preprocess_dataset,
+)
+from nnunetv2.run.run_training import get_trainer_from_args
+
+from nnunet_mn.bridge.fingerprint import labeled_for_planning
+from nnunet_mn.bridge.plan_cost import network_2d_cost
+from nnunet_mn.bridge.planning import CostModel, weights_are_here, written_settings
+from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.config import MNConfig, resolve
+from nnunet_mn.errors import MNError
+from nnunet_mn.planners.MNPlanner import MNFingerprintExtractor, MNPlanner, MNPlannerResEncM
+from nnunet_mn.targets import LabelSpace
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's presets warn of other memory targets
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few voxels for the statistics, no process but this one."""
+    stock = DatasetFingerprintExtractor.__init__
+
+    def few_voxels(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        self.num_foreground_voxels_for_intensitystats = 1e4
+
+    monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", few_voxels)
+    monkeypatch.setattr("nnunet_mn.planners.MNPlanner.default_num_processes", 1)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda *_: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)
+    monkeypatch.setenv("nnUNet_mn_backbone", "efficientnet-lite0")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _plan(dataset: Any, planner: type[Any] = MNPlanner, extractor: type[Any] = MNFingerprintExtractor) -> Any:
+    """The planned 3d_fullres, as stock's commands plan."""
+    extract_fingerprint_dataset(dataset.number, extractor, num_processes=1)
+    _, name = plan_experiment_dataset(dataset.number, planner)
+    return json.loads((dataset.preprocessed / f"{name}.json").read_text())
+
+
+def _configuration(plans: Any) -> dict[str, Any]:
+    found: dict[str, Any] = plans["configurations"]["3d_fullres"]
+    return found
+
+
+def _scramble(labels: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (labels / f"{name}.nii.gz").write_bytes(b"nothing that could be read")
+
+
+def test_no_label_of_an_unlabeled_case_is_read(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    plans = _plan(dataset)
+    shutil.rmtree(dataset.preprocessed)
+    _scramble(dataset.raw / "labelsTr", dataset.unlabeled)
+    assert _plan(dataset) == plans
+
+
+def test_stocks_fingerprint_of_all_labels_does_not_reach_the_plans(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    plans = _plan(dataset)
+    shutil.rmtree(dataset.preprocessed)
+    assert _plan(dataset, extractor=DatasetFingerprintExtractor) == plans
+
+
+def test_intensities_of_a_labeled_dataset_are_stocks(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset(layout="imagesUn")
+    ours = _plan(dataset)["foreground_intensity_properties_per_channel"]["0"]
+    theirs = extract_fingerprint_dataset(dataset.number, num_processes=1)["foreground_intensity_properties_per_channel"]
+    assert ours == pytest.approx(theirs[0])
+
+
+def test_the_geometry_of_unlabeled_images_counts(tiny_dataset: Callable[..., Any], volume_tools: Any) -> None:
+    dataset = tiny_dataset(layout="imagesUn", n_unlabeled=9)
+    for name in dataset.unlabeled:
+        volume = np.random.default_rng(0).normal(size=(30, 40, 40)).astype(np.float32) + 9
+        volume_tools.write(volume, dataset.raw / "imagesUn" / f"{name}_0000.nii.gz", spacing=(0.5, 0.5, 2.0))
+    plans = _plan(dataset)
+    assert _configuration(plans)["spacing"] == [2.0, 0.5, 0.5]
+    assert plans["original_median_shape_after_transp"] == [30, 40, 40]
+
+
+def test_shapes_of_unlabeled_images_shrink_as_labeled_ones_do(
+    tiny_dataset: Callable[..., Any], volume_tools: Any
+) -> None:
+    dataset = tiny_dataset(layout="imagesUn", n_unlabeled=9)
+    for file in (dataset.raw / "imagesTr").iterdir():
+        volume = volume_tools.read(file)
+        volume[:6] = 0  # stock crops it away
+        volume_tools.write(volume, file)
+    assert _plan(dataset)["original_median_shape_after_transp"] == [18, 20, 22]
+
+
+def test_a_broken_unlabeled_image_is_named_and_left_out(tiny_dataset: Callable[..., Any], capsys: Any) -> None:
+    dataset = tiny_dataset(layout="imagesUn")
+    (dataset.raw / "imagesUn" / f"{dataset.unlabeled[0]}_0000.nii.gz").write_bytes(b"no image")
+    _plan(dataset)
+    assert "1 unlabeled case(s) are left out of the planning" in capsys.readouterr().out
+
+
+def test_without_unlabeled_cases_it_says_where_they_go(tiny_dataset: Callable[..., Any]) -> None:
+    with pytest.raises(MNError, match="no unlabeled case"):
+        _plan(tiny_dataset(layout="imagesUn", n_unlabeled=0))
+
+
+def test_batch_settings_and_table(tiny_dataset: Callable[..., Any], capsys: Any) -> None:
+    dataset = tiny_dataset(n_labeled=3, n_val=1)
+    planned = _configuration(_plan(dataset))
+    assert planned["batch_size"] == 4  # stock plans 2 for so few cases
+    assert planned["mn"] == {"backbone": "efficientnet-lite0", "slices_per_forward": 4 * planned["patch_size"][0]}
+    assert planned["data_identifier"] == "nnUNetMNPlans_3d_fullres"
+    table = capsys.readouterr().out
+    for row in ("patch", "batch", "2D network (GiB)", "TFLOP", "hours"):
+        assert row in table
+
+
+def test_residual_encoders_share_the_cases_of_the_default(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    plans = _plan(dataset, MNPlannerResEncM)
+    assert plans["plans_name"] == "nnUNetResEncUNetMMNPlans"
+    assert _configuration(plans)["data_identifier"] == "nnUNetMNPlans_3d_fullres"
+    assert _configuration(plans)["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerMN"])
+def test_both_trainers_take_the_plans(
+    tiny_dataset: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str
+) -> None:
+    dataset = tiny_dataset()
+    plans = _plan(dataset)
+    kwargs = _configuration(plans)["architecture"]["arch_kwargs"]
+    kwargs["features_per_stage"] = [4] * kwargs["n_stages"]
+    (dataset.preprocessed / "nnUNetMNPlans.json").write_text(json.dumps(plans))
+    preprocess_dataset(dataset.number, "nnUNetMNPlans", ("3d_fullres",), (1,))
+    for name, value in {
+        "nnUNet_results": str(tmp_path), "nnUNet_n_proc_DA": "0", "nnUNet_extTrainer": str(trainers_path()),
+        "nnUNet_mn_epochs": "1", "nnUNet_mn_iterations_per_epoch": "1", "nnUNet_mn_val_iterations_per_epoch": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    made = get_trainer_from_args(
+        str(dataset.number), "3d_fullres", 0, trainer, "nnUNetMNPlans", device=torch.device("cpu")
+    )
+    made.num_epochs = made.num_iterations_per_epoch = made.num_val_iterations_per_epoch = 1
+    made.run_training()
+    assert (Path(made.output_folder) / "checkpoint_final.pth").exists()
+
+
+# ---- which labels may be read -----------------------------------------------------------------------------------
+
+
+def _fold(train: str, val: str, unlabeled: str) -> dict[str, list[str]]:
+    return {"train": list(train), "val": list(val), "unlabeled": list(unlabeled)}
+
+
+def test_cases_that_no_fold_calls_unlabeled_are_labeled() -> None:
+    assert labeled_for_planning("abcd", [_fold("a", "b", "cd")]).names == ("a", "b")
+    assert labeled_for_planning("abc", None).names == ("a", "b", "c")
+
+
+def test_folds_that_share_their_cases_give_a_warning() -> None:
+    found = labeled_for_planning("abcd", [_fold("a", "b", "cd"), _fold("c", "d", "ab")])
+    assert found.names == ("a", "c")
+    assert "every fold's labeled cases are unlabeled in another fold" in str(found.warning)
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+ARCHITECTURE = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": 6, "features_per_stage": [32, 64, 128, 256, 320, 320],
+        "conv_op": "torch.nn.modules.conv.Conv3d", "kernel_sizes": [[3] * 3] * 6, "strides": [[1] * 3] + [[2] * 3] * 5,
+        "n_conv_per_stage": [2] * 6, "n_conv_per_stage_decoder": [2] * 5, "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    },
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}  # fmt: skip
+CONFIG = MNConfig(backbone="efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def costs() -> CostModel:
+    return CostModel(CONFIG, channels=1, labels=LabelSpace(num_channels=14))
+
+
+def test_the_estimate_for_stocks_largest_patch_is_what_nnunet_documents(costs: CostModel) -> None:
+    cost = costs.of(ARCHITECTURE, (128, 128, 160), 2)  # 600e6 features, where stock plans 560e6 for 8 GB
+    assert cost.phase_3d_gib - cost.networks_gib[1] == pytest.approx(7.7, rel=0.1)
+
+
+def test_fewer_slices_in_flight_take_less(costs: CostModel) -> None:
+    cost = costs.of(ARCHITECTURE, (64, 96, 96), 4)
+    assert cost.phase_2d_gib(8) < cost.phase_2d_gib(64) < cost.phase_2d_gib(128) == cost.phase_2d_gib(256)
+    assert cost.slices_that_fit(100) == 4 * 64
+    assert cost.slices_that_fit(1) == 0
+    fitting = cost.slices_that_fit(3)
+    assert cost.phase_2d_gib(fitting) <= 3 < cost.phase_2d_gib(fitting + 1)
+
+
+def test_chunks_are_computed_twice(costs: CostModel) -> None:
+    cost = costs.of(ARCHITECTURE, (64, 96, 96), 4)
+    learned = 4 * 32
+    assert cost.flops(8) - cost.flops(learned) == pytest.approx(learned * cost.slice.cost.forward)
+
+
+def test_a_slice_costs_by_its_size(costs: CostModel) -> None:
+    small, large = (network_2d_cost(costs._network, (n, n), channels=1) for n in (128, 256))
+    assert large.cost.forward == pytest.approx(4 * small.cost.forward, rel=0.2)
+    assert large.weights == small.weights
+
+
+def test_weights_that_are_not_here_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("nnunet_mn.bridge.planning.is_here", lambda _: False)
+    costs = CostModel(MNConfig(), channels=1, labels=LabelSpace(num_channels=2))
+    assert "nnunet-mn weights fetch" in costs.warnings[0]
+    assert costs.of(ARCHITECTURE, (64, 96, 96), 2).phase_2d_gib(10) > 2
+
+
+def test_a_name_that_nobody_knows_is_an_error() -> None:
+    assert weights_are_here("segformr")
+    with pytest.raises(MNError, match="segformr"):
+        CostModel(MNConfig(backbone="segformr"), channels=1, labels=LabelSpace(num_channels=2))
+
+
+def test_too_little_memory_is_an_error(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    with pytest.raises(MNError, match="1 GiB of GPU memory do not hold both networks"):
+        plan_experiment_dataset(dataset.number, MNPlanner, gpu_memory_target_in_gb=1)
+
+
+def test_settings_of_a_preset_are_not_written() -> None:
+    paper = resolve(*[_layer(preset="paper", slices_per_forward=9, epochs=3)])
+    assert set(written_settings(paper)) == {"backbone", "preset", "slices_per_forward"}
+    assert written_settings(MNConfig(slice_step=1))["slice_step"] == 1
+
+
+def _layer(**values: Any) -> Any:
+    from nnunet_mn.config import Layer
+
+    return Layer("test", values)
