@@ -79,6 +79,8 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
         MNError: when no case is labeled, or the split file is broken.
     """
 
+    dataset: dict[str, Any]
+
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
         super().__init__(dataset_name_or_id, num_processes, verbose)
         preprocessed = Path(nnUNet_preprocessed) / self.dataset_name

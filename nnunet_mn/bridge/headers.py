@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from nnunet_mn.bridge.pool import map_in_processes
 
+_orientation: Any = nibabel.io_orientation
+
 
 class Header(NamedTuple):
     """Spacing in mm and shape in voxels of a volume, z first."""
@@ -75,7 +77,7 @@ def _nibabel(images: Sequence[str]) -> Header:
 
 def _nibabel_reoriented(images: Sequence[str]) -> Header:
     image: Any = nibabel.load(images[0])
-    order = np.argsort(nibabel.io_orientation(image.affine)[:, 0])  # of the axes once they point along x, y, z
+    order = np.argsort(_orientation(image.affine)[:, 0])  # of the axes once they point along x, y, z
     zooms = image.header.get_zooms()
     return Header(tuple(zooms[axis] for axis in order)[::-1], tuple(image.shape[axis] for axis in order)[::-1])
 

@@ -1,0 +1,192 @@
+"""Where unlabeled cases show foreground, by the 3D network's own pseudo-masks, for crops that are not empty.
+
+Stock forces a third of the crops to show foreground, which it knows from labels. Of an unlabeled case nothing is known,
+so that where foreground is rare nearly all of its crops would be background. Only sampled voxel locations are kept.
+"""
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing import Value
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor, nn
+
+MOST_LOCATIONS = 500  # of a class in a case
+MOST_CASES = 500  # predicted at one refresh, of more a new draw each time: a refresh must not take a day
+NEVER = -1
+
+
+class Volumes(Protocol):
+    """What is asked of nnU-Net's dataset of unlabeled cases."""
+
+    identifiers: list[str]
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image, segmentation, previous stage's segmentation and properties."""
+        ...
+
+
+class ForegroundLocations:
+    """Sampled foreground voxels of unlabeled cases: written by the trainer, read by every worker.
+
+    Args:
+        folder: of the fold's results; there is one file for each refresh.
+        keys: nnU-Net's keys of `class_locations` in the order of the network's foreground channels.
+        iterations_per_epoch: for the files' names.
+    """
+
+    def __init__(self, folder: Path, keys: Sequence[Any], *, iterations_per_epoch: int) -> None:
+        self.folder, self.keys, self.iterations_per_epoch = folder, list(keys), iterations_per_epoch
+        self._position = Value("q", NEVER, lock=False)  # one aligned integer: written and read in one piece
+        self._opened: tuple[int, Any] = (NEVER, {})
+
+    @property
+    def position(self) -> int:
+        """Iterations that were done at the refresh in use; negative before the first."""
+        return int(self._position.value)
+
+    def use(self, position: int) -> bool:
+        """Take the locations of an earlier refresh, for a training that goes on; false where its file is gone."""
+        if position >= 0 and not self._file(position).is_file():
+            return False
+        self._position.value = position
+        return True
+
+    def of(self, case: str) -> dict[Any, np.ndarray]:
+        """Locations `(n, 4)` of a case by class, as nnU-Net's loader wants them; empty where nothing is known."""
+        arrays = self._arrays()
+        found = ((key, arrays.get(f"{case}/{index}")) for index, key in enumerate(self.keys))
+        return {key: np.pad(voxels, ((0, 0), (1, 0))) for key, voxels in found if voxels is not None}
+
+    def write(self, position: int, located: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Keep the locations of some cases beside those of earlier refreshes, and let all workers use them.
+
+        Args:
+            position: iterations done.
+            located: of each case, voxels `(n, 3)` of every foreground channel; none where the pseudo-mask is empty.
+        """
+        earlier = self._arrays()
+        kept = {key: earlier[key] for key in earlier if key.rpartition("/")[0] not in located}
+        new = {f"{case}/{i}": voxels for case, all_ in located.items() for i, voxels in enumerate(all_) if len(voxels)}
+        file = self._file(position)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".tmp")
+        with partial.open("wb") as stream:
+            np.savez_compressed(stream, **kept, **new)  # type: ignore[arg-type]
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+        self._position.value = position
+
+    def _file(self, position: int) -> Path:
+        epoch, iteration = divmod(position, self.iterations_per_epoch)
+        return self.folder / f"foreground_epoch_{epoch:04d}_iteration_{iteration:04d}.npz"
+
+    def _arrays(self) -> Mapping[str, np.ndarray]:
+        """The file in use, opened once by each process; a case's arrays are read when it is drawn."""
+        position = self.position
+        if self._opened[0] != position:
+            self._opened = (position, np.load(self._file(position)))
+        arrays: Mapping[str, np.ndarray] = self._opened[1]
+        return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": (NEVER, {})}  # an open file does not cross to a spawned process
+
+
+def refresh(
+    locations: ForegroundLocations,
+    cases: Volumes,
+    predict: Callable[[Tensor], Tensor],
+    *,
+    position: int,
+    regions: bool,
+    seed: int,
+    stop: Callable[[], object],
+) -> str:
+    """Predict unlabeled cases and keep where their foreground is.
+
+    It draws from generators of its own, so that a training does not depend on it but for the crops.
+
+    Args:
+        locations: takes them.
+        cases: preprocessed unlabeled cases.
+        predict: image `(C, Z, Y, X)` -> logits `(K, Z, Y, X)`.
+        position: iterations done.
+        regions: channels are regions rather than classes.
+        seed: of the draws.
+        stop: asked between cases; when it says so, nothing is changed.
+
+    Returns:
+        A line for the log.
+    """
+    start, rng = time.monotonic(), np.random.default_rng([seed, position])
+    names = sorted(cases.identifiers)
+    if len(names) > MOST_CASES:
+        names = sorted(rng.choice(names, MOST_CASES, replace=False).tolist())
+    located: dict[str, list[np.ndarray]] = {}
+    for name in names:
+        if stop():
+            return "M&N: the search for foreground in unlabeled cases was given up, since the training is to stop"
+        image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
+        own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
+        located[name] = [_sample(mask, own) for mask in _masks(predict(image), regions=regions)]
+    locations.write(position, located)
+    empty = sum(not any(len(voxels) for voxels in all_) for all_ in located.values())
+    return (
+        f"M&N: foreground of {len(names)} unlabeled cases located in {time.monotonic() - start:.1f} s; "
+        f"{empty} of them show none to the 3D network, so that their crops stay random"
+    )
+
+
+def sliding_window(trainer: Any) -> Callable[[Tensor], Tensor]:
+    """nnU-Net's own prediction of a whole image by the network in training, without mirroring."""
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=trainer.device.type == "cuda", device=trainer.device,
+        allow_tqdm=False,
+    )  # fmt: skip
+    predictor.manual_initialization(
+        trainer.network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json,
+        type(trainer).__name__, None,
+    )  # fmt: skip
+    predict: Callable[[Tensor], Tensor] = predictor.predict_sliding_window_return_logits
+    return predict
+
+
+def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Volumes, *, position: int) -> None:
+    """Refresh with a trainer's 3D network, and leave the network as it was."""
+    network: nn.Module = trainer.network
+    was_training = network.training
+    trainer.set_deep_supervision_enabled(False)
+    try:
+        line = refresh(
+            locations, cases, sliding_window(trainer), position=position, regions=trainer.label_manager.has_regions,
+            seed=trainer.mn_config.seed or 0, stop=trainer._asked_to_stop,
+        )  # fmt: skip
+    finally:
+        trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+        network.train(was_training)
+    trainer.print_to_log_file(line)
+
+
+def _masks(logits: Tensor, *, regions: bool) -> Iterable[np.ndarray]:
+    """The pseudo-mask of every foreground channel, `(Z, Y, X)` each."""
+    if regions:
+        yield from (logits > 0).cpu().numpy()  # a probability above one half
+        return
+    label_map = logits.argmax(0).cpu().numpy()
+    yield from (label_map == label for label in range(1, len(logits)))
+
+
+def _sample(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Up to some voxels `(n, 3)` of a mask."""
+    voxels = np.flatnonzero(mask)
+    if len(voxels) > MOST_LOCATIONS:
+        voxels = np.sort(rng.choice(voxels, MOST_LOCATIONS, replace=False))
+    return np.stack(np.unravel_index(voxels, mask.shape), axis=1).astype(np.int32)
