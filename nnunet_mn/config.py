@@ -73,6 +73,8 @@ class MNConfig:
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.
         unlabeled_sources: where unlabeled cases are looked for; None means `split` and `imagesUn`, and `imagesTs` if
             these hold none.
+        foreground_crops: crops of unlabeled cases show foreground as often as those of labeled ones do, by pseudo-masks
+            of the 3D network.
         checkpoint_every: epochs between two writings of `checkpoint_latest.pth`.
         seed: of every random generator; None means nnU-Net's behavior (not seeded).
 
@@ -105,6 +107,7 @@ class MNConfig:
             "allowed": f"a comma-separated choice of {', '.join(UNLABELED_SOURCES)}",
         },
     )
+    foreground_crops: bool = True
     checkpoint_every: int = field(default=5, metadata=_POSITIVE)
     seed: int | None = field(default=None, metadata=_range(0, 2**32 - 1))
 

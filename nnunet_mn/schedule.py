@@ -8,6 +8,7 @@ from typing import Literal
 from torch.optim import Optimizer
 
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
+REFRESHES = 4  # of the pseudo-masks that crops of unlabeled cases are centered by
 PAPER_WARM_UP = 0.0125  # 50 of 4,000 epochs
 PAPER_WARM_UP_START = 0.01
 
@@ -55,6 +56,16 @@ class Schedule:
             return (iteration - self.supervised) / (self.total - self.supervised)
         start = self.learning_rate_factor(self.supervised)
         return 1 - self.learning_rate_factor(iteration) / start
+
+    def refresh_due(self, iteration: int) -> int:
+        """The latest point, up to an iteration, at which pseudo-masks of whole cases are refreshed; -1 for none yet.
+
+        The first is the end of the supervised stage, unless there is none: a network that has learned nothing finds
+        nothing.
+        """
+        length = self.total - self.supervised
+        points = (self.supervised + length * n // REFRESHES for n in range(REFRESHES))
+        return max((point for point in points if 0 < point <= iteration), default=-1)
 
 
 def _cosine(progress: float) -> float:

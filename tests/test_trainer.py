@@ -221,6 +221,31 @@ def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
     assert _same(_checkpoint(before)["mn"], _checkpoint(after)["mn"])
 
 
+def _foreground_files(trainer: Any) -> list[str]:
+    return sorted(file.name for file in Path(trainer.output_folder).glob("*foreground*"))
+
+
+def test_foreground_of_unlabeled_cases_is_sought_from_the_end_of_the_supervised_stage_on(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainer = trainings.run(planned_dataset())
+    points = ((0, 2), (0, 3), (1, 1), (1, 2))  # of 8 iterations, the first 2 of them supervised
+    assert _foreground_files(trainer) == [f"foreground_epoch_{e:04d}_iteration_{i:04d}.npz" for e, i in points]
+    assert _checkpoint(trainer)["mn"]["foreground"] == 6
+    assert _foreground_files(trainings.run(planned_dataset(), name="off", foreground_crops=False)) == []
+
+
+def test_lost_foreground_locations_are_found_anew(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
+    part = trainings.trainer(planned_dataset())
+    _stop_after(part, epochs=1)
+    for name in _foreground_files(part):
+        (Path(part.output_folder) / name).unlink()
+    again = trainings.run(planned_dataset(), go_on=True)
+    log = "".join(file.read_text() for file in Path(again.output_folder).glob("training_log*"))
+    assert "foreground locations are gone" in log
+    assert _foreground_files(again)[0] == "foreground_epoch_0000_iteration_0003.npz"
+
+
 @pytest.mark.parametrize("labels", ["regions", "ignore"])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_regions_ignore_label_and_several_channels_train(

@@ -17,7 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_mn.bridge import assembly, checkpoint, ddp, loader
+from nnunet_mn.bridge import assembly, checkpoint, ddp, foreground, loader
 from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.plan_checks import check_preprocessed, dataset_class_of, planned_configuration
@@ -170,6 +170,8 @@ class nnUNetTrainerMN(_LabeledCases):
         self.resumed: dict[str, Any] | None = None
         self.stop_request: StopRequest | None = None
         self.n_cases: dict[str, int] = {}
+        self.unlabeled_cases: loader.Cases
+        self.foreground: foreground.ForegroundLocations
         self.counter: UnlabeledCounter
         self.cotrainer: CoTrainer
         for key in LOGGED:
@@ -208,6 +210,9 @@ class nnUNetTrainerMN(_LabeledCases):
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         whole_batch = self.configuration_manager.batch_size
         self.counter = UnlabeledCounter(whole_batch, rounding=self.mn_config.rounding)
+        self.foreground = foreground.ForegroundLocations(
+            Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
+        )
         self.cotrainer = self._build_cotrainer()  # before the unlabeled cases: weights fail in seconds
         if self.resumed is not None:
             self._restore(self.resumed)
@@ -216,6 +221,7 @@ class nnUNetTrainerMN(_LabeledCases):
             checkpoint.restore_random_state(self.resumed["random"])
         self.resumed = None
         self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
+        self._refresh_foreground()  # one that was given up, or whose file is gone
         self.stop_request = StopRequest(SIGNALS if self.ranks.group is None else OF_RANKS)
 
     def _say_that_nothing_is_continued(self) -> None:
@@ -307,7 +313,8 @@ class nnUNetTrainerMN(_LabeledCases):
         }
         workers, pin = loader.worker_count(), self.device.type == "cuda"
         seed = ddp.own_seed(self.mn_config.seed, self.local_rank)
-        cases = loader.JointCases(labeled, self._unlabeled_dataset(labeled.identifiers, val.identifiers))
+        self.unlabeled_cases = self._unlabeled_dataset(labeled.identifiers, val.identifiers)
+        cases = loader.JointCases(labeled, self.unlabeled_cases, self.foreground)
         part = ddp.rank_part(
             self.ranks, samples=self.batch_size, whole=self.counter, schedule=self.schedule,
             position=self._position(), workers=workers, oversample=self.foreground_share,
@@ -398,8 +405,14 @@ class nnUNetTrainerMN(_LabeledCases):
             "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"]) / self.counter.batch_size,
         }
         self.train_outputs.append(output)
+        self._refresh_foreground()
         self._stop_if_asked()
         return output
+
+    def _refresh_foreground(self) -> None:
+        due = self.schedule.refresh_due(self._position())
+        if self.mn_config.foreground_crops and due > self.foreground.position:
+            foreground.refresh_from_trainer(self, self.foreground, self.unlabeled_cases, position=due)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
         super().on_train_epoch_end(self.train_outputs)  # those from before a resume too
@@ -493,6 +506,7 @@ class nnUNetTrainerMN(_LabeledCases):
             "iteration": self.iteration,
             "train_outputs": self.train_outputs,
             "carry": self.counter.carry,
+            "foreground": self.foreground.position,
             "random": self.random_state or checkpoint.random_state(),
             "versions": package_versions(),
         }
@@ -532,6 +546,8 @@ class nnUNetTrainerMN(_LabeledCases):
             self.print_to_log_file("WARNING: a final checkpoint holds no optimizer of the 2D network: it starts anew")
         self.iteration, self.train_outputs = mn["iteration"], mn["train_outputs"]
         self.counter.carry = mn["carry"]
+        if not self.foreground.use(mn.get("foreground", foreground.NEVER)):
+            self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 

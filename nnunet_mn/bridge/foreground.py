@@ -14,8 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
+
+from nnunet_mn.ranks import ALONE, Ranks
 
 MOST_LOCATIONS = 500  # of a class in a case
 MOST_CASES = 500  # predicted at one refresh, of more a new draw each time: a refresh must not take a day
@@ -37,7 +41,7 @@ class ForegroundLocations:
 
     Args:
         folder: of the fold's results; there is one file for each refresh.
-        keys: nnU-Net's keys of `class_locations` in the order of the network's foreground channels.
+        keys: from `location_keys`.
         iterations_per_epoch: for the files' names.
     """
 
@@ -109,6 +113,7 @@ def refresh(
     regions: bool,
     seed: int,
     stop: Callable[[], object],
+    ranks: Ranks = ALONE,
 ) -> str:
     """Predict unlabeled cases and keep where their foreground is.
 
@@ -120,8 +125,9 @@ def refresh(
         predict: image `(C, Z, Y, X)` -> logits `(K, Z, Y, X)`.
         position: iterations done.
         regions: channels are regions rather than classes.
-        seed: of the draws.
-        stop: asked between cases; when it says so, nothing is changed.
+        seed: of the draws, the same on every rank.
+        stop: asked between cases; when it says so to any rank, nothing is changed.
+        ranks: they share the cases, and wait for each other after each.
 
     Returns:
         A line for the log.
@@ -130,14 +136,20 @@ def refresh(
     names = sorted(cases.identifiers)
     if len(names) > MOST_CASES:
         names = sorted(rng.choice(names, MOST_CASES, replace=False).tolist())
+    rank, n_ranks = (0, 1) if ranks.group is None else (dist.get_rank(ranks.group), dist.get_world_size(ranks.group))
     located: dict[str, list[np.ndarray]] = {}
-    for name in names:
-        if stop():
+    for first in range(0, len(names), n_ranks):
+        if ranks.any(bool(stop())):
             return "M&N: the search for foreground in unlabeled cases was given up, since the training is to stop"
-        image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
-        own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
-        located[name] = [_sample(mask, own) for mask in _masks(predict(image), regions=regions)]
-    locations.write(position, located)
+        for name in names[first + rank : first + rank + 1]:  # none where they run out
+            image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
+            own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
+            located[name] = [_sample(mask, own) for mask in _masks(predict(image), regions=regions)]
+    located = _of_all_ranks(located, ranks)
+    if rank == 0:
+        locations.write(position, located)
+    ranks.any(False)  # the file is there
+    locations.use(position)
     empty = sum(not any(len(voxels) for voxels in all_) for all_ in located.values())
     return (
         f"M&N: foreground of {len(names)} unlabeled cases located in {time.monotonic() - start:.1f} s; "
@@ -145,14 +157,22 @@ def refresh(
     )
 
 
-def sliding_window(trainer: Any) -> Callable[[Tensor], Tensor]:
+def _of_all_ranks(located: dict[str, list[np.ndarray]], ranks: Ranks) -> dict[str, list[np.ndarray]]:
+    if ranks.group is None:
+        return located
+    parts: list[Any] = [None] * dist.get_world_size(ranks.group)
+    dist.all_gather_object(parts, located, group=ranks.group)
+    return {name: voxels for part in parts for name, voxels in part.items()}
+
+
+def sliding_window(trainer: Any, network: nn.Module) -> Callable[[Tensor], Tensor]:
     """nnU-Net's own prediction of a whole image by the network in training, without mirroring."""
     predictor = nnUNetPredictor(
         use_mirroring=False, perform_everything_on_device=trainer.device.type == "cuda", device=trainer.device,
         allow_tqdm=False,
     )  # fmt: skip
     predictor.manual_initialization(
-        trainer.network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json,
+        network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json,
         type(trainer).__name__, None,
     )  # fmt: skip
     predict: Callable[[Tensor], Tensor] = predictor.predict_sliding_window_return_logits
@@ -160,19 +180,25 @@ def sliding_window(trainer: Any) -> Callable[[Tensor], Tensor]:
 
 
 def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Volumes, *, position: int) -> None:
-    """Refresh with a trainer's 3D network, and leave the network as it was."""
-    network: nn.Module = trainer.network
+    """Refresh with the 3D network of nnU-Net's trainer, and leave the network as it was."""
+    network: nn.Module = trainer.cotrainer.student_3d.network
     was_training = network.training
     trainer.set_deep_supervision_enabled(False)
     try:
         line = refresh(
-            locations, cases, sliding_window(trainer), position=position, regions=trainer.label_manager.has_regions,
-            seed=trainer.mn_config.seed or 0, stop=trainer._asked_to_stop,
+            locations, cases, sliding_window(trainer, network), position=position,
+            regions=trainer.label_manager.has_regions, seed=trainer.mn_config.seed or 0, stop=trainer._asked_to_stop,
+            ranks=trainer.ranks,
         )  # fmt: skip
     finally:
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
         network.train(was_training)
     trainer.print_to_log_file(line)
+
+
+def location_keys(labels: LabelManager) -> list[Any]:
+    """nnU-Net's keys of `class_locations` in the order of the network's foreground channels."""
+    return list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
 
 
 def _masks(logits: Tensor, *, regions: bool) -> Iterable[np.ndarray]:

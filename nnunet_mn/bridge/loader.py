@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_mn.bridge.foreground import ForegroundLocations
 from nnunet_mn.bridge.last_word import WorkerFailures
 from nnunet_mn.cpus import cpu_count
 from nnunet_mn.errors import MNError
@@ -41,17 +42,23 @@ class JointCases:
     Args:
         labeled, unlabeled: nnU-Net datasets without a common identifier. A case listed as unlabeled is read from the
             folder of the unlabeled ones alone, which holds no label.
+        foreground: where unlabeled cases show foreground, as far as the 3D network has found some; None: unknown.
     """
 
-    def __init__(self, labeled: Cases, unlabeled: Cases) -> None:
+    def __init__(self, labeled: Cases, unlabeled: Cases, foreground: ForegroundLocations | None = None) -> None:
         self.labeled = labeled
+        self.foreground = foreground
         self.unlabeled = unlabeled
         self.identifiers = labeled.identifiers  # what the stock loader looks at
         self._unlabeled_names = frozenset(unlabeled.identifiers)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Read a case from its folder."""
-        return self._dataset_of(identifier).load_case(identifier)
+        image, segmentation, previous, properties = self._dataset_of(identifier).load_case(identifier)
+        if self.foreground is not None and identifier in self._unlabeled_names:
+            found = self.foreground.of(identifier)
+            properties = {**properties, "class_locations": {**properties["class_locations"], **found}}
+        return image, segmentation, previous, properties
 
     def folder_of(self, identifier: str) -> str:
         """Where a case's preprocessed files lie."""
@@ -185,9 +192,9 @@ class MixedLoader(TellingLoader):
         return {**batch, "n_labeled": self._n_labeled}
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Mapping[Any, Any], *args: Any) -> Any:
-        """Where to crop; at random where nothing is known of the classes, as in unlabeled cases."""
+        """Where to crop; at random where nothing is known of the classes, as in many unlabeled cases."""
         with warnings.catch_warnings():
-            if not any(len(locations) for locations in class_locations.values()):
+            if not len(class_locations.get(self.annotated_classes_key, ())):
                 warnings.filterwarnings("ignore", message="Warning! No annotated pixels in image!")
             return super().get_bbox(data_shape, force_fg, class_locations, *args)
 

@@ -1,0 +1,178 @@
+"""Foreground of unlabeled cases: what is kept, who sees it, and what it does to crops."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nnunet_mn.bridge import foreground
+from nnunet_mn.bridge.foreground import NEVER, ForegroundLocations, refresh
+from nnunet_mn.bridge.loader import JointCases, MixedLoader, SharedFraction
+from nnunet_mn.schedule import Schedule, UnlabeledCounter
+
+SHAPE = (12, 14, 16)
+ORGAN = (slice(2, 4), slice(5, 7), slice(8, 9))  # of 4 voxels; the empty case has none
+
+
+class Volumes:
+    """Images that are their own pseudo-masks, as a dataset of nnU-Net offers them."""
+
+    source_folder = ""
+
+    def __init__(self, *names: str) -> None:
+        self.identifiers = list(names)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        image = np.zeros((1, *SHAPE), np.float32)
+        if identifier != "empty":
+            image[0][ORGAN] = 1
+        return image, np.zeros((1, *SHAPE), np.int16), None, {"class_locations": {1: [], 2: []}}
+
+
+def _predict(image: Tensor) -> Tensor:
+    """Logits (3, Z, Y, X) of background and two classes, of which the second is where the image is bright."""
+    return torch.stack([1 - image[0], torch.full(image.shape[1:], -1.0), image[0]])
+
+
+def _refresh(locations: ForegroundLocations, *names: str, position: int = 20, **changed: Any) -> str:
+    options = {"position": position, "regions": False, "seed": 0, "stop": lambda: False, **changed}
+    return refresh(locations, Volumes(*names), changed.pop("predict", _predict), **options)
+
+
+@pytest.fixture
+def locations(tmp_path: Path) -> ForegroundLocations:
+    return ForegroundLocations(tmp_path / "fold_0", [1, 2], iterations_per_epoch=8)
+
+
+def test_locations_are_foreground_voxels_under_nnunets_keys(locations: ForegroundLocations) -> None:
+    line = _refresh(locations, "a", "empty")
+    found = locations.of("a")
+    assert set(found) == {2}
+    mask = np.zeros(SHAPE, bool)
+    mask[ORGAN] = True
+    assert sorted(map(tuple, found[2][:, 1:])) == sorted(map(tuple, np.argwhere(mask)))
+    assert (found[2][:, 0] == 0).all()
+    assert locations.of("empty") == {}
+    assert "2 unlabeled cases" in line
+    assert "1 of them show none" in line
+
+
+def test_the_file_names_the_epoch_and_lies_with_the_fold(locations: ForegroundLocations, tmp_path: Path) -> None:
+    _refresh(locations, "a", position=20)
+    assert [file.name for file in (tmp_path / "fold_0").iterdir()] == ["foreground_epoch_0002_iteration_0004.npz"]
+
+
+def test_regions_overlap(tmp_path: Path) -> None:
+    locations = ForegroundLocations(tmp_path, [(1, 2), 2], iterations_per_epoch=8)
+    both = lambda image: torch.stack([image[0], image[0]]) - 0.5  # noqa: E731
+    refresh(locations, Volumes("a"), both, position=0, regions=True, seed=0, stop=lambda: False)
+    assert {key: len(voxels) for key, voxels in locations.of("a").items()} == {(1, 2): 4, 2: 4}
+
+
+def test_few_voxels_of_many_are_kept(locations: ForegroundLocations) -> None:
+    def everywhere(image: Tensor) -> Tensor:
+        return torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE), torch.zeros(SHAPE)])
+
+    refresh(locations, Volumes("a"), everywhere, position=0, regions=False, seed=0, stop=lambda: False)
+    voxels = locations.of("a")[1]
+    assert len(voxels) == foreground.MOST_LOCATIONS
+    assert len(np.unique(voxels, axis=0)) == len(voxels)
+
+
+def test_of_many_cases_each_refresh_takes_others_and_keeps_the_earlier(
+    locations: ForegroundLocations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreground, "MOST_CASES", 4)
+    names = [f"case_{i}" for i in range(8)]
+    known = []
+    for position in (8, 16, 24):
+        _refresh(locations, *names, position=position)
+        known.append({name for name in names if locations.of(name)})
+    assert len(known[0]) == 4
+    assert known[0] < known[1] <= known[2]
+
+
+def test_a_case_that_lost_its_foreground_is_cropped_at_random_again(locations: ForegroundLocations) -> None:
+    _refresh(locations, "a", "b", position=8)
+    nothing = lambda image: torch.stack([torch.ones(SHAPE), torch.zeros(SHAPE), torch.zeros(SHAPE)])  # noqa: E731
+    refresh(locations, Volumes("a"), nothing, position=16, regions=False, seed=0, stop=lambda: False)
+    assert locations.of("a") == {}
+    assert set(locations.of("b")) == {2}
+
+
+def test_a_refresh_draws_nothing_from_the_trainings_generators(locations: ForegroundLocations) -> None:
+    np.random.seed(0)
+    torch.manual_seed(0)
+    expected = np.random.uniform(), float(torch.rand(()))
+    np.random.seed(0)
+    torch.manual_seed(0)
+    _refresh(locations, "a", "b")
+    assert (np.random.uniform(), float(torch.rand(()))) == expected
+
+
+def test_a_refresh_that_is_stopped_leaves_no_trace(locations: ForegroundLocations, tmp_path: Path) -> None:
+    asked = iter([False, True])
+    assert "given up" in _refresh(locations, "a", "b", stop=lambda: next(asked))
+    assert locations.position == NEVER
+    assert not (tmp_path / "fold_0").exists()
+
+
+def test_going_on_takes_the_refresh_of_the_checkpoint(locations: ForegroundLocations, tmp_path: Path) -> None:
+    _refresh(locations, "a", position=8)
+    _refresh(locations, "a", "b", position=16)
+    again = ForegroundLocations(tmp_path / "fold_0", [1, 2], iterations_per_epoch=8)
+    assert again.of("a") == {}
+    assert again.use(8)
+    assert again.of("b") == {}
+    assert again.use(16)
+    assert set(again.of("b")) == {2}
+    assert not again.use(24)
+    assert again.use(NEVER)
+
+
+def _ask(locations: ForegroundLocations, asked: Any, answers: Any) -> None:
+    for name in iter(asked.get, None):
+        answers.put({key: len(voxels) for key, voxels in locations.of(name).items()})
+
+
+def test_workers_see_what_the_trainer_finds_later(locations: ForegroundLocations) -> None:
+    context = multiprocessing.get_context("fork")
+    asked, answers = context.Queue(), context.Queue()
+    worker = context.Process(target=_ask, args=(locations, asked, answers))
+    worker.start()
+    asked.put("a")
+    assert answers.get(timeout=20) == {}
+    _refresh(locations, "a", position=8)
+    asked.put("a")
+    assert answers.get(timeout=20) == {2: 4}
+    asked.put(None)
+    worker.join(20)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_forced_crops_of_unlabeled_cases_show_the_foreground(locations: ForegroundLocations, known: bool) -> None:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    if known:
+        _refresh(locations, "un_a", "un_b")
+    shared = SharedFraction()
+    shared.set(1.0)
+    loader = MixedLoader(
+        JointCases(Volumes("a"), Volumes("un_a", "un_b"), locations),
+        counter=UnlabeledCounter(2), fraction=shared, patch_size=(4, 4, 4), final_patch_size=(4, 4, 4),
+        label_manager=LabelManager({"background": 0, "one": 1, "two": 2}, None), oversample_foreground_percent=1.0,
+    )  # fmt: skip
+    np.random.seed(0)
+    shown = [bool(next(loader)["data"][1].max() > 0) for _ in range(30)]
+    assert all(shown) if known else sum(shown) < 15
+
+
+def test_the_first_refresh_is_at_the_end_of_the_supervised_stage() -> None:
+    schedule = Schedule(total=1000, supervised=200)
+    assert [schedule.refresh_due(i) for i in (0, 199, 200, 399, 400, 999)] == [-1, -1, 200, 200, 400, 800]
+    assert Schedule(total=1000, supervised=0).refresh_due(249) == -1
+    assert Schedule(total=2, supervised=0).refresh_due(2) == 1
