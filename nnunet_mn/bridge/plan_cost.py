@@ -17,6 +17,7 @@ from nnunet_mn.bridge.assembly import loss_for
 from nnunet_mn.config import MNConfig
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.memory import GIB, Cost, measure_cost, weight_bytes
+from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import Schedule
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
@@ -156,7 +157,7 @@ def network_3d_cost(
     states = 1 if config.preset == "nnunet" else 2  # SGD or AdamW
     weights = weight_bytes(network, optimizer_states=states)
     network.to(torch.bfloat16)
-    loss = loss_for(config, labels, batch_dice=True)
+    loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
     return measure_cost(lambda: _loss(loss, network(volume)), network), weights
 
 
@@ -165,7 +166,7 @@ def loss_bytes(patch_size: Sequence[int], *, labels: LabelSpace, config: MNConfi
     depth = math.ceil(patch_size[0] / config.slice_step)
     shape = (1, labels.num_channels, depth, *patch_size[1:])
     logits = torch.empty(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    loss = loss_for(config, labels, batch_dice=True)
+    loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
     return measure_cost(lambda: _loss(loss, [logits]), nn.Module()).saved + HALF * logits.numel()
 
 

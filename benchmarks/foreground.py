@@ -1,0 +1,189 @@
+"""What foreground crops of unlabeled cases change where foreground is under 1 % of the volume.
+
+Usage: python benchmarks/foreground.py FOLDER [--iterations N] [--seeds N]
+
+Volumes of noise hold one small organ among darker spheres. Stock's commands train M&N with and without
+`foreground_crops`, everything else alike. For each refresh it counts how many crops of unlabeled cases show the organ,
+by the generator's truth, which no training sees; then both models predict test cases.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_mn.bridge.foreground import ForegroundLocations
+from nnunet_mn.bridge.loader import JointCases, MixedLoader, SharedFraction
+from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.schedule import UnlabeledCounter
+from nnunet_mn.small_plans import small_plans
+from nnunet_mn.stock_commands import run_stock
+
+SHAPE = (40, 80, 80)  # voxels
+PATCH, FEATURES, BATCH, EPOCHS = (16, 32, 32), (8, 16, 32), 4, 10
+COUNTS = {"labeled": 4, "unlabeled": 24, "test": 12}
+DATASET, NAME, PLANS = 902, "Dataset902_Rare", "nnUNetRarePlans"
+LABELS = {"background": 0, "organ": 1}
+TRAINER = "nnUNetTrainerMN"
+DRAWN = 600  # crops
+
+
+def make_volume(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A volume (Z, Y, X) and its mask: a bright bent ellipsoid, and darker ones that are not wanted."""
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), axis=-1)
+    image = np.full(SHAPE, 100.0)
+    mask = np.zeros(SHAPE, np.uint8)
+    for index in range(8):
+        center = rng.uniform(8, np.array(SHAPE) - 8)
+        radii = rng.uniform(4, 7, 3)
+        inside = (((grid - center) / radii) ** 2).sum(-1) < 1
+        if index < 7:
+            image[inside] = rng.uniform(120, 150)
+        else:
+            image[inside], mask[inside] = 175, 1
+    image += rng.normal(0, 20, SHAPE)
+    return image.astype(np.float32), mask
+
+
+def write_dataset(root: Path, seed: int) -> Path:
+    """Write the raw dataset, and the masks of unlabeled and test cases apart from it; return the latter's folder."""
+    raw, truth = root / "nnUNet_raw" / NAME, root / "truth"
+    rng, shares = np.random.default_rng(seed), []
+    for kind, (images, labels) in {
+        "labeled": (raw / "imagesTr", raw / "labelsTr"),
+        "unlabeled": (raw / "imagesUn", truth / "unlabeled"),
+        "test": (raw / "imagesTs", truth / "test"),
+    }.items():
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for index in range(COUNTS[kind]):
+            image, mask = make_volume(rng)
+            shares.append(mask.mean())
+            for array, path in (
+                (image, images / f"{kind}_{index:02d}_0000.nii.gz"),
+                (mask, labels / f"{kind}_{index:02d}.nii.gz"),
+            ):
+                SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(path))
+    content = {
+        "channel_names": {"0": "MR"},
+        "labels": LABELS,
+        "numTraining": COUNTS["labeled"],
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(content))
+    print(f"foreground is {100 * np.mean(shares):.2f} % of a volume, at most {100 * np.max(shares):.2f} %", flush=True)
+    return truth
+
+
+class Truth:
+    """The unlabeled cases with their masks in place of their images, to see what a crop shows."""
+
+    def __init__(self, dataset: Any, masks: Path) -> None:
+        self.dataset, self.masks = dataset, masks
+        self.identifiers, self.source_folder = dataset.identifiers, dataset.source_folder
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        image, segmentation, previous, properties = self.dataset.load_case(identifier)
+        mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(self.masks / f"{identifier}.nii.gz")))[None]
+        if mask.shape != image.shape:
+            raise SystemExit(f"{identifier} was cropped or resampled: {image.shape} instead of {mask.shape}")
+        return mask.astype(np.float32), segmentation, previous, properties
+
+
+def share_with_foreground(cases: Truth, locations: ForegroundLocations | None) -> float:
+    """The share of crops of unlabeled cases that show the organ."""
+    fraction = SharedFraction()
+    fraction.set(1.0)
+    loader = MixedLoader(
+        JointCases(cases, cases, locations), counter=UnlabeledCounter(2), fraction=fraction, patch_size=PATCH,
+        final_patch_size=PATCH, label_manager=LabelManager(LABELS, None), oversample_foreground_percent=0.33,
+    )  # fmt: skip
+    loader._forced_share = 1 - round(BATCH * (1 - 0.33)) / BATCH  # of the training's batch
+    np.random.seed(0)
+    return float(np.mean([float(next(loader)["data"][1].max() > 0) for _ in range(DRAWN)]))
+
+
+def dice(predicted: Path, truth: Path) -> list[float]:
+    """Dice of every test case."""
+    found = []
+    for file in sorted(truth.glob("*.nii.gz")):
+        one, other = (
+            SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(f))) == 1 for f in (file, predicted / file.name)
+        )
+        found.append(2 * float((one & other).sum()) / float(one.sum() + other.sum()))
+    return found
+
+
+def run_seed(root: Path, seed: int, iterations: int) -> None:
+    """Train and compare both ways on one generated dataset."""
+    shutil.rmtree(root, ignore_errors=True)
+    truth = write_dataset(root, seed)
+    base = {
+        **os.environ, "nnUNet_raw": str(root / "nnUNet_raw"), "nnUNet_preprocessed": str(root / "nnUNet_preprocessed"),
+        "nnUNet_extTrainer": str(trainers_path()), "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1",
+        "nnUNet_compile": "f", "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_mn_backbone": "efficientnet-lite0",
+        "nnUNet_mn_seed": str(seed), "nnUNet_mn_epochs": str(EPOCHS), "nnUNet_mn_supervised_fraction": "0.3",
+        "nnUNet_mn_iterations_per_epoch": str(iterations // EPOCHS), "nnUNet_mn_val_iterations_per_epoch": "2",
+    }  # fmt: skip
+    for folder in ("nnUNet_preprocessed", "logs"):
+        (root / folder).mkdir()
+    preprocessed = root / "nnUNet_preprocessed" / NAME
+    plan = ["nnUNetv2_plan_and_preprocess", "-d", str(DATASET), "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
+    run_stock(plan, environment={**base, "nnUNet_results": str(root)}, log=root / "logs" / "plan.txt")
+    stock = json.loads((preprocessed / "nnUNetPlans.json").read_bytes())
+    plans = small_plans(stock, name=PLANS, patch_size=PATCH, batch_size=BATCH, features=FEATURES)
+    (preprocessed / f"{PLANS}.json").write_text(json.dumps(plans))
+    for crops in (True, False):
+        results = root / f"results_{crops}"
+        environment = {**base, "nnUNet_results": str(results), "nnUNet_mn_foreground_crops": str(crops)}
+        which = ["-tr", TRAINER, "-p", PLANS, "-device", "cpu"]
+        seconds = run_stock(
+            ["nnUNetv2_train", str(DATASET), "3d_fullres", "all", *which], environment=environment,
+            log=root / "logs" / f"train_{crops}.txt",
+        )  # fmt: skip
+        if crops:
+            model = results / NAME / f"{TRAINER}__{PLANS}__3d_fullres" / "fold_all"
+            folder = preprocessed / "nnUNetPlans_3d_fullres_unlabeled"
+            cases = Truth(infer_dataset_class(str(folder))(str(folder)), truth / "unlabeled")
+            print(f"seed {seed}: crops of unlabeled cases that show the organ:", flush=True)
+            print(f"  at random: {share_with_foreground(cases, None):.3f}", flush=True)
+            for file in sorted(model.glob("foreground_*.npz")):
+                epoch, iteration = (int(part) for part in file.stem.split("_")[2::2])
+                position = epoch * (iterations // EPOCHS) + iteration
+                locations = ForegroundLocations(model, [1], iterations_per_epoch=iterations // EPOCHS)
+                locations.use(position)
+                print(f"  after {position} of {iterations} updates: {share_with_foreground(cases, locations):.3f}")
+        predicted = root / f"predicted_{crops}"
+        run_stock(
+            ["nnUNetv2_predict", "-d", str(DATASET), "-c", "3d_fullres", "-f", "all", *which, "-npp", "1", "-nps", "1",
+             "-i", str(root / "nnUNet_raw" / NAME / "imagesTs"), "-o", str(predicted), "--disable_tta"],
+            environment=environment, log=root / "logs" / f"predict_{crops}.txt",
+        )  # fmt: skip
+        of_cases = dice(predicted, truth / "test")
+        print(
+            f"seed {seed}, foreground_crops={crops}: test Dice {np.mean(of_cases):.3f} "
+            f"(cases {np.min(of_cases):.3f} to {np.max(of_cases):.3f}), training {seconds:.0f} s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    for seed in range(arguments.seeds):
+        run_seed(arguments.folder / f"seed_{seed}", seed, arguments.iterations)
+
+
+if __name__ == "__main__":
+    main()

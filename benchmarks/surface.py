@@ -1,0 +1,435 @@
+"""nnU-Net's whole surface through its own commands, with M&N's trainer, on generated data; writes docs/surface.md.
+
+Usage: python benchmarks/surface.py FOLDER [--only NAME ...]
+
+Every scenario combines several features in one dataset and runs stock's commands in child processes. A row of the table
+says whether its scenario ran to the end; the folder keeps all that was printed.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+import tifffile
+
+from nnunet_mn.bridge.registration import register
+from nnunet_mn.errors import MNError
+from nnunet_mn.stock_commands import run_stock
+
+TRAINER = "nnUNetTrainerMN_1epoch"
+PAGE = Path(__file__).parents[1] / "docs" / "surface.md"
+Shape = tuple[int, int, int]
+CLASSES = {"background": 0, "front": 1, "back": 2}
+OWN_NETWORK = '''
+from torch import nn
+
+
+class Decoder(nn.Module):
+    def __init__(self, features, num_classes, deep_supervision):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.head = nn.Conv3d(features, num_classes, 1)
+
+    def forward(self, x):
+        return [self.head(x)] if self.deep_supervision else self.head(x)
+
+
+class OwnNetwork(nn.Module):
+    """Three convolutions; `decoder.deep_supervision` is what nnU-Net's trainer switches."""
+
+    def __init__(self, input_channels, num_classes, features, deep_supervision=False):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv3d(input_channels, features, 3, padding=1), nn.InstanceNorm3d(features), nn.ReLU()
+        )
+        self.decoder = Decoder(features, num_classes, deep_supervision)
+
+    def forward(self, x):
+        return self.decoder(self.stem(x))
+
+    def compute_conv_feature_map_size(self, input_size):
+        return 1
+'''
+
+
+@dataclass
+class Dataset:
+    """A generated dataset in folders of its own, and the commands run on it."""
+
+    root: Path
+    number: int
+    ending: str = ".nii.gz"
+    channels: tuple[str, ...] = ("MR",)
+    labels: dict[str, Any] = field(default_factory=lambda: dict(CLASSES))
+    regions_order: list[int] | None = None
+    n_classes: int = 2
+    shape: Shape = (24, 32, 28)
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    n_labeled: int = 4
+    n_val: int = 2
+    plans: str = "nnUNetPlans"
+    splits: list[dict[str, list[str]]] | None = None
+    dataset_key: bool = False
+    commands: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"Dataset{self.number}_Surface"
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw" / self.name
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "nnUNet_preprocessed" / self.name
+
+    def model(self, configuration: str = "3d_fullres", trainer: str = TRAINER) -> Path:
+        return self.root / "nnUNet_results" / self.name / f"{trainer}__{self.plans}__{configuration}"
+
+    def run(self, *command: str, **environment: str) -> str:
+        """One of nnU-Net's commands, as a user would; returns what it printed."""
+        self.commands += 1
+        log = self.root / f"{self.commands:02d}_{command[0]}.txt"
+        variables = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        settings = {"backbone": "efficientnet-lite0", "iterations_per_epoch": "3", "val_iterations_per_epoch": "1"}
+        run_stock(
+            command,
+            environment={
+                **os.environ, **variables, **{f"nnUNet_mn_{key}": value for key, value in settings.items()},
+                "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0" if command[0] == "nnUNetv2_train" else "1",
+                "nnUNet_compile": "f", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.root), **environment,
+            },
+            log=log,
+        )  # fmt: skip
+        return log.read_text()
+
+    def write(self) -> "Dataset":
+        """Write labeled, validation, unlabeled and test cases."""
+        for folder in ("imagesTr", "labelsTr", "imagesUn", "imagesTs"):
+            (self.raw / folder).mkdir(parents=True)
+        for folder in ("nnUNet_preprocessed", "nnUNet_results"):
+            (self.root / folder).mkdir()
+        training = [f"case_{i}" for i in range(self.n_labeled + self.n_val)]
+        for seed, case in enumerate([*training, "un_0", "un_1", "un_2", "test_0"]):
+            folder = "imagesTr" if case in training else "imagesUn" if case.startswith("un") else "imagesTs"
+            self._write_case(case, folder, seed)
+        content: dict[str, Any] = {
+            "channel_names": {str(i): name for i, name in enumerate(self.channels)}, "labels": self.labels,
+            "numTraining": len(training), "file_ending": self.ending,
+        }  # fmt: skip
+        if self.regions_order is not None:
+            content["regions_class_order"] = self.regions_order
+        if self.dataset_key:
+            content["dataset"] = self._moved_away(training)
+        (self.raw / "dataset.json").write_text(json.dumps(content))
+        if self.splits is not None:
+            (self.raw / "splits_final.json").write_text(json.dumps(self.splits))
+        elif self.n_val:
+            split = {"train": training[: self.n_labeled], "val": training[self.n_labeled :]}
+            (self.raw / "splits_final.json").write_text(json.dumps([split]))
+        return self
+
+    def _moved_away(self, training: Sequence[str]) -> dict[str, Any]:
+        """Put the training cases into a folder with another name, known by the key `dataset` alone."""
+        (self.raw / "imagesTr").rename(self.raw / "elsewhere")
+        return {
+            case: {
+                "images": [f"elsewhere/{case}_{c:04d}{self.ending}" for c in range(len(self.channels))],
+                "label": f"labelsTr/{case}{self.ending}",
+            }
+            for case in training
+        }
+
+    def _write_case(self, case: str, folder: str, seed: int) -> None:
+        rng = np.random.default_rng([self.number, seed])
+        mask = np.zeros(self.shape, np.uint8)
+        z, y, x = (np.array(self.shape) * rng.uniform(0.15, 0.25, 3)).astype(int)
+        organ = mask[z : self.shape[0] - z, y : self.shape[1] - y, x : self.shape[2] - x]
+        organ[:] = 1 + (np.arange(organ.shape[2]) * self.n_classes // organ.shape[2])
+        if "ignore" in self.labels:
+            mask[: self.shape[0] // 4] = self.labels["ignore"]
+        for channel in range(len(self.channels)):
+            image = 100.0 * (channel + 1) + 30 * mask + rng.normal(0, 10, self.shape)
+            self._write_array(image.astype(np.float32), self.raw / folder / f"{case}_{channel:04d}{self.ending}")
+        if folder == "imagesTr":
+            self._write_array(mask, self.raw / "labelsTr" / f"{case}{self.ending}")
+
+    def _write_array(self, array: np.ndarray, path: Path) -> None:
+        if self.ending == ".tif":
+            tifffile.imwrite(path, array, photometric="minisblack")
+            stem = path.name.removesuffix(".tif")
+            stem = stem if path.parent.name == "labelsTr" else stem[:-5]
+            (path.parent / f"{stem}.json").write_text(json.dumps({"spacing": self.spacing}))
+            return
+        image = SimpleITK.GetImageFromArray(array)
+        image.SetSpacing(self.spacing[::-1])
+        SimpleITK.WriteImage(image, str(path))
+
+    def plan(self, *options: str, configurations: Sequence[str] = ("3d_fullres",), small: bool = True) -> None:
+        """Plan, make the networks small, and preprocess."""
+        common = ("-d", str(self.number), "-npfp", "1", "--no_pp")
+        self.run("nnUNetv2_plan_and_preprocess", *common, *options)
+        file = self.preprocessed / f"{self.plans}.json"
+        plans = json.loads(file.read_text())
+        for planned in plans["configurations"].values():
+            kwargs = planned.get("architecture", {}).get("arch_kwargs", {})
+            if small and "features_per_stage" in kwargs:
+                kwargs["features_per_stage"] = [4] * kwargs["n_stages"]
+        file.write_text(json.dumps(plans))
+        self.run("nnUNetv2_preprocess", "-d", str(self.number), "-plans_name", self.plans, "-c", *configurations, "-np",
+                 *["1"] * len(configurations))  # fmt: skip
+
+    def train(
+        self, fold: int | str = 0, *options: str, configuration: str = "3d_fullres", trainer: str = TRAINER
+    ) -> str:
+        which = (str(self.number), configuration, str(fold), "-tr", trainer, "-p", self.plans, "-device", "cpu")
+        return self.run("nnUNetv2_train", *which, *options)
+
+    def predict(self, fold: int | str = 0, *options: str, configuration: str = "3d_fullres", out: str = "out") -> Path:
+        """Predict the test case with stock's command and return the folder."""
+        which = ("-d", str(self.number), "-c", configuration, "-f", str(fold), "-tr", TRAINER, "-p", self.plans)
+        self.run("nnUNetv2_predict", *which, "-i", str(self.raw / "imagesTs"), "-o", str(self.root / out), "-device",
+                 "cpu", "-npp", "1", "-nps", "1", "--disable_tta", *options)  # fmt: skip
+        expect((self.root / out / f"test_0{self.ending}").exists(), "nothing was predicted")
+        return self.root / out
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise MNError(message)
+
+
+def refused(command: Callable[[], object], sentence: str, folder: Path) -> None:
+    """A command must end with this sentence."""
+    try:
+        command()
+    except MNError:
+        last = max(folder.glob("*.txt"), key=lambda file: file.stat().st_mtime_ns).read_text()
+        expect(sentence in last.strip().splitlines()[-1], f"it ended with: {last.strip().splitlines()[-1]}")
+        return
+    raise MNError(f"it was not refused with '{sentence}'")
+
+
+# ---- scenarios ---------------------------------------------------------------------------------------------------
+
+
+def regions_and_ignore(root: Path) -> None:
+    data = Dataset(
+        root, 911, ending=".nrrd", channels=("CT", "MR"), regions_order=[1, 2], plans="nnUNetMNPlans",
+        labels={"background": 0, "whole": [1, 2], "back": 2, "ignore": 3},
+    ).write()  # fmt: skip
+    data.plan("-pl", "MNPlanner", "-fpe", "MNFingerprintExtractor")
+    planned = json.loads((data.preprocessed / "nnUNetMNPlans.json").read_text())["configurations"]["3d_fullres"]
+    expect(planned["normalization_schemes"] == ["CTNormalization", "ZScoreNormalization"], "other normalization")
+    data.train()
+    data.predict()
+
+
+def regions_alone(root: Path) -> None:
+    data = Dataset(root, 912, regions_order=[1, 2], labels={"background": 0, "whole": [1, 2], "back": 2}).write()
+    data.plan()
+    data.train()
+    data.predict()
+
+
+def ignore_alone(root: Path) -> None:
+    data = Dataset(root, 913, labels={**CLASSES, "ignore": 3}).write()
+    data.plan()
+    data.train()
+    data.predict()
+
+
+def many_classes(root: Path) -> None:
+    data = Dataset(
+        root, 914, channels=("CT", "T1", "T2", "noNorm"), n_classes=9, shape=(12, 64, 64), spacing=(6.0, 1.0, 1.0),
+        labels={"background": 0, **{f"part_{i}": i for i in range(1, 10)}}, plans="nnUNetResEncUNetMMNPlans",
+    ).write()  # fmt: skip
+    data.plan("-pl", "MNPlannerResEncM", small=True)
+    data.train()
+    expect("do_dummy_2d_data_aug: True" in _log(data), "no dummy 2D augmentation")
+    data.predict()
+
+
+def _log(data: Dataset) -> str:
+    return "".join(file.read_text() for file in data.model().rglob("training_log*.txt"))
+
+
+def tiff_and_small_volumes(root: Path) -> None:
+    data = Dataset(root, 915, ending=".tif", n_labeled=3, n_val=0, spacing=(2.0, 1.0, 1.0), shape=(10, 18, 16)).write()
+    data.plan()
+    file = data.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 32, 32]  # larger than every volume
+    file.write_text(json.dumps(plans))
+    data.train()
+    data.predict()
+
+
+def low_resolution_and_ensemble(root: Path) -> None:
+    cases = [f"case_{i}" for i in range(6)]
+    splits = [{"train": cases[:4], "val": [cases[4]]}, {"train": cases[:4], "val": [cases[5]]}]
+    data = Dataset(root, 916, shape=(64, 64, 64), splits=splits).write()
+    data.plan("-gpu_memory_target", "0.1", configurations=("3d_fullres", "3d_lowres"))
+    for configuration in ("3d_fullres", "3d_lowres"):
+        for fold in (0, 1):
+            data.train(fold, "--npz", configuration=configuration)
+    number, folds = str(data.number), ("-f", "0", "1")
+    data.run("nnUNetv2_find_best_configuration", number, "-p", data.plans, "-tr", TRAINER, "-c", "3d_fullres",
+             "3d_lowres", *folds, "-np", "1")  # fmt: skip
+    both = [data.predict(0, "--save_probabilities", configuration=c, out=c) for c in ("3d_fullres", "3d_lowres")]
+    data.run("nnUNetv2_ensemble", "-i", *map(str, both), "-o", str(root / "ensemble"), "-np", "1")
+    expect((root / "ensemble" / "test_0.nii.gz").exists(), "no ensemble")
+    refused(lambda: data.train(configuration="2d"), "use 3d_fullres or 3d_lowres", root)
+    refused(lambda: data.train(configuration="3d_cascade_fullres"), "use 3d_fullres or 3d_lowres", root)
+
+
+def own_architecture(root: Path) -> None:
+    data = Dataset(root, 917).write()
+    (root / "own_network.py").write_text(OWN_NETWORK)
+    data.plan()
+    file = data.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["architecture"] = {
+        "network_class_name": "own_network.OwnNetwork", "arch_kwargs": {"features": 4}, "_kw_requires_import": [],
+    }  # fmt: skip
+    file.write_text(json.dumps(plans))
+    data.train()
+    data.predict()
+
+
+def pretrained_export_install(root: Path) -> None:
+    data = Dataset(root, 918, dataset_key=True).write()
+    data.plan()
+    data.train(trainer="nnUNetTrainer_1epoch")
+    weights = data.model(trainer="nnUNetTrainer_1epoch") / "fold_0" / "checkpoint_final.pth"
+    data.train(0, "-pretrained_weights", str(weights))
+    stock = root / "stock.zip"
+    data.run("nnUNetv2_export_model_to_zip", "-d", str(data.number), "-o", str(stock), "-c", "3d_fullres", "-tr",
+             TRAINER, "-p", data.plans, "-f", "0")  # fmt: skip
+    data.run("nnunet-mn", "export", str(data.model()), "-o", str(root / "ours.zip"))
+    for name in ("stock", "ours"):
+        results = root / f"installed_{name}"
+        results.mkdir()
+        data.run("nnUNetv2_install_pretrained_model_from_zip", str(root / f"{name}.zip"), nnUNet_results=str(results))
+        expect(len(list(results.rglob("checkpoint_final.pth"))) == 1, f"{name}.zip holds no model")
+
+
+def one_two_and_four_labeled(root: Path) -> None:
+    for count in (1, 2, 4):
+        data = Dataset(root / str(count), 920 + count, n_labeled=count, n_val=0).write()
+        data.plan()
+        data.train()
+        data.predict()
+
+
+def folds(root: Path) -> None:
+    cases = [f"case_{i}" for i in range(6)]
+    splits = [{"train": cases[:2], "val": [cases[4]], "unlabeled": [cases[2], cases[3]]}]
+    data = Dataset(root, 919, splits=splits).write()
+    data.plan()
+    for fold in ("all", 1):  # fold 1 is not in the file: nnU-Net draws a random split
+        data.train(fold)
+        expect("are left out of training and validation" in _log(data), "unlabeled cases were trained on")
+    data.predict("all")
+
+
+ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "regions_and_ignore": (
+        regions_and_ignore,
+        (
+            "regions and an ignore label at once", "two channels", "CT and MR normalization", "`.nrrd`",
+            "`-pl MNPlanner`, `-fpe MNFingerprintExtractor`",
+        ),
+    ),
+    "regions_alone": (regions_alone, ("regions (`regions_class_order`, sigmoid)", "NIfTI")),
+    "ignore_alone": (ignore_alone, ("ignore label",)),
+    "many_classes": (
+        many_classes,
+        (
+            "nine classes", "four channels", "anisotropic spacing (dummy 2D augmentation)",
+            "residual encoders (`-pl MNPlannerResEncM`)",
+        ),
+    ),
+    "tiff_and_small_volumes": (
+        tiff_and_small_volumes,
+        (
+            "TIFF stacks with a file of spacing", "volumes smaller than the patch along every axis",
+            "three labeled cases, no split file",
+        ),
+    ),
+    "low_resolution_and_ensemble": (
+        low_resolution_and_ensemble,
+        (
+            "`3d_lowres`", "`--npz`", "`nnUNetv2_find_best_configuration` over two folds and configurations",
+            "`nnUNetv2_ensemble`", "`2d` and `3d_cascade_fullres` are refused with one sentence",
+        ),
+    ),
+    "own_architecture": (own_architecture, ("an architecture of the user's own, named in the plans",)),
+    "pretrained_export_install": (
+        pretrained_export_install,
+        (
+            "`-pretrained_weights` of a stock training",
+            "`nnUNetv2_export_model_to_zip`, `nnunet-mn export`, installing both",
+            "the key `dataset` in dataset.json",
+        ),
+    ),
+    "one_two_and_four_labeled": (one_two_and_four_labeled, ("1, 2 and 4 labeled cases, no split file",)),
+    "folds": (folds, ("fold `all`", "a fold that the split file lacks")),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the scenarios and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    arguments = parser.parse_args()
+    register()
+    states = {}
+    for name in arguments.only:
+        root = (arguments.folder / name).resolve()
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        try:
+            ROWS[name][0](root)
+            states[name] = "works"
+        except MNError as error:
+            states[name] = f"fails: {str(error).replace(str(root), '')}"
+            traceback.print_exc()
+        print(f"{name}: {states[name]}", flush=True)
+    if len(states) == len(ROWS):
+        PAGE.write_text(page(states), encoding="utf-8")
+    sys.exit(any(state != "works" for state in states.values()))
+
+
+def page(states: dict[str, str]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# nnU-Net's surface with M&N",
+        "",
+        "Each row was run through nnU-Net's own commands (plan, preprocess, train for one epoch of three updates,",
+        "predict) on generated data, by `python benchmarks/surface.py FOLDER`, which wrote this page on",
+        f"{datetime.date.today().isoformat()} with nnunetv2 {version('nnunetv2')}. It says that things run together,",
+        "not how well they segment.",
+        "",
+        "| feature | scenario | state |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {item} | `{name}` | {states[name]} |" for name, (_, items) in ROWS.items() for item in items]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
