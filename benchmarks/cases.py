@@ -14,12 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from nnunet_mn.bridge.cases import find_unlabeled
 from nnunet_mn.bridge.manifest import Record, Voxels, look_at, settings_hash, with_content
-from nnunet_mn.bridge.preprocessing import preprocess_unlabeled
 from nnunet_mn.bridge.sources import UnlabeledCase
+from nnunet_mn.bridge.survey import survey
 
 DATASET: dict[str, Any] = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
 PLANS: dict[str, Any] = {
@@ -74,7 +72,7 @@ def main() -> int:
         folder = make_stand_ins(Path(root), arguments.cases)
         start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         print(f"{arguments.cases} cases; the process before: {start:.0f} MiB")
-        plans = PlansManager(PLANS)
+        settings = settings_hash(PLANS, PLANS["configurations"]["3d_fullres"], DATASET)
 
         def find() -> tuple[UnlabeledCase, ...]:
             return find_unlabeled(
@@ -89,18 +87,9 @@ def main() -> int:
             ).cases
 
         cases = measure("finding", find)
-        done = measure(
-            "checking against the manifest",
-            lambda: preprocess_unlabeled(
-                cases,
-                folder=folder,
-                plans_manager=plans,
-                configuration_manager=plans.get_configuration("3d_fullres"),
-                dataset_json=DATASET,
-                num_processes=1,
-            ),
-        )
-        return 0 if len(done.names) == arguments.cases else 1
+        found = measure("checking against the manifest", lambda: survey(cases, folder, settings))
+        print(f"torch is imported: {'torch' in sys.modules}; nnU-Net's preprocessor, which comes next, imports it")
+        return 0 if len(cases) == arguments.cases and not found.to_do else 1
 
 
 if __name__ == "__main__":

@@ -26,3 +26,9 @@ def test_the_core_loads_without_nnunet_and_without_the_bridge() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, *CORE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "the core does not" in done.stdout
+
+
+def test_finding_and_checking_cases_needs_no_torch() -> None:
+    script = "import sys, nnunet_mn.bridge.cases, nnunet_mn.bridge.survey; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +13,11 @@ from tqdm import tqdm
 
 from nnunet_mn.bridge.exclusive import Part, staging_folder
 from nnunet_mn.bridge.images import name_some
-from nnunet_mn.bridge.manifest import Manifest, Record, append, compare, complete_cases, confirm, look_at, settings_hash
+from nnunet_mn.bridge.manifest import Manifest, append, complete_cases, settings_hash
 from nnunet_mn.bridge.pool import map_in_processes
 from nnunet_mn.bridge.prepare import Job, hash_voxels, measure, not_written, prepare_case, probe
 from nnunet_mn.bridge.sources import UnlabeledCase
+from nnunet_mn.bridge.survey import survey
 from nnunet_mn.errors import MNError
 
 MOST_BAD = 20  # bad images before it is taken for a fault of the whole data set
@@ -28,15 +28,6 @@ class Preprocessed(NamedTuple):
 
     names: tuple[str, ...]
     skipped: dict[str, str]
-
-
-@dataclass
-class _Survey:
-    """Which cases have to be preprocessed, which are left out, and records whose time stamps were out of date."""
-
-    to_do: list[UnlabeledCase] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    renewed: list[Record] = field(default_factory=list)
 
 
 def unlabeled_folder(preprocessed_dataset_folder: Path) -> Path:
@@ -82,64 +73,24 @@ def preprocess_unlabeled(
         )
     mine = sorted(cases, key=lambda case: case.name)[part_id::num_parts]
     settings = settings_hash(plans_manager.plans, configuration_manager.configuration, dataset_json)
-    survey = _survey(mine, folder, settings)
-    if survey.to_do or (survey.renewed and os.access(folder.parent, os.W_OK)):
+    found = survey(mine, folder, settings)
+    if found.to_do or (found.renewed and os.access(folder.parent, os.W_OK)):
         part = Part(folder, part_id, num_parts)
         try:
             folder.mkdir(exist_ok=True)
             with staging_folder(part, log) as staging:
-                again = _survey(survey.to_do, folder, settings)  # another process may have done it meanwhile
+                again = survey(found.to_do, folder, settings)  # another process may have done it meanwhile
                 job = Job(folder, staging, plans_manager.plans, configuration_manager, dataset_json, settings)
                 manifest = part.file(".jsonl")
-                for record in survey.renewed + again.renewed:
+                for record in found.renewed + again.renewed:
                     append(manifest, record)
                 bad = _run(job, again.to_do, num_processes, manifest, skip_bad=skip_bad)
         except OSError as error:
             raise not_written(folder, error) from error
-        survey.skipped |= again.skipped | bad
-    for name, reason in survey.skipped.items():
+        found.skipped |= again.skipped | bad
+    for name, reason in found.skipped.items():
         log(f"WARNING: the unlabeled case '{name}' is left out: {reason}")
-    return Preprocessed(tuple(c.name for c in mine if c.name not in survey.skipped), survey.skipped)
-
-
-def _survey(cases: Sequence[UnlabeledCase], folder: Path, settings: str) -> _Survey:
-    """Compare the cases with what is there; nothing is written, and only images with new time stamps are read."""
-    survey, absent = _Survey(), []
-    complete, manifest = complete_cases(folder), Manifest.read(folder)
-    for case in cases:
-        record = manifest.get(case.name)
-        done = case.name in complete or (record is not None and record.skipped is not None)
-        if not case.images:
-            if not done or (record is not None and record.settings != settings):
-                absent.append(case.name)
-        else:
-            now = _up_to_date(record, case.images, settings) if done and record is not None else None
-            if now is None:
-                survey.to_do.append(case)
-            elif now is not record:
-                survey.renewed.append(now)
-            record = now
-        if record is not None and record.skipped is not None:
-            survey.skipped[case.name] = record.skipped
-    if absent:
-        raise MNError(
-            f"{len(absent)} unlabeled cases ({name_some(absent)}) are not in {folder}, or were preprocessed with other "
-            f"plans, and their raw images are not on this machine: run `nnunet-mn preprocess` for this data set where "
-            f"nnUNet_raw has them"
-        )
-    return survey
-
-
-def _up_to_date(record: Record, images: Sequence[Path], settings: str) -> Record | None:
-    """The record if it still holds, the same with new time stamps if the content is the same, or None."""
-    try:
-        files = look_at(images)
-        comparison = compare(record, files, settings)
-        if comparison == "unsure":
-            return confirm(record, files, images)
-    except OSError:
-        return None  # preprocessing it will say which file cannot be read
-    return record if comparison == "same" else None
+    return Preprocessed(tuple(c.name for c in mine if c.name not in found.skipped), found.skipped)
 
 
 def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Path, *, skip_bad: bool) -> dict[str, str]:
