@@ -51,6 +51,8 @@ def check_version(version: str, overlay: Path, space: Workspace) -> None:
     expect(str(overlay) in registered, f"registered outside of the overlay: {registered}")
     write_dataset(space.raw, space.test_labels, seed=0, n_unlabeled=4, n_test=1)
     run("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-np", "1", "-npfp", "1")
+    run("nnUNetv2_plan_experiment", "-d", str(DATASET_ID), "-pl", "MNPlanner")
+    expect((space.preprocessed / "nnUNetMNPlans.json").exists(), "MNPlanner wrote no plans")
     stock = json.loads((space.preprocessed / "nnUNetPlans.json").read_bytes())
     plans = small_plans(stock, name=PLANS, patch_size=(16, 32, 32), batch_size=2, features=(4, 8, 8))
     write_whole(space.preprocessed / f"{PLANS}.json", json.dumps(plans))

@@ -5,7 +5,7 @@ way round (`CoTrainer.step`). The weights and optimizers of both stay on the car
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,14 @@ class SliceCost:
     """The 2D network on one slice.
 
     Args:
-        cost: of a training pass in half precision.
+        cost: of a training pass in half precision, for each further slice.
+        fixed: bytes that a pass keeps however many slices it has, such as weights in another layout.
         weights: bytes of weights, gradients and optimizer.
         cast: bytes of the weights' copy in half precision.
     """
 
     cost: Cost
+    fixed: int
     weights: int
     cast: int
 
@@ -115,7 +117,7 @@ class PlanCost:
         return CONTEXT_GIB + sum(self.networks_gib) + tensors * (1 + SHARE_OF_TRANSIENTS) / GIB
 
     def _kept_in_phase_2d(self) -> int:
-        return self._pseudo_masks() + self.batch_size * self.loss_2d
+        return self._pseudo_masks() + self.batch_size * self.loss_2d + self.slice.fixed
 
     def _pseudo_masks(self) -> int:
         """Bytes of one network's probabilities for a batch with one labeled sample."""
@@ -129,7 +131,13 @@ class PlanCost:
 
 
 def network_3d_cost(
-    architecture: dict[str, Any], patch_size: Sequence[int], *, channels: int, labels: LabelSpace, config: MNConfig
+    architecture: dict[str, Any],
+    patch_size: Sequence[int],
+    *,
+    channels: int,
+    labels: LabelSpace,
+    config: MNConfig,
+    precision: torch.dtype = torch.bfloat16,
 ) -> tuple[Cost, int]:
     """Measure a planned 3D network on one sample, without computing anything.
 
@@ -139,9 +147,10 @@ def network_3d_cost(
         channels: of an image.
         labels: of the dataset.
         config: chooses loss and optimizer.
+        precision: of the network; every GPU's autocast takes half, a CPU fp32.
 
     Returns:
-        The cost of a sample in half precision with its loss in fp32, and the bytes of weights and optimizer.
+        The cost of a sample, its loss in fp32, and the bytes of weights and optimizer.
     """
     with torch.device("meta"):
         network = get_network_from_plans(
@@ -153,10 +162,10 @@ def network_3d_cost(
             allow_init=False,
             deep_supervision=True,
         )
-        volume = torch.empty(1, channels, *patch_size, dtype=torch.bfloat16)
+        volume = torch.empty(1, channels, *patch_size, dtype=precision)
     states = 1 if config.preset == "nnunet" else 2  # SGD or AdamW
     weights = weight_bytes(network, optimizer_states=states)
-    network.to(torch.bfloat16)
+    network.to(precision)
     loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
     return measure_cost(lambda: _loss(loss, network(volume)), network), weights
 
@@ -171,7 +180,7 @@ def loss_bytes(patch_size: Sequence[int], *, labels: LabelSpace, config: MNConfi
 
 
 def network_2d_cost(network: nn.Module, size: tuple[int, int], *, channels: int) -> SliceCost:
-    """Run a 2D network on one empty slice and measure it.
+    """Run a 2D network on one and on two empty slices and measure it.
 
     It runs in fp32, of which half is what autocast keeps; its half-precision copy of the weights comes on top.
 
@@ -180,19 +189,26 @@ def network_2d_cost(network: nn.Module, size: tuple[int, int], *, channels: int)
         size: voxels of the slice.
         channels: C.
     """
-    slices = torch.zeros(1, channels, *size)
-    step: Callable[[], Tensor] = lambda: network(slices).mean()  # noqa: E731
-    measured = measure_cost(step, network.train())
-    cost = Cost(saved=measured.saved * HALF // 4, forward=measured.forward, backward=measured.backward)
-    cast = HALF * sum(parameter.numel() for parameter in network.parameters())
-    return SliceCost(cost=cost, weights=weight_bytes(network, optimizer_states=2), cast=cast)
+    network.train()
+    one, two = (_measure_slices(network, torch.zeros(count, channels, *size)) for count in (1, 2))
+    saved = two.saved - one.saved
+    return SliceCost(
+        cost=Cost(saved=saved * HALF // 4, forward=one.forward, backward=one.backward),
+        fixed=max(0, one.saved - saved) * HALF // 4,
+        weights=weight_bytes(network, optimizer_states=2),
+        cast=HALF * sum(parameter.numel() for parameter in network.parameters()),
+    )
+
+
+def _measure_slices(network: nn.Module, slices: Tensor) -> Cost:
+    return measure_cost(lambda: network(slices).mean(), network)
 
 
 def typical_2d_cost(size: tuple[int, int]) -> SliceCost:
     """SegFormer-B2's cost with LoRA, measured once, for when the weights of the wanted network are not here."""
     pixels = size[0] * size[1]
-    cost = Cost(saved=2100 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
-    return SliceCost(cost=cost, weights=round(0.175 * GIB), cast=round(0.06 * GIB))
+    cost = Cost(saved=1850 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
+    return SliceCost(cost=cost, fixed=5 * 2**20, weights=round(0.175 * GIB), cast=round(0.06 * GIB))
 
 
 def _loss(loss: SoftTargetLoss, outputs: Sequence[Tensor]) -> Tensor:
