@@ -220,3 +220,14 @@ def test_unlabeled_cases_of_all_folds_are_found_but_no_val_case(planned_dataset)
     dataset = planned_dataset()
     planned = load_planned(find_dataset(dataset.name), **DOCTOR)
     assert {case.name for case in find_unlabeled_of_all_folds(planned).cases} == set(dataset.unlabeled)
+
+
+def test_planners_that_are_not_registered_are_noted(monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(registration.trainers_path()))
+    monkeypatch.setattr(registration, "registered_files", lambda _: [])
+    assert "-pl MNPlanner is not found" in findings(examine("look-up", environment.check_look_up), "note")
+
+
+def test_planners_are_looked_up_as_stock_does() -> None:
+    row = environment._planner_row("nnUNetPlannerResEncM", registered=True)
+    assert (row.state, row.finding) == ("good", "-pl nnUNetPlannerResEncM is found")

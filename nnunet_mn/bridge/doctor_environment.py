@@ -41,7 +41,7 @@ def check_nnunet() -> list[Row]:
 
 
 def check_look_up() -> list[Row]:
-    """Whether nnU-Net's own commands find the trainers, and whether the registered files are up to date."""
+    """Whether nnU-Net's own commands find trainers and planners, and whether the registered files are up to date."""
     package = registration.nnunet_package()
     registered = registration.registered_files(package)
     rows = []
@@ -50,8 +50,29 @@ def check_look_up() -> list[Row]:
         if file in registered and file.read_text(encoding="utf-8") != registration.hook_source(hook):
             rows.append(Row("note", "look-up", f"{file} is of another version; run 'nnunet-mn register'"))
     found = _find_trainer(registration.TRAINERS[0])
-    how = "registered" if registered else "nnUNet_extTrainer"
-    return [*rows, Row("good", "look-up", f"-tr {found} is found ({how})")]
+    trainers, planners = (package / hook.file in registered for hook in registration.HOOKS)
+    rows.append(Row("good", "look-up", f"-tr {found} is found ({'registered' if trainers else 'nnUNet_extTrainer'})"))
+    return [*rows, _planner_row(registration.PLANNERS[0], registered=planners)]
+
+
+def _planner_row(name: str, *, registered: bool) -> Row:
+    if not registered:  # nnU-Net looks for planners in its own package alone
+        return Row("note", "look-up", f"-pl {name} is not found, which only planning needs; run 'nnunet-mn register'")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = _look_up_planner(name)
+    except (ImportError, ValueError, TypeError, OSError) as error:
+        raise MNError(f"the planners do not load ({error!r}); reinstall nnunet-mn in this environment") from error
+    return Row("good", "look-up", f"-pl {found.__name__} is found")
+
+
+def _look_up_planner(name: str) -> type:
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = registration.nnunet_package() / "experiment_planning"
+    found: type = recursive_find_python_class(str(folder), name, "nnunetv2.experiment_planning")
+    return found
 
 
 def _find_trainer(name: str) -> str:
