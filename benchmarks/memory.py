@@ -52,7 +52,7 @@ def build(config: MNConfig, planned: dict[str, Any], device: torch.device) -> Co
     ).to(device)  # fmt: skip
     stages = planned["arch_kwargs"]["n_stages"]
     return assembly.build(
-        config, network, torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True),
+        config, network, torch.optim.AdamW(network.parameters(), 1e-3),
         scaler_3d=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
         deep_supervision_weights=tuple(1 / 2**i for i in range(stages - 1)), batch_dice=True, labels=LABELS,
         in_channels=1, device=device, ranks=ALONE,

@@ -46,7 +46,7 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
     return assembly.build(
         resolve(Layer("the command line", {"backbone": backbone, "seed": 0}), environment_layer()),
         network,
-        torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5),
+        torch.optim.AdamW(network.parameters(), 1e-3),
         scaler_3d=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
         deep_supervision_weights=(4 / 7, 2 / 7, 1 / 7),
         batch_dice=False,

@@ -163,7 +163,7 @@ def network_3d_cost(
             deep_supervision=True,
         )
         volume = torch.empty(1, channels, *patch_size, dtype=precision)
-    states = 1 if config.preset == "nnunet" else 2  # SGD or AdamW
+    states = 1 if config.optimizer_3d == "sgd" else 2
     weights = weight_bytes(network, optimizer_states=states)
     network.to(precision)
     loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)

@@ -22,7 +22,8 @@ from nnunet_mn.targets import LabelSpace
 
 # What decides on memory, and so belongs to the plans; a length or a seed does not.
 PLANNED = (
-    "backbone", "adaptation", "preset", "lora_rank", "slice_step", "slices_per_forward", "gradient_checkpointing",
+    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_step", "slices_per_forward",
+    "gradient_checkpointing",
 )  # fmt: skip
 ALWAYS_WRITTEN = ("backbone", "slices_per_forward")
 
