@@ -11,7 +11,8 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: its threads would not survive a fork
 
-import nnunetv2.run.run_training
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training_entry
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_mn.bridge.registration import trainers_path
@@ -34,6 +35,17 @@ def serve() -> dict[str, Any] | None:
     return None
 
 
+def train_alone() -> None:
+    """What the command does, but for the validation that follows the training."""
+    dataset, configuration = sys.argv[1:3]
+    go_on = "--c" in sys.argv
+    trainer = get_trainer_from_args(
+        dataset, configuration, 0, "nnUNetTrainerMN", continue_training=go_on, device=torch.device("cpu")
+    )
+    maybe_load_checkpoint(trainer, go_on, False)
+    trainer.run_training()
+
+
 if __name__ == "__main__":
     wanted = serve()
     if wanted is not None:  # whatever is raised from here on ends this process as it would end the command
@@ -42,4 +54,7 @@ if __name__ == "__main__":
         os.dup2(output, 2)
         os.environ.update(wanted["environment"])
         sys.argv = ["nnUNetv2_train", *wanted["arguments"]]
-        nnunetv2.run.run_training.run_training_entry()
+        if wanted["validate"]:
+            run_training_entry()
+        else:
+            train_alone()

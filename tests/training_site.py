@@ -30,6 +30,7 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     configuration: str = "3d_fullres"
+    validate: bool = True  # at the end, as the command does; its processes take many seconds to start
 
     @property
     def output(self) -> Path:
@@ -103,7 +104,12 @@ class Server:
             "nnUNet_extTrainer": str(trainers_path()), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1",
             "HF_HUB_OFFLINE": "1", **site.environment,
         }  # fmt: skip
-        request = {"arguments": arguments, "environment": environment, "output": str(site.output)}
+        request = {
+            "arguments": arguments,
+            "environment": environment,
+            "output": str(site.output),
+            "validate": site.validate,
+        }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
