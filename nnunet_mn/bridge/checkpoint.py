@@ -58,8 +58,9 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writings left."""
-    for leftover in folder.glob("checkpoint_*.pth.tmp"):
-        leftover.unlink(missing_ok=True)
+    for pattern in ("checkpoint_*.pth.tmp", "foreground_*.tmp"):
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def load_mn(path: Path) -> dict[str, Any]:

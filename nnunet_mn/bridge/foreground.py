@@ -19,6 +19,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
+from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 
 MOST_LOCATIONS = 500  # of a class in a case
@@ -74,18 +75,27 @@ class ForegroundLocations:
         Args:
             position: iterations done.
             located: of each case, voxels `(n, 3)` of every foreground channel; none where the pseudo-mask is empty.
+
+        Raises:
+            MNError: when the file cannot be written.
         """
         earlier = self._arrays()
         kept = {key: earlier[key] for key in earlier if key.rpartition("/")[0] not in located}
         new = {f"{case}/{i}": voxels for case, all_ in located.items() for i, voxels in enumerate(all_) if len(voxels)}
         file = self._file(position)
-        file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".tmp")
-        with partial.open("wb") as stream:
-            np.savez_compressed(stream, **kept, **new)  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                np.savez_compressed(stream, **kept, **new)  # type: ignore[arg-type]
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(file)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise MNError(
+                f"the foreground locations {file} could not be written ({error}): free some space and continue with --c"
+            ) from error
         self._position.value = position
 
     def _file(self, position: int) -> Path:
