@@ -297,6 +297,7 @@ def run(dataset: int, plans: str, *, kills: int, rng: random.Random) -> Figures:
         compare(training, undisturbed)
         expect(not list(preprocessed.glob("*.staging-*")), "staging folders of the preprocessing pile up")
         figures.trainings += 1
+        print(f"# {figures.kills} kills of {figures.trainings} trainings so far", flush=True)
         shutil.rmtree(training.results)
     return figures
 
