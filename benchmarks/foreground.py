@@ -26,9 +26,9 @@ from nnunet_mn.schedule import UnlabeledCounter
 from nnunet_mn.small_plans import small_plans
 from nnunet_mn.stock_commands import run_stock
 
-SHAPE = (40, 80, 80)  # voxels
-PATCH, FEATURES, BATCH, EPOCHS = (16, 32, 32), (8, 16, 32), 4, 10
-COUNTS = {"labeled": 4, "unlabeled": 24, "test": 12}
+SHAPE = (32, 64, 64)  # voxels
+PATCH, FEATURES, BATCH, EPOCHS = (16, 32, 32), (8, 16, 32), 2, 5
+COUNTS = {"labeled": 4, "unlabeled": 12, "test": 8}
 DATASET, NAME, PLANS = 902, "Dataset902_Rare", "nnUNetRarePlans"
 LABELS = {"background": 0, "organ": 1}
 TRAINER = "nnUNetTrainerMN"
@@ -40,11 +40,11 @@ def make_volume(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), axis=-1)
     image = np.full(SHAPE, 100.0)
     mask = np.zeros(SHAPE, np.uint8)
-    for index in range(8):
+    for index in range(6):
         center = rng.uniform(8, np.array(SHAPE) - 8)
         radii = rng.uniform(4, 7, 3)
         inside = (((grid - center) / radii) ** 2).sum(-1) < 1
-        if index < 7:
+        if index < 5:
             image[inside] = rng.uniform(120, 150)
         else:
             image[inside], mask[inside] = 175, 1
@@ -130,7 +130,8 @@ def run_seed(root: Path, seed: int, iterations: int) -> None:
         "nnUNet_extTrainer": str(trainers_path()), "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1",
         "nnUNet_compile": "f", "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_mn_backbone": "efficientnet-lite0",
         "nnUNet_mn_seed": str(seed), "nnUNet_mn_epochs": str(EPOCHS), "nnUNet_mn_supervised_fraction": "0.3",
-        "nnUNet_mn_iterations_per_epoch": str(iterations // EPOCHS), "nnUNet_mn_val_iterations_per_epoch": "2",
+        "nnUNet_mn_iterations_per_epoch": str(iterations // EPOCHS), "nnUNet_mn_val_iterations_per_epoch": "1",
+        "nnUNet_mn_slice_step": "8",
     }  # fmt: skip
     for folder in ("nnUNet_preprocessed", "logs"):
         (root / folder).mkdir()
@@ -178,8 +179,8 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     for seed in range(arguments.seeds):
         run_seed(arguments.folder / f"seed_{seed}", seed, arguments.iterations)
