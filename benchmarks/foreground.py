@@ -16,23 +16,25 @@ from typing import Any
 
 import numpy as np
 import SimpleITK
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_mn.bridge.foreground import ForegroundLocations
+from nnunet_mn.bridge.foreground import ForegroundLocations, refresh
 from nnunet_mn.bridge.loader import JointCases, MixedLoader, SharedFraction
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.schedule import UnlabeledCounter
 from nnunet_mn.small_plans import small_plans
 from nnunet_mn.stock_commands import run_stock
 
-SHAPE = (32, 64, 64)  # voxels
+SHAPE = (40, 80, 80)  # voxels
 PATCH, FEATURES, BATCH, EPOCHS = (16, 32, 32), (8, 16, 32), 2, 5
 COUNTS = {"labeled": 4, "unlabeled": 12, "test": 8}
 DATASET, NAME, PLANS = 902, "Dataset902_Rare", "nnUNetRarePlans"
 LABELS = {"background": 0, "organ": 1}
-TRAINER = "nnUNetTrainerMN"
-DRAWN = 600  # crops
+TRAINER, LABELED_ONLY = "nnUNetTrainerMN", "nnUNetTrainerMNLabeledOnly"
+DRAWN = 400  # crops
 
 
 def make_volume(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +123,7 @@ def dice(predicted: Path, truth: Path) -> list[float]:
     return found
 
 
-def run_seed(root: Path, seed: int, iterations: int) -> None:
+def run_seed(root: Path, seed: int, iterations: int, *, share_only: bool) -> None:
     """Train and compare both ways on one generated dataset."""
     shutil.rmtree(root, ignore_errors=True)
     truth = write_dataset(root, seed)
@@ -141,6 +143,9 @@ def run_seed(root: Path, seed: int, iterations: int) -> None:
     stock = json.loads((preprocessed / "nnUNetPlans.json").read_bytes())
     plans = small_plans(stock, name=PLANS, patch_size=PATCH, batch_size=BATCH, features=FEATURES)
     (preprocessed / f"{PLANS}.json").write_text(json.dumps(plans))
+    if share_only:
+        share_after_supervised_stage(root, truth, base)
+        return
     for crops in (True, False):
         results = root / f"results_{crops}"
         environment = {**base, "nnUNet_results": str(results), "nnUNet_mn_foreground_crops": str(crops)}
@@ -175,15 +180,52 @@ def run_seed(root: Path, seed: int, iterations: int) -> None:
         )
 
 
+def share_after_supervised_stage(root: Path, truth: Path, base: dict[str, str]) -> None:
+    """The share of crops that show the organ once a network has learned from the labeled cases alone."""
+    environment, which = {**base, "nnUNet_results": str(root / "results")}, ["-tr", LABELED_ONLY, "-p", PLANS]
+    run_stock(
+        ["nnUNetv2_train", str(DATASET), "3d_fullres", "all", *which, "-device", "cpu"], environment=environment,
+        log=root / "logs" / "train.txt",
+    )  # fmt: skip
+    run_stock(
+        ["nnunet-mn", "preprocess", "-d", str(DATASET), "-p", PLANS, "-np", "1"], environment=environment,
+        log=root / "logs" / "preprocess.txt",
+    )  # fmt: skip
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    model = root / "results" / NAME / f"{LABELED_ONLY}__{PLANS}__3d_fullres"
+    predictor.initialize_from_trained_model_folder(str(model), ("all",), "checkpoint_final.pth")
+    predictor.network.load_state_dict(predictor.list_of_parameters[0])
+    folder = root / "nnUNet_preprocessed" / NAME / "nnUNetPlans_3d_fullres_unlabeled"
+    dataset = infer_dataset_class(str(folder))(str(folder))
+    locations = ForegroundLocations(root / "found", [1], iterations_per_epoch=1)
+    print(
+        refresh(
+            locations, dataset, predictor.predict_sliding_window_return_logits, position=1, regions=False, seed=0,
+            stop=lambda: False,
+        )
+    )  # fmt: skip
+    cases = Truth(dataset, truth / "unlabeled")
+    hits = []
+    for name in cases.identifiers:
+        mask = cases.load_case(name)[0]
+        hits += [float(mask[tuple(voxel)]) for voxel in locations.of(name).get(1, ())]
+    print(f"located voxels that are the organ's: {np.mean(hits):.3f}")
+    print(f"crops of unlabeled cases that show the organ, at random: {share_with_foreground(cases, None):.3f}")
+    print(f"with foreground crops: {share_with_foreground(cases, locations):.3f}", flush=True)
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--share-only", action="store_true", help="count crops after a labeled-only training, no Dice")
     arguments = parser.parse_args()
     for seed in range(arguments.seeds):
-        run_seed(arguments.folder / f"seed_{seed}", seed, arguments.iterations)
+        run_seed(arguments.folder / f"seed_{seed}", seed, arguments.iterations, share_only=arguments.share_only)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Decoder(nn.Module):
 class OwnNetwork(nn.Module):
     """Three convolutions; `decoder.deep_supervision` is what nnU-Net's trainer switches."""
 
-    def __init__(self, input_channels, num_classes, features, deep_supervision=False):
+    def __init__(self, input_channels, num_classes, features, strides, deep_supervision=False):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv3d(input_channels, features, 3, padding=1), nn.InstanceNorm3d(features), nn.ReLU()
@@ -123,8 +123,10 @@ class Dataset:
 
     def write(self) -> "Dataset":
         """Write labeled, validation, unlabeled and test cases."""
-        for folder in ("imagesTr", "labelsTr", "imagesUn", "imagesTs"):
-            (self.raw / folder).mkdir(parents=True)
+        for folder in (self.raw, self.preprocessed, self.model().parent):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("imagesTr", "labelsTr", "imagesUn", "imagesTs"):
+            (self.raw / name).mkdir(parents=True)
         self.root.mkdir(parents=True, exist_ok=True)
         training = [f"case_{i}" for i in range(self.n_labeled + self.n_val)]
         for seed, case in enumerate([*training, "un_0", "un_1", "un_2", "test_0"]):
@@ -239,7 +241,7 @@ def changed_environment(variables: dict[str, str]) -> Iterator[None]:
 def prepare_process(root: Path) -> None:
     """Folders, settings and threads for all scenarios; before nnU-Net is imported, whose older versions look once."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(root / name)
     settings = {"backbone": "efficientnet-lite0", "iterations_per_epoch": "3", "val_iterations_per_epoch": "1"}
     os.environ.update({f"nnUNet_mn_{key}": value for key, value in settings.items()})
@@ -352,7 +354,9 @@ def own_architecture(root: Path) -> None:
     file = data.preprocessed / "nnUNetPlans.json"
     plans = json.loads(file.read_text())
     plans["configurations"]["3d_fullres"]["architecture"] = {
-        "network_class_name": "own_network.OwnNetwork", "arch_kwargs": {"features": 4}, "_kw_requires_import": [],
+        "network_class_name": "own_network.OwnNetwork",
+        # nnU-Net takes the scales of its targets from `strides`, all but the last of them
+        "arch_kwargs": {"features": 4, "strides": [[1, 1, 1], [2, 2, 2]]}, "_kw_requires_import": [],
     }  # fmt: skip
     file.write_text(json.dumps(plans))
     data.train()
@@ -447,11 +451,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
     arguments = parser.parse_args()
     root = arguments.folder.resolve()
-    shutil.rmtree(root, ignore_errors=True)
     prepare_process(root)
     register()
-    states = {}
+    known = root / "states.json"
+    states: dict[str, str] = json.loads(known.read_text()) if known.exists() else {}
     for name in arguments.only:
+        shutil.rmtree(root / name, ignore_errors=True)
         (root / name).mkdir()
         sys.path.insert(0, str(root / name))
         try:
@@ -459,8 +464,9 @@ def main() -> None:
             states[name] = "works"
         except MNError as error:
             states[name] = f"fails: {str(error).replace(str(root), '')}"
+        known.write_text(json.dumps(states))
         print(f"{name}: {states[name]}", flush=True)
-    if len(states) == len(ROWS):
+    if set(states) == set(ROWS):
         PAGE.write_text(page(states), encoding="utf-8")
     sys.exit(any(state != "works" for state in states.values()))
 
