@@ -243,7 +243,12 @@ def prepare_process(root: Path) -> None:
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(root / name)
-    settings = {"backbone": "efficientnet-lite0", "iterations_per_epoch": "3", "val_iterations_per_epoch": "1"}
+    settings = {
+        "epochs": "1",
+        "backbone": "efficientnet-lite0",
+        "iterations_per_epoch": "3",
+        "val_iterations_per_epoch": "1",
+    }
     os.environ.update({f"nnUNet_mn_{key}": value for key, value in settings.items()})
     os.environ.update(nnUNet_def_n_proc="1", nnUNet_compile="f")
     warnings.simplefilter("ignore")
@@ -366,11 +371,12 @@ def own_architecture(root: Path) -> None:
 def pretrained_export_install(root: Path) -> None:
     data = Dataset(root, 918, dataset_key=True).write()
     data.plan()
-    data.train(trainer="nnUNetTrainer_1epoch")
-    weights = data.model(trainer="nnUNetTrainer_1epoch") / "fold_0" / "checkpoint_final.pth"
+    stock = "nnUNetTrainerMNLabeledOnly"  # stock's trainer with fewer updates
+    data.train(trainer=stock)
+    weights = data.model(trainer=stock) / "fold_0" / "checkpoint_final.pth"
     data.train(0, "-pretrained_weights", str(weights))
-    stock = root / "stock.zip"
-    data.run("nnUNetv2_export_model_to_zip", "-d", str(data.number), "-o", str(stock), "-c", "3d_fullres", "-tr",
+    archive = root / "stock.zip"
+    data.run("nnUNetv2_export_model_to_zip", "-d", str(data.number), "-o", str(archive), "-c", "3d_fullres", "-tr",
              TRAINER, "-p", data.plans, "-f", "0")  # fmt: skip
     data.run("nnunet-mn", "export", str(data.model()), "-o", str(root / "ours.zip"))
     for name in ("stock", "ours"):
