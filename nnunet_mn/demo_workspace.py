@@ -74,6 +74,7 @@ class Workspace:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
         settings = {
             "backbone": BACKBONE,
+            "optimizer_3d": "adamw",  # of both models, so that unlabeled images are all that tells them apart
             "seed": seed,
             "epochs": epochs,
             "iterations_per_epoch": iterations,
