@@ -3,11 +3,9 @@
 import ctypes
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,32 +174,6 @@ def test_a_crash_in_a_worker_ends_the_training_with_its_sentence_and_its_traceba
     log = log_of(site)
     assert "Traceback (most recent call last)" in log
     assert "in generate_train_batch" in log
-
-
-def children(process: int) -> list[int]:
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [int(child) for child in found]
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
-def test_a_killed_worker_ends_the_training_within_thirty_seconds(site_of: Callable[..., Site], train: Train) -> None:
-    site = site_of()
-    site.validate = False
-    site.environment["nnUNet_n_proc_DA"] = "1"
-    site.set(iterations_per_epoch=10**5)
-    process = train.start(site)
-    deadline = time.monotonic() + 300
-    while "Epoch 0" not in site.output.read_text():
-        assert time.monotonic() < deadline, site.output.read_text()[-2000:]
-        time.sleep(0.1)
-    workers = children(process)
-    assert workers
-    killed = time.monotonic()
-    os.kill(workers[0], signal.SIGKILL)
-    code, _ = train.end(site)
-    assert time.monotonic() - killed < 30
-    assert code != 0
-    assert "background workers are no longer alive" in log_of(site)
 
 
 # ---- continuing ------------------------------------------------------------------------------------------------------
