@@ -66,7 +66,9 @@ class MNConfig:
         batch_statistics: whether batch-norm statistics of the pretrained encoder stay `frozen` or `adapt`.
         slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
             it sees all of them.
-        slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels.
+        slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels. Results do not
+            depend on it while `batch_statistics` are frozen (adapting ones are of the slices in flight) and dropout is
+            off.
         gradient_checkpointing: recompute the 2D encoder's activations in the backward pass to save memory.
         precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`, which is `bf16` where a CUDA card computes
             with it, `fp16` on older cards and `fp32` elsewhere; losses are always fp32.
