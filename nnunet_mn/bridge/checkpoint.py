@@ -86,14 +86,14 @@ def load_mn_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"the checkpoint {path} cannot be read ({reason}): move it away, and --c goes on from another one in its "
             f"folder, or anew"
         ) from error
-    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not {"trainer_name", "network_weights"} & checkpoint.keys():
         raise MNError(f"{path} is no checkpoint of nnU-Net: move it away")
     if "mn" not in checkpoint:
         raise MNError(
             f"{path} holds no M&N state, so that M&N cannot continue from it: start without --c, or use the trainer "
             f"that wrote it ({checkpoint.get('trainer_name', 'unknown')})"
         )
-    return checkpoint["mn"], checkpoint["network_weights"]
+    return checkpoint["mn"], checkpoint.get("network_weights", {})  # what is missing is named when it is to fit
 
 
 def check_network(weights: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
