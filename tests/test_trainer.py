@@ -114,7 +114,7 @@ def test_a_training_logs_both_networks_and_leaves_a_checkpoint_for_stock_predict
         assert len(logged[key]) == 2
         assert np.isfinite(logged[key]).all() or key == "mean_fg_dice_2d"
     assert logged["unlabeled_fraction"][0] < logged["unlabeled_fraction"][1]
-    assert logged["lrs"][0] == pytest.approx(0.01)
+    assert logged["lrs"][0] == pytest.approx(1e-3)
     assert logged["lrs_2d"][0] == pytest.approx(1e-3)
     files = {file.name for file in Path(trainer.output_folder).iterdir()}
     assert {"progress.png", "progress_mn.png", "checkpoint_final.pth", "checkpoint_best.pth"} <= files
@@ -302,7 +302,12 @@ def test_the_baseline_is_the_stock_trainer_on_the_labeled_cases(
     assert (set(train), set(val)) == (set(dataset.labeled), set(dataset.val))
     changed = {name for name, _ in inspect.getmembers(type(trainer), inspect.isfunction)
                if getattr(type(trainer), name) is not getattr(nnUNetTrainer, name, None)}  # fmt: skip
-    assert changed == {"__init__", "initialize", "do_split", "_refuse", "_raw_folder"}
+    assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "_refuse", "_raw_folder"}
+    trainer.initialize()
+    ours, schedule = trainer.configure_optimizers()
+    stocks, stocks_schedule = nnUNetTrainer.configure_optimizers(trainer)
+    assert (type(ours), ours.defaults) == (type(stocks), stocks.defaults)
+    assert type(schedule) is type(stocks_schedule)
 
 
 def test_variants_fix_the_epochs_and_the_environment_wins(

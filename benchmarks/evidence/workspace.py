@@ -104,7 +104,7 @@ class Workspace:
                 raise MNError(f"{self.folder} holds a benchmark of another scale; give --work a new folder")
             return
         shutil.rmtree(self.preprocessed, ignore_errors=True)
-        environment = self.environment({}, run="none")
+        environment = {**self.environment({}, run="none"), "nnUNet_n_proc_DA": "1"}  # planning crashes with 0
         plan = ("nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION, "--no_pp")
         run_stock(plan, environment=environment, log=self.log("plan"))
         stock = json.loads((self.preprocessed / "nnUNetPlans.json").read_bytes())
