@@ -217,5 +217,7 @@ def test_look_up_returns_our_planner(package: Path) -> None:
     register(package)
     script = LOOK_UP_PLANNER.format(folder="experiment_planning", names=PLANNERS)
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=package, capture_output=True, text=True, check=True
+    )
     assert run.stdout.split() == ["ExperimentPlanner", "False", *PLANNERS]
