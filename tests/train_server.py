@@ -7,6 +7,7 @@ The answer is the number of the process in one line and, when it has ended, its 
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: its threads would not survive a fork
@@ -23,8 +24,9 @@ from nnunet_mn.networks import build_network_2d
 def serve() -> dict[str, Any] | None:
     """Answer every request; only in a fork return, with the request."""
     os.environ |= {"nnUNet_extTrainer": str(trainers_path())}
-    recursive_find_trainer_class_by_name("nnUNetTrainerMN")  # this and the next for imports that forks then share
-    build_network_2d(MNConfig(backbone="efficientnet-lite0"), in_channels=1, num_classes=2)
+    with redirect_stdout(sys.stderr):  # the look-up tells where it looks, which would be taken for answers
+        recursive_find_trainer_class_by_name("nnUNetTrainerMN")  # this and the next for imports that forks then share
+        build_network_2d(MNConfig(backbone="efficientnet-lite0"), in_channels=1, num_classes=2)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
         process = os.fork()
