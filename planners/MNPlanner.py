@@ -80,10 +80,13 @@ class _MNPlanning:
         """Put a fingerprint of our own in place of stock's, whose statistics hold labels of unlabeled cases."""
         extractor = MNFingerprintExtractor(self.dataset_name, default_num_processes)
         val = {name for entry in extractor.splits or () for name in entry["val"]}
+        # one fold's labeled case may be another's unlabeled one: planning counts it once, as labeled
+        listed = {name for entry in extractor.splits or () for name in entry.get("unlabeled", ())}
         found = find_unlabeled(
             raw=Path(self.raw_dataset_folder), unlabeled_folder=unlabeled_folder(Path(self.plans_identifier)),
             dataset_json=self.dataset_json, splits=extractor.splits, fold="all",
-            labeled=sorted(set(extractor.dataset) - val), val=sorted(set(extractor.dataset) & val), sources=sources,
+            labeled=sorted(set(extractor.dataset) - val - listed), val=sorted((set(extractor.dataset) & val) - listed),
+            sources=sources,
         )  # fmt: skip
         unlabeled = {case.name: case.images for case in found.cases if case.name not in extractor.dataset}
         self.dataset_fingerprint, warnings = fingerprint(extractor, unlabeled)
