@@ -27,6 +27,7 @@ from nnunet_mn.bridge.preprocessing import unlabeled_folder
 from nnunet_mn.bridge.sources import n_channels
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import environment_layer, resolve
+from nnunet_mn.cpus import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.plan_table import plan_table
 
@@ -78,7 +79,8 @@ class _MNPlanning:
 
     def _look_at_the_dataset(self, sources: tuple[str, ...] | None) -> None:
         """Put a fingerprint of our own in place of stock's, whose statistics hold labels of unlabeled cases."""
-        extractor = MNFingerprintExtractor(self.dataset_name, default_num_processes)
+        processes = min(default_num_processes, cpu_count())  # nnU-Net's 8 take half a minute to start on one CPU
+        extractor = MNFingerprintExtractor(self.dataset_name, processes)
         val = {name for entry in extractor.splits or () for name in entry["val"]}
         # one fold's labeled case may be another's unlabeled one: planning counts it once, as labeled
         listed = {name for entry in extractor.splits or () for name in entry.get("unlabeled", ())}

@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +124,15 @@ def test_without_unlabeled_cases_it_says_where_they_go(tiny_dataset: Callable[..
         _plan(tiny_dataset(layout="imagesUn", n_unlabeled=0))
 
 
+def test_no_more_processes_start_than_there_are_cpus(
+    tiny_dataset: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_mn.planners.MNPlanner.default_num_processes", 8)
+    monkeypatch.setattr("nnunet_mn.planners.MNPlanner.cpu_count", lambda: 1)
+    monkeypatch.delattr("nnunet_mn.bridge.pool.ProcessPoolExecutor")
+    _plan(tiny_dataset())
+
+
 def test_batch_settings_and_table(tiny_dataset: Callable[..., Any], capsys: Any) -> None:
     dataset = tiny_dataset(n_labeled=3, n_val=1)
     planned = _configuration(_plan(dataset))
@@ -169,7 +178,7 @@ def test_both_trainers_take_the_plans(
 # ---- which labels may be read -----------------------------------------------------------------------------------
 
 
-def _fold(train: str, val: str, unlabeled: str) -> dict[str, list[str]]:
+def _fold(train: Iterable[str], val: Iterable[str], unlabeled: Iterable[str]) -> dict[str, list[str]]:
     return {"train": list(train), "val": list(val), "unlabeled": list(unlabeled)}
 
 
@@ -182,6 +191,20 @@ def test_folds_that_share_their_cases_give_a_warning() -> None:
     found = labeled_for_planning("abcd", [_fold("a", "b", "cd"), _fold("c", "d", "ab")])
     assert found.names == ("a", "c")
     assert "every fold's labeled cases are unlabeled in another fold" in str(found.warning)
+
+
+def test_a_case_that_one_fold_labels_and_another_does_not_is_planned_once(
+    tiny_dataset: Callable[..., Any], capsys: Any
+) -> None:
+    dataset = tiny_dataset()
+    folds = [
+        _fold(dataset.labeled, dataset.val, dataset.unlabeled),
+        _fold(dataset.val, dataset.unlabeled, dataset.labeled),
+        _fold(dataset.unlabeled, dataset.labeled, dataset.val),
+    ]
+    (dataset.raw / "splits_final.json").write_text(json.dumps(folds))
+    assert _configuration(_plan(dataset))["batch_size"] >= 4
+    assert "M&N plans for 8 labeled and 0 unlabeled cases" in capsys.readouterr().out
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
