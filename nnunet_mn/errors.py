@@ -8,7 +8,8 @@ class MNError(RuntimeError):
 class LastWordError(MNError, SystemExit):
     """An MNError that nobody catches: it ends the process with exit code 1 and its sentence instead of a traceback.
 
-    Raised where nnU-Net's command calls the trainer, and nowhere else: an interactive session would end with it.
+    Raised where nnU-Net's commands call a trainer or planner, and nowhere else: an interactive session would end with
+    it.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from nnunet_mn.bridge.assembly import label_space
 from nnunet_mn.bridge.cases import find_unlabeled
 from nnunet_mn.bridge.fingerprint import MNFingerprintExtractor, fingerprint
+from nnunet_mn.bridge.last_word import last_word
 from nnunet_mn.bridge.plan_cost import PlanCost
 from nnunet_mn.bridge.planning import CostModel, written_settings
 from nnunet_mn.bridge.preprocessing import unlabeled_folder
@@ -62,6 +63,7 @@ class _MNPlanning:
     UNet_vram_target_GB: float
     max_dataset_covered: float
 
+    @last_word
     def plan_experiment(self) -> dict[str, Any]:
         """Plan as stock does, on a fingerprint of all images, and print what the plans take."""
         check_nnunet_version()

@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from nnunet_mn.bridge.loader import (
     MixedLoader,
     SharedFraction,
     make_repeatable,
-    start_workers,
-    worker_count,
 )
+from nnunet_mn.bridge.workers import start_workers
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounter
 
@@ -142,14 +140,6 @@ def test_the_same_seed_draws_the_same_batches(make_loader: Callable[..., MixedLo
         return [next(loader)["data"] for _ in range(3)]
 
     assert all(torch.equal(a, b) for a, b in zip(draw(), draw(), strict=True))
-
-
-def test_worker_count_follows_the_cpus_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert worker_count() == 1
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    assert worker_count() == 0
 
 
 def test_stocks_blur_no_longer_chooses_by_wall_clock() -> None:

@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -23,7 +26,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunet_mn.bridge.fingerprint import labeled_for_planning
 from nnunet_mn.bridge.plan_cost import network_2d_cost
 from nnunet_mn.bridge.planning import CostModel, weights_are_here, written_settings
-from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.bridge.registration import nnunet_package, register, trainers_path
 from nnunet_mn.config import MNConfig, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.planners.MNPlanner import MNFingerprintExtractor, MNPlanner, MNPlannerResEncM
@@ -205,6 +208,51 @@ def test_a_case_that_one_fold_labels_and_another_does_not_is_planned_once(
     (dataset.raw / "splits_final.json").write_text(json.dumps(folds))
     assert _configuration(_plan(dataset))["batch_size"] >= 4
     assert "M&N plans for 8 labeled and 0 unlabeled cases" in capsys.readouterr().out
+
+
+# ---- the user's mistakes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
+    """Runs one of nnU-Net's commands where the planners are registered: exit code and lines of output."""
+    shutil.copytree(nnunet_package(), tmp_path / "nnunetv2", ignore=shutil.ignore_patterns("__pycache__"))
+    register(tmp_path / "nnunetv2")
+
+    def run(name: str, *arguments: str, **environment: str) -> tuple[int, list[str]]:
+        done = subprocess.run(
+            [Path(sys.executable).with_name(name), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env={**os.environ, "PYTHONPATH": str(tmp_path), **environment},
+        )  # fmt: skip
+        return done.returncode, done.stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("case", [0, 1])  # of the first one stock asks which reader it takes
+def test_a_broken_labeled_image_is_named(tiny_dataset: Callable[..., Any], case: int) -> None:
+    dataset = tiny_dataset()
+    image = dataset.raw / "imagesTr" / f"{dataset.labeled[case]}_0000.nii.gz"
+    image.write_bytes(b"no image")
+    with pytest.raises(MNError, match=f"{image} cannot be read"):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+
+
+def test_a_mistake_ends_the_commands_with_one_sentence(
+    tiny_dataset: Callable[..., Any], command: Callable[..., tuple[int, list[str]]]
+) -> None:
+    dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    which = ("-d", str(dataset.number))
+    misspelled = command("nnUNetv2_plan_experiment", *which, "-pl", "MNPlanner", nnUNet_mn_backbone="segformr")
+    image = dataset.raw / "imagesTr" / f"{dataset.labeled[1]}_0000.nii.gz"
+    image.write_bytes(b"no image")
+    corrupt = command("nnUNetv2_extract_fingerprint", *which, "--clean", "-fpe", "MNFingerprintExtractor")
+    for (code, lines), said in ((misspelled, "segformr"), (corrupt, f"{image} cannot be read")):
+        assert code == 1, lines
+        assert lines[-1].startswith("ERROR: ")
+        assert said in lines[-1]
+        assert not [line for line in lines if "Traceback" in line]
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,42 @@ def test_no_label_of_an_unlabeled_case_is_opened_in_training(site_of: Callable[.
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
 
+SECONDS_TO_SURFACE = 30
+
+
+def wait_for(condition: Callable[[], bool], site: Site) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, site.output.read_text()[-2000:]
+        time.sleep(0.1)
+
+
+def workers_of(process: int) -> list[int]:
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("which", [0, 1], ids=["training", "validation"])
+def test_a_killed_worker_ends_the_training_with_a_sentence(
+    site_of: Callable[..., Site], train: Train, which: int
+) -> None:
+    site = site_of()
+    site.validate = False
+    site.environment["nnUNet_n_proc_DA"] = "1"
+    site.set(iterations_per_epoch=5, epochs=1000)
+    process = train.start(site)
+    wait_for(lambda: "Epoch 1" in site.output.read_text(), site)
+    killed = time.monotonic()
+    os.kill(workers_of(process)[which], signal.SIGKILL)
+    code, output = train.end(site)
+    assert time.monotonic() - killed < SECONDS_TO_SURFACE
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert re.match(r"ERROR: a worker of the data loader was killed \(SIGKILL\).* with --c to go on$", last), last
+    assert last in log_of(site)
+
+
 def test_a_crash_in_a_worker_ends_the_training_with_its_sentence_and_its_traceback_in_the_log(
     site_of: Callable[..., Site], train: Train
 ) -> None:
@@ -168,7 +206,11 @@ def test_a_crash_in_a_worker_ends_the_training_with_its_sentence_and_its_traceba
     for file in site.cases.glob("labeled_*_seg.b2nd"):
         file.write_bytes(b"x")
     site.environment["nnUNet_n_proc_DA"] = "1"
-    code, output = train(site)
+    train.start(site)
+    wait_for(lambda: "Exception in background worker" in site.output.read_text(), site)
+    crashed = time.monotonic()
+    code, output = train.end(site)
+    assert time.monotonic() - crashed < SECONDS_TO_SURFACE
     assert code != 0
     assert re.match(r"ERROR: the preprocessed case 'labeled_0\d' in .* cannot be read", output.splitlines()[-1])
     log = log_of(site)

@@ -17,7 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_mn.bridge import assembly, checkpoint, ddp, foreground, loader
+from nnunet_mn.bridge import assembly, checkpoint, ddp, foreground, loader, workers
 from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.plan_checks import check_preprocessed, dataset_class_of, planned_configuration
@@ -268,12 +268,11 @@ class nnUNetTrainerMN(_LabeledCases):
         """Write into the log what ended the training; an MNError where a loader's worker had one to say."""
         if isinstance(error, MNError):
             return
-        heard = self.failures.heard()
-        for text in [failure.traceback for failure in heard] or ["".join(traceback.format_exception(error))]:
-            self.print_to_log_file(text, also_print_to_console=False)
-        for failure in heard:
-            if failure.sentence is not None:
-                raise MNError(failure.sentence) from error
+        failure = self.failures.first()
+        text = "".join(traceback.format_exception(error)) if failure is None else failure.traceback
+        self.print_to_log_file(text, also_print_to_console=False)
+        if failure is not None and failure.sentence is not None:
+            raise MNError(failure.sentence) from error
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -311,13 +310,13 @@ class nnUNetTrainerMN(_LabeledCases):
             "probabilistic_oversampling": self.probabilistic_oversampling,
             "failures": self.failures,
         }
-        workers, pin = loader.worker_count(), self.device.type == "cuda"
+        n_workers, pin = workers.worker_count(), self.device.type == "cuda"
         seed = ddp.own_seed(self.mn_config.seed, self.local_rank)
         self.unlabeled_cases = self._unlabeled_dataset(labeled.identifiers, val.identifiers)
         cases = loader.JointCases(labeled, self.unlabeled_cases, self.foreground)
         part = ddp.rank_part(
             self.ranks, samples=self.batch_size, whole=self.counter, schedule=self.schedule,
-            position=self._position(), workers=workers, oversample=self.foreground_share,
+            position=self._position(), workers=n_workers, oversample=self.foreground_share,
         )  # fmt: skip
         train_loader = loader.MixedLoader(
             cases, counter=self.counter, fraction=self.fraction, part=part,
@@ -326,12 +325,12 @@ class nnUNetTrainerMN(_LabeledCases):
         val_loader = loader.TellingLoader(
             val, self.batch_size, patch_size, transforms=self.get_validation_transforms(scales, **of_labels), **common
         )
-        train = loader.start_workers(
-            train_loader, workers=workers, cached=max(6, workers // 2), pin_memory=pin, seed=seed,
+        train = workers.start_workers(
+            train_loader, workers=n_workers, cached=max(6, n_workers // 2), pin_memory=pin, seed=seed,
             in_turn=part is not None,
         )  # fmt: skip
-        validate = loader.start_workers(
-            val_loader, workers=-(-workers // 2), cached=max(3, workers // 4), pin_memory=pin, seed=seed
+        validate = workers.start_workers(
+            val_loader, workers=-(-n_workers // 2), cached=max(3, n_workers // 4), pin_memory=pin, seed=seed
         )
         next(train), next(validate)
         if part is None:
@@ -352,7 +351,7 @@ class nnUNetTrainerMN(_LabeledCases):
         done = preprocess_unlabeled(
             found.cases, folder=folder, plans_manager=self.plans_manager,
             configuration_manager=self.configuration_manager, dataset_json=self.dataset_json,
-            num_processes=min(default_num_processes, max(1, loader.worker_count())), log=self.print_to_log_file,
+            num_processes=min(default_num_processes, max(1, workers.worker_count())), log=self.print_to_log_file,
         )  # fmt: skip
         refuse_copies_of_val(
             folder, labeled_folder, [name for name in val if name not in labeled], unlabeled=done.names
@@ -574,7 +573,7 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _finish_loaders(self) -> None:
         for running in (self.dataloader_train, self.dataloader_val):
-            loader.finish_workers(running.loader if isinstance(running, ddp.RankedLoader) else running)
+            workers.finish_workers(running.loader if isinstance(running, ddp.RankedLoader) else running)
 
 
 class nnUNetTrainerMN_1epoch(nnUNetTrainerMN):

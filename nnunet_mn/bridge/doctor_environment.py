@@ -163,7 +163,7 @@ def _is_here(backbone: str) -> bool:
 
 def check_cpus() -> list[Row]:
     """Whether the loader's workers fit the CPUs that this process may use."""
-    from nnunet_mn.bridge.loader import worker_count
+    from nnunet_mn.bridge.workers import worker_count
 
     workers = worker_count()
     cpus = cpu_count()

@@ -15,11 +15,13 @@ from tqdm import tqdm
 from nnunet_mn.bridge.cases import Split, read_splits
 from nnunet_mn.bridge.headers import Header, read_headers
 from nnunet_mn.bridge.images import name_some
+from nnunet_mn.bridge.last_word import last_word
 from nnunet_mn.bridge.pool import map_in_processes
 from nnunet_mn.bridge.sources import SPLITS
 from nnunet_mn.errors import MNError
 
 FEW_HEADERS = 1000
+REMEDY = "mend the image, or take the case out of the dataset"
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 
@@ -76,11 +78,12 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
         dataset_name_or_id, num_processes, verbose: as stock's.
 
     Raises:
-        MNError: when no case is labeled, or the split file is broken.
+        MNError: when no case is labeled, a labeled image cannot be read, or the split file is broken.
     """
 
     dataset: dict[str, Any]
 
+    @last_word
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
         super().__init__(dataset_name_or_id, num_processes, verbose)
         preprocessed = Path(nnUNet_preprocessed) / self.dataset_name
@@ -93,8 +96,33 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
     def reader(self) -> type[Any]:
         """nnU-Net's reader of the dataset."""
         first = next(iter(self.dataset.values()))["images"][0]
-        reader: type[Any] = determine_reader_writer_from_dataset_json(self.dataset_json, first, verbose=False)
+        try:
+            reader: type[Any] = determine_reader_writer_from_dataset_json(self.dataset_json, first, verbose=False)
+        except RuntimeError as error:  # stock tries its readers on this image
+            raise MNError(f"{first} cannot be read with any of nnU-Net's readers; {REMEDY}") from error
         return reader
+
+    @last_word
+    def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
+        """Write the fingerprint as stock does, once the labeled images are found readable."""
+        self.headers()
+        found: dict[str, Any] = super().run(overwrite_existing)
+        return found
+
+    def headers(self) -> dict[str, Header]:
+        """Headers of the labeled images by case name.
+
+        Raises:
+            MNError: when one cannot be read.
+        """
+        images = {name: [Path(image) for image in files["images"]] for name, files in self.dataset.items()}
+        headers, unreadable = _headers(self, images)
+        if unreadable:
+            raise MNError(
+                f"{len(unreadable)} labeled case(s) cannot be planned for: {name_some(list(unreadable.values()))}; "
+                f"{REMEDY}"
+            )
+        return headers
 
     def analyze(self) -> dict[str, tuple[Any, ...]]:
         """What stock's `analyze_case` returns, by case name."""
@@ -126,9 +154,8 @@ def fingerprint(
     Returns:
         The fingerprint, and warnings.
     """
+    own = extractor.headers()
     analyzed = extractor.analyze()
-    images = {name: [Path(i) for i in files["images"]] for name, files in extractor.dataset.items()}
-    own, _ = _headers(extractor, images)
     left = np.median([np.divide(analyzed[name][0], header.shape) for name, header in own.items()], axis=0)
     headers, unreadable = _headers(extractor, unlabeled)
     warnings = []

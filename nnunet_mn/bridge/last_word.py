@@ -1,4 +1,4 @@
-"""What goes wrong in a training is told in its main log, and to the user last of all."""
+"""What goes wrong in a planning or a training is told to the user last of all, and in a training's main log."""
 
 import functools
 import multiprocessing
@@ -8,21 +8,23 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from nnunet_mn.errors import LastWordError, MNError
 
+MOST_TOLD = 4000  # characters: a pipe takes 64 KiB, and a worker with more would wait for a reader
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def last_word(method: Method) -> Method:
-    """Let a trainer's method end nnU-Net's command with the sentence of an MNError, without a traceback."""
+    """Let a trainer's or planner's method end nnU-Net's command with an MNError's sentence, without a traceback."""
 
     @functools.wraps(method)
-    def wrapped(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(owner: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return method(trainer, *args, **kwargs)
+            return method(owner, *args, **kwargs)
         except LastWordError:
             raise
         except MNError as error:
-            if hasattr(trainer, "log_file"):
-                trainer.print_to_log_file(f"ERROR: {error}", also_print_to_console=False)
+            if hasattr(owner, "log_file"):  # a planner has none
+                owner.print_to_log_file(f"ERROR: {error}", also_print_to_console=False)
             raise LastWordError(str(error)) from error
 
     return cast(Method, wrapped)
@@ -43,12 +45,10 @@ class WorkerFailures:
 
     def tell(self, error: Exception) -> None:
         """Called in a worker when it fails."""
-        sentence = str(error) if isinstance(error, MNError) else None
-        self._queue.put(tuple(Failure(sentence, "".join(traceback.format_exception(error)))))
+        sentence = str(error)[:MOST_TOLD] if isinstance(error, MNError) else None
+        told = "".join(traceback.format_exception(error))
+        self._queue.put((sentence, told[-MOST_TOLD:]))
 
-    def heard(self) -> list[Failure]:
-        """All that was told so far."""
-        found = []
-        while not self._queue.empty():
-            found.append(Failure(*self._queue.get()))
-        return found
+    def first(self) -> Failure | None:
+        """What was told first; the rest may have been cut off in the middle, which reading would wait for."""
+        return None if self._queue.empty() else Failure(*self._queue.get())

@@ -1,6 +1,5 @@
 """nnU-Net's data loader, drawing mixed batches: labeled samples first, then unlabeled ones."""
 
-import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -9,16 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_mn.bridge.foreground import ForegroundLocations
 from nnunet_mn.bridge.last_word import WorkerFailures
-from nnunet_mn.cpus import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import SharedBatch, UnlabeledCounter
 
@@ -222,43 +216,6 @@ class MixedLoader(TellingLoader):
         if not self._is_mixed:
             return bool(self._stock_oversample(sample))
         return bool(np.random.uniform() < self._forced_share)
-
-
-def worker_count() -> int:
-    """Augmentation workers: `nnUNet_n_proc_DA`, else stock's number up to the CPUs that this process may use."""
-    wanted = int(get_allowed_n_proc_DA())
-    return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, cpu_count())
-
-
-def start_workers(
-    loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None, in_turn: bool = False
-) -> Any:
-    """Let a loader run in background processes, or in this one for 0 workers.
-
-    Args:
-        loader: what to run.
-        workers: number of processes.
-        cached: batches that may wait.
-        pin_memory: of the batches, for CUDA.
-        seed: of the workers' generators; None draws fresh ones. Stock leaves each worker with the same state of
-            torch's generator, so that their augmentations are alike.
-        in_turn: take batches from one worker after the other, rather than from who is first.
-    """
-    if workers == 0:
-        return SingleThreadedAugmenter(loader, None)
-    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(workers)]
-    if in_turn:
-        each = -(-cached // workers)
-        return MultiThreadedAugmenter(loader, None, workers, each, seeds=seeds, pin_memory=pin_memory, wait_time=0.002)
-    return NonDetMultiThreadedAugmenter(
-        loader, None, num_processes=workers, num_cached=cached, seeds=seeds, pin_memory=pin_memory, wait_time=0.002
-    )
-
-
-def finish_workers(running: Any) -> None:
-    """End the background processes of what `start_workers` returned."""
-    if hasattr(running, "_finish"):
-        running._finish()
 
 
 def make_repeatable(transform: Any) -> None:
