@@ -53,7 +53,8 @@ def main(rank: int, meeting: str, dataset: str, stop_after: int, go_on: bool) ->
     finally:
         weights = {**trainer.network.state_dict(), **trainer.cotrainer.student_2d.network.state_dict()}
         lists = {key: values for key, values in trainer._log_lists().items() if "timestamps" not in key}
-        torch.save({"weights": weights, "labeled": drawn, "log": lists}, f"{meeting}.rank_{rank}")
+        said = {"weights": weights, "labeled": drawn, "log": lists, "seed": torch.initial_seed()}
+        torch.save(said, f"{meeting}.rank_{rank}")
     dist.destroy_process_group()
 
 

@@ -17,6 +17,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_mn.bridge import workers
 from nnunet_mn.bridge.checkpoint import load_mn
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.errors import MNError
@@ -365,6 +366,23 @@ def test_a_changed_batch_size_stops_a_continuation(
     (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     with pytest.raises(MNError, match="the batch size is 3 but the checkpoint was trained with 2"):
         trainings.trainer(dataset, go_on=True).run_training()
+
+
+def test_workers_of_a_resumed_training_draw_other_batches_than_at_its_start(
+    trainings: Trainings, planned_dataset: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    start = workers.start_workers
+
+    def noting(*loader: Any, seed: int, **options: Any) -> Any:
+        seeds.append(seed)
+        return start(*loader, seed=seed, **options)
+
+    monkeypatch.setattr(workers, "start_workers", noting)
+    _stop_after(trainings.trainer(planned_dataset()), epochs=1)
+    trainings.run(planned_dataset(), go_on=True)
+    assert seeds[:2] == [1, 1]
+    assert not {1} & set(seeds[2:])
 
 
 def test_other_changed_fields_are_applied_and_logged(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_mn.bridge.ddp import own_seed
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.schedule import Schedule, SharedBatch, UnlabeledCounter
 
@@ -60,6 +61,8 @@ def test_two_ranks_stop_together_go_on_together_and_agree_to_the_bit(
         assert ranks[0]["weights"].keys() == ranks[1]["weights"].keys()
         assert all(torch.equal(value, ranks[1]["weights"][name]) for name, value in ranks[0]["weights"].items())
     assert [len(rank["labeled"]) for rank in (*first, *second)] == [2, 2, 6, 6]
+    assert [rank["seed"] for rank in first] == [1, 2]
+    assert [rank["seed"] for rank in second] == [1, own_seed(1, rank=1, done=2)]  # the first one's state is stored
     labeled = [a + b for a, b in zip(*(rank["labeled"] for rank in second), strict=True)]
     assert min(labeled) >= 1
     assert any(rank == 0 for rank in second[1]["labeled"])  # one part was all unlabeled
@@ -74,6 +77,12 @@ def test_two_ranks_stop_together_go_on_together_and_agree_to_the_bit(
     fold = next((tmp_path / "results" / dataset.name).glob("*/fold_0"))
     assert not list(fold.glob("*.tmp"))
     assert (fold / "checkpoint_final.pth").is_file()
+
+
+def test_no_two_ranks_and_no_two_resumptions_share_a_seed() -> None:
+    seeds = {own_seed(1, rank, done) for rank in range(64) for done in range(0, 250_000, 250)}
+    assert len(seeds) == 64 * 1000
+    assert (own_seed(5, 0), own_seed(None, 1, 2)) == (5, None)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -4,7 +4,6 @@ All classes live in this one file: nnU-Net imports the files of `nnUNet_extTrain
 them afterwards, so that a class whose base stood in another file there would get a second copy of it.
 """
 
-import random
 import traceback
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,10 +84,8 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
 
     @last_word
     def initialize(self) -> None:
-        if (seed := ddp.own_seed(self.mn_config.seed, self.local_rank)) is not None and not self.was_initialized:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
+        if not self.was_initialized:
+            checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank))
         dataset_class_of(Path(self.preprocessed_dataset_folder))  # before stock asks with an assertion
         super().initialize()
 
@@ -217,8 +214,11 @@ class nnUNetTrainerMN(_LabeledCases):
         if self.resumed is not None:
             self._restore(self.resumed)
         super().on_train_start()
-        if self.resumed is not None and self.local_rank == 0:  # stock draws random numbers while loaders start
-            checkpoint.restore_random_state(self.resumed["random"])
+        if self.resumed is not None:  # now, since stock draws random numbers while loaders start
+            if self.local_rank == 0:
+                checkpoint.restore_random_state(self.resumed["random"])
+            else:  # whose state no checkpoint holds
+                checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank, self._position()))
         self.resumed = None
         self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
         self._refresh_foreground()  # one that was given up, or whose file is gone
@@ -311,7 +311,7 @@ class nnUNetTrainerMN(_LabeledCases):
             "failures": self.failures,
         }
         n_workers, pin = workers.worker_count(), self.device.type == "cuda"
-        seed = ddp.own_seed(self.mn_config.seed, self.local_rank)
+        seed = ddp.own_seed(self.mn_config.seed, self.local_rank, self._position())
         self.unlabeled_cases = self._unlabeled_dataset(labeled.identifiers, val.identifiers)
         cases = loader.JointCases(labeled, self.unlabeled_cases, self.foreground)
         part = ddp.rank_part(

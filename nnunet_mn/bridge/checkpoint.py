@@ -103,6 +103,14 @@ def check_network(weights: Mapping[str, Tensor], network: nn.Module, path: Path)
     check_fit(plain, network.state_dict(), source=f"the checkpoint {path}", remedy=remedy)
 
 
+def seed_all(seed: int | None) -> None:
+    """Seed python's, numpy's and torch's generators; None leaves them as they are."""
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """The states of python's, numpy's and torch's generators as tensors, numbers and strings."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()

@@ -11,6 +11,8 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import Schedule, SharedBatch, UnlabeledCounter
 
+MANY_RANKS = 10_007  # more than there are; prime, so that seeds do not soon meet again
+
 
 class LoaderFailureError(RuntimeError):
     """The loader of some rank failed; raised on all ranks, between two steps."""
@@ -23,9 +25,15 @@ def find_ranks(device: torch.device) -> Ranks:
     return Ranks(dist.group.WORLD, device)
 
 
-def own_seed(seed: int | None, rank: int) -> int | None:
-    """The seed of one rank's process: each must draw other samples."""
-    return None if seed is None else (seed + rank) % 2**32
+def own_seed(seed: int | None, rank: int, done: int = 0) -> int | None:
+    """The seed of one rank's process: each must draw other samples, and a resumed training others than at its start.
+
+    Args:
+        seed: of the training.
+        rank: of the process.
+        done: iterations.
+    """
+    return None if seed is None else (seed + rank + MANY_RANKS * done) % 2**32
 
 
 def refuse_ranks(batch_size: int, config: MNConfig) -> None:
