@@ -165,11 +165,16 @@ def test_no_label_of_an_unlabeled_case_is_opened_in_training(site_of: Callable[.
 SECONDS_TO_SURFACE = 30
 
 
-def wait_for(condition: Callable[[], bool], site: Site) -> None:
+def start_and_wait_for(text: str, site: Site, train: Train) -> int:
+    """The number of the training's process once it has said something."""
+    process: int = train.start(site)
     deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline, site.output.read_text()[-2000:]
+    while text not in site.output.read_text():
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+            pytest.fail(f"{text!r} was not said: {train.end(site)[1][-2000:]}")
         time.sleep(0.1)
+    return process
 
 
 def workers_of(process: int) -> list[int]:
@@ -185,9 +190,8 @@ def test_a_killed_worker_ends_the_training_with_a_sentence(
     site = site_of()
     site.validate = False
     site.environment["nnUNet_n_proc_DA"] = "1"
-    site.set(iterations_per_epoch=5, epochs=1000)
-    process = train.start(site)
-    wait_for(lambda: "Epoch 1" in site.output.read_text(), site)
+    site.set(iterations_per_epoch=10**5)
+    process = start_and_wait_for("Epoch 0", site, train)
     killed = time.monotonic()
     os.kill(workers_of(process)[which], signal.SIGKILL)
     code, output = train.end(site)
@@ -206,8 +210,7 @@ def test_a_crash_in_a_worker_ends_the_training_with_its_sentence_and_its_traceba
     for file in site.cases.glob("labeled_*_seg.b2nd"):
         file.write_bytes(b"x")
     site.environment["nnUNet_n_proc_DA"] = "1"
-    train.start(site)
-    wait_for(lambda: "Exception in background worker" in site.output.read_text(), site)
+    start_and_wait_for("Exception in background worker", site, train)
     crashed = time.monotonic()
     code, output = train.end(site)
     assert time.monotonic() - crashed < SECONDS_TO_SURFACE

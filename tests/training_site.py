@@ -110,6 +110,7 @@ class Server:
             "output": str(site.output),
             "validate": site.validate,
         }
+        site.output.touch()  # the training will not have begun to write when its number comes
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()

@@ -255,6 +255,7 @@ class nnUNetTrainerMN(_LabeledCases):
         except Exception as error:
             if self._is_due_to_a_signal(error):
                 self._stop()
+            self._finish_loaders()  # or their threads print what they have to say of it after the last word
             self._tell(error)
             raise
 
@@ -332,6 +333,7 @@ class nnUNetTrainerMN(_LabeledCases):
         validate = workers.start_workers(
             val_loader, workers=-(-n_workers // 2), cached=max(3, n_workers // 4), pin_memory=pin, seed=seed
         )
+        self.dataloader_train, self.dataloader_val = train, validate  # to be finished if one does not start
         next(train), next(validate)
         if part is None:
             return train, validate
@@ -553,10 +555,20 @@ class nnUNetTrainerMN(_LabeledCases):
     def _stop_if_asked(self) -> None:
         if self.ranks.any(bool(self._asked_to_stop())):
             self._stop()
+        for running in self._broken_loaders():
+            next(running)  # tells now what it would tell when its next batch is wanted, at worst an epoch later
 
     def _asked_to_stop(self) -> str:
         """The name of the signal that asked, or nothing."""
         return "" if self.stop_request is None else self.stop_request.signal_name or ""
+
+    def _broken_loaders(self) -> list[Any]:
+        """Loaders that have lost a worker; of several ranks' loaders only all ranks together ask."""
+        alone = self.ranks.group is None
+        return [running for running in self._loaders() if alone and workers.has_lost_one(running)]
+
+    def _is_ending(self) -> bool:
+        return bool(self._asked_to_stop() or self._broken_loaders())
 
     def _stop(self) -> None:
         """Write what was done of the epoch and end the process."""
@@ -572,8 +584,11 @@ class nnUNetTrainerMN(_LabeledCases):
         )
 
     def _finish_loaders(self) -> None:
-        for running in (self.dataloader_train, self.dataloader_val):
+        for running in self._loaders():
             workers.finish_workers(running.loader if isinstance(running, ddp.RankedLoader) else running)
+
+    def _loaders(self) -> tuple[Any, Any]:
+        return self.dataloader_train, self.dataloader_val
 
 
 class nnUNetTrainerMN_1epoch(nnUNetTrainerMN):

@@ -197,7 +197,7 @@ def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Vo
     try:
         line = refresh(
             locations, cases, sliding_window(trainer, network), position=position,
-            regions=trainer.label_manager.has_regions, seed=trainer.mn_config.seed or 0, stop=trainer._asked_to_stop,
+            regions=trainer.label_manager.has_regions, seed=trainer.mn_config.seed or 0, stop=trainer._is_ending,
             ranks=trainer.ranks,
         )  # fmt: skip
     finally:

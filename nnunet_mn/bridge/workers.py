@@ -118,6 +118,12 @@ def start_workers(
     )
 
 
+def has_lost_one(running: Any) -> bool:
+    """Whether a background process of what `start_workers` returned has ended, so that its next batch is an error."""
+    flag = getattr(running, "abort_event", None)
+    return flag is not None and flag.is_set()
+
+
 def finish_workers(running: Any) -> None:
     """End the background processes of what `start_workers` returned."""
     if hasattr(running, "_finish"):
