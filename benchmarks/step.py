@@ -27,6 +27,7 @@ from torch import nn
 from nnunet_mn.bridge import assembly, loader
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, pseudo_mask
+from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import UnlabeledCounter
 from nnunet_mn.slices import every_nth_slice
 from nnunet_mn.targets import LabelSpace, combine, combine_scales
@@ -53,6 +54,7 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
         labels=LABELS,
         in_channels=1,
         device=device,
+        ranks=ALONE,
     )
 
 
