@@ -1,6 +1,6 @@
 """Is M&N better than nnU-Net with the same labels? Trains every method alike, evaluates, and writes the tables.
 
-    python benchmarks/accuracy.py run DATASET_FOLDER --work FOLDER [--methods nnunet mn] [--folds 0 3 4] [--seeds 0]
+    python benchmarks/accuracy.py run DATASET_FOLDER --work FOLDER [--methods nnunet,mn] [--folds 0,3,4] [--seeds 0]
     python benchmarks/accuracy.py table [--half report]
 
 DATASET_FOLDER is a raw nnU-Net dataset whose splits_final.json has the key `unlabeled`. Every method gets the same
@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from evidence import records, tables
 from evidence.methods import find_method
-from evidence.runs import Run, epochs, execute, plan_runs
+from evidence.runs import UPDATES_PER_EPOCH, Run, epochs, execute, plan_runs
 from evidence.workspace import Scale, Workspace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -45,12 +45,21 @@ def run(
     patch_size: Annotated[tuple[int, int, int], typer.Option(help="voxels")] = (40, 56, 40),
     batch_size: int = 4,
     features: Annotated[str, typer.Option(help="channels of each stage, comma-separated")] = "16,32,64,128",
+    settings: Annotated[str, typer.Option(help="of M&N for every training, as name=value, comma-separated")] = "",
     jobs: Annotated[int, typer.Option(help="trainings at once; the CPUs are shared out among them")] = 1,
 ) -> None:
-    """Train what is missing, and print the table of the `tune` half after every run."""
-    channels = tuple(map(int, features.split(",")))
-    scale = Scale(updates=updates, spacing=spacing, patch_size=patch_size, batch_size=batch_size, features=channels)
-    space = Workspace(dataset.absolute(), work.absolute())
+    """Train what is missing, and print the mean Dice of the `tune` half after every run."""
+    if updates % UPDATES_PER_EPOCH:
+        raise MNError(f"--updates is {updates}; take a multiple of {UPDATES_PER_EPOCH}, the updates of an epoch")
+    scale = Scale(
+        updates=updates,
+        spacing=spacing,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        features=tuple(map(int, features.split(","))),
+        settings=_parse(settings),
+    )
+    space = Workspace(dataset.absolute(), work.absolute(), scale)
     splits = json.loads((dataset / "splits_final.json").read_bytes())
     wanted = plan_runs(
         [find_method(name) for name in methods.split(",")],
@@ -61,11 +70,20 @@ def run(
     done = {record.key for record in records.read(RECORDS)}
     missing = [one for one in wanted if one.key(scale) not in done]
     typer.echo(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done before; {scale.text}")
-    space.prepare(scale)
-    _work_off(missing, space, scale, jobs)
+    space.prepare()
+    _work_off(missing, space, jobs)
 
 
-def _work_off(missing: list[Run], space: Workspace, scale: Scale, jobs: int) -> None:
+def _parse(settings: str) -> tuple[tuple[str, str], ...]:
+    """`name=value,...` as pairs."""
+    pairs = [text.partition("=") for text in settings.split(",") if text]
+    for name, _, value in pairs:
+        if not value:
+            raise MNError(f"--settings has '{name}' without a value; write name=value,name=value")
+    return tuple((name, value) for name, _, value in pairs)
+
+
+def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
     """Do all runs, some at once, each on its own CPUs."""
     cpus = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[list[int]] = queue.Queue()
@@ -78,9 +96,9 @@ def _work_off(missing: list[Run], space: Workspace, scale: Scale, jobs: int) -> 
         def do(one: Run) -> None:
             share = shares.get()
             os.sched_setaffinity(0, share)  # of this thread, and so of the commands that it starts
-            task = progress.add_task(one.name, total=epochs(scale))
+            task = progress.add_task(one.name, total=epochs(space.scale))
             try:
-                record = execute(one, space, scale, lambda epoch: progress.update(task, completed=epoch))
+                record = execute(one, space, lambda epoch: progress.update(task, completed=epoch))
             finally:
                 progress.remove_task(task)
                 shares.put(share)
@@ -109,39 +127,50 @@ def table(
     """Print the comparison of all finished runs."""
     if half not in ("tune", "report"):
         raise MNError(f"--half is '{half}'; choose tune or report")
+    if write and half != "report":
+        raise MNError("--write is for the final table: add --half report")
     found = records.read(RECORDS)
     if not found:
         raise MNError(f"{RECORDS} holds no finished run yet")
-    for scale, updates in sorted({(r.scale, r.updates) for r in found}):
+    for scale, updates in _scales(found):
         chosen = [r for r in found if (r.scale, r.updates) == (scale, updates)]
-        typer.echo(f"\n{scale}, {updates} updates, {half} half\n\n{tables.table(chosen, half)}\n")  # type: ignore[arg-type]
-        typer.echo(tables.by_labels(chosen, half))  # type: ignore[arg-type]
+        typer.echo(f"\n{_heading(chosen)} Half: {half}.\n\n{_tables(chosen, half)}\n")  # type: ignore[arg-type]
     if write:
         _write_report(found)
 
 
+def _scales(found: list[records.Record]) -> list[tuple[str, int]]:
+    return sorted({(r.scale, r.updates) for r in found})
+
+
+def _heading(chosen: list[records.Record]) -> str:
+    """What was trained, with what, and when."""
+    last = max(chosen, key=lambda r: r.date)
+    versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
+    return f"{last.updates} updates of the 3D network, plans `{last.scale}`; {versions}; last run {last.date}."
+
+
+def _tables(chosen: list[records.Record], half: records.Half) -> str:
+    parts = (tables.by_label_set, tables.by_labels, tables.table)
+    return "\n\n".join(part(chosen, half) for part in parts)
+
+
 def _write_report(found: list[records.Record]) -> None:
-    """Write the tables of the `report` half to results/accuracy.md, the plot, and the README's section."""
-    newest = max(r.date for r in found)
-    parts = [f"Written by `python benchmarks/accuracy.py table --half report --write`, last run {newest}.", ""]
-    for scale, updates in sorted({(r.scale, r.updates) for r in found}):
+    """Write the tables of the `report` half to results/accuracy.md with a plot each, and their heads to the README."""
+    whole, short = [], []
+    for number, (scale, updates) in enumerate(_scales(found), start=1):
         chosen = [r for r in found if (r.scale, r.updates) == (scale, updates)]
-        versions = ", ".join(f"{name} {version}" for name, version in chosen[-1].versions.items())
-        parts += [
-            f"Plans {scale}, {updates} updates of the 3D network; {versions}.",
-            "",
-            tables.table(chosen, "report"),
-            "",
-            tables.by_labels(chosen, "report"),
-            "",
-        ]
-        tables.plot(chosen, "report", RESULTS / f"accuracy_{scale}_{updates}.png")
-    text = "\n".join(parts)
-    write_whole(RESULTS / "accuracy.md", text)
+        picture = f"accuracy_{number}.png"
+        tables.plot(chosen, "report", RESULTS / picture)
+        whole += [_heading(chosen), _tables(chosen, "report"), f"![Mean Dice of every run]({picture})"]
+        short += [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]
+        short.append(f"![Mean Dice of every run](benchmarks/results/{picture})")
+    by = "Written by `python benchmarks/accuracy.py table --half report --write`"
+    write_whole(RESULTS / "accuracy.md", "\n\n".join([f"{by}.", *whole]) + "\n")
     readme = README.read_text(encoding="utf-8")
-    if BEGIN in readme:
-        before, rest = readme.split(BEGIN)
-        write_whole(README, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    before, rest = readme.split(BEGIN)
+    more = f"{by}; all methods and intervals are in [accuracy.md](benchmarks/results/accuracy.md)."
+    write_whole(README, "\n\n".join([f"{before}{BEGIN}", *short, more, END]) + rest.split(END)[1])
 
 
 def main() -> None:

@@ -16,7 +16,15 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch.profiler import ProfilerActivity, profile
 
 from nnunet_mn.bridge import assembly
-from nnunet_mn.bridge.plan_cost import SHARE_OF_TRANSIENTS, PlanCost, loss_bytes, network_2d_cost, network_3d_cost
+from nnunet_mn.bridge.plan_cost import (
+    SHARE_OF_TRANSIENTS,
+    PlanCost,
+    largest_view,
+    loss_bytes,
+    network_2d_cost,
+    network_3d_cost,
+    views,
+)
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.memory import GIB
@@ -25,6 +33,7 @@ from nnunet_mn.ranks import ALONE
 from nnunet_mn.targets import LabelSpace
 
 LABELS = LabelSpace(num_channels=3)
+SPACING = (1.0, 1.0, 1.0)
 
 
 def architecture(features: int, stages: int) -> dict[str, Any]:
@@ -55,7 +64,7 @@ def build(config: MNConfig, planned: dict[str, Any], device: torch.device) -> Co
         config, network, torch.optim.AdamW(network.parameters(), 1e-3),
         scaler_3d=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
         deep_supervision_weights=tuple(1 / 2**i for i in range(stages - 1)), batch_dice=True, labels=LABELS,
-        in_channels=1, device=device, ranks=ALONE,
+        in_channels=1, spacing=SPACING, device=device, ranks=ALONE,
     )  # fmt: skip
 
 
@@ -114,18 +123,20 @@ def main() -> None:
     sample, weights = network_3d_cost(
         planned, patch, channels=1, labels=LABELS, config=config, precision=torch.float32 if on_cpu else torch.bfloat16
     )
+    seen = views(patch, assembly.slice_axes(config, SPACING))
     network = build_network_2d(config, in_channels=1, num_classes=LABELS.num_channels)
     cost = PlanCost(
-        patch_size=patch, batch_size=arguments.batch, classes=LABELS.num_channels, sample=sample, weights_3d=weights,
-        slice=network_2d_cost(network, (patch[1], patch[2]), channels=1),
-        loss_2d=loss_bytes(patch, labels=LABELS, config=config), config=config,
+        patch_size=patch, batch_size=arguments.batch, views=seen, classes=LABELS.num_channels, sample=sample,
+        weights_3d=weights,
+        slice=network_2d_cost(network, largest_view(seen)[1:], channels=1),
+        loss_2d=loss_bytes(largest_view(seen), labels=LABELS, config=config), config=config,
     )  # fmt: skip
     del network
     torch.manual_seed(0)
     cotrainer = build(config, planned, device)
     volumes, masks = batch_of(patch, arguments.batch, arguments.stages - 1, device)
     cotrainer.step(volumes, masks, 1)  # gradients and optimizer states are there from now on
-    slices = arguments.slices or cost.slices[1]
+    slices = arguments.slices or cost.most_slices
     print(f"{arguments.backbone}, patch {patch}, batch {arguments.batch}, {slices} slices in flight, {device}")
     if not on_cpu:
         estimate = max(cost.phase_3d_gib, cost.phase_2d_gib(slices))

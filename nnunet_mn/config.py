@@ -18,7 +18,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "nnunet": MappingProxyType({}),
         "paper": MappingProxyType(
-            {"adaptation": "lora", "rounding": "floor", "lora_dropout": 0.1, "slice_step": 1},
+            {
+                "adaptation": "lora",
+                "rounding": "floor",
+                "lora_dropout": 0.1,
+                "lr_3d": 1e-4,
+                "teacher": "other",
+                "slice_axes": "first",
+                "slice_step": 1,
+            },
         ),
     }
 )
@@ -62,8 +70,14 @@ class MNConfig:
             batch, `floor` is the reference's.
         supervised_fraction: share of the training, in iterations, that uses labeled samples only.
         lr_2d: peak learning rate of the 2D network.
+        lr_3d: of the 3D network; None means 1e-3 with `adamw` and nnU-Net's 1e-2 with `sgd`.
         lora_rank, lora_alpha, lora_dropout: of the low-rank updates.
         batch_statistics: whether batch-norm statistics of the pretrained encoder stay `frozen` or `adapt`.
+        teacher: what an unlabeled sample is learned from: the mean of `both` networks' pseudo-masks, or that of the
+            `other` one alone, as in the paper.
+        slice_axes: along which axes the 2D network sees a volume: the `first` (of largest spacing), as in the paper,
+            or `auto`, which is all three where voxels are nearly cubes: in each step it then teaches along a random
+            one and learns along a random one.
         slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
             it sees all of them.
         slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels. Results do not
@@ -91,10 +105,13 @@ class MNConfig:
     rounding: Literal["diffusion", "floor"] = "diffusion"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
+    lr_3d: float | None = field(default=None, metadata=_range(0, 10, low_open=True))
     lora_rank: int = field(default=64, metadata=_POSITIVE)
     lora_alpha: int = field(default=64, metadata=_POSITIVE)
     lora_dropout: float = field(default=0.0, metadata=_range(0, 1, high_open=True))
     batch_statistics: Literal["frozen", "adapt"] = "frozen"
+    teacher: Literal["both", "other"] = "both"
+    slice_axes: Literal["auto", "first"] = "auto"
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
     gradient_checkpointing: bool = False

@@ -13,7 +13,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss
 from nnunet_mn.modes import same_in_eval
 from nnunet_mn.ranks import ALONE, Ranks
-from nnunet_mn.slices import every_nth_slice
+from nnunet_mn.slices import along_axis, every_nth_slice
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
 
 MOST_SKIPPED_IN_A_ROW = 20
@@ -105,14 +105,20 @@ class CoTrainer:
     Args:
         student_3d, student_2d: the networks; the 2D one wrapped so that it takes volumes (`slices.SliceWise`).
         labels: how labels become channels.
+        teacher: whose pseudo-masks a student learns from: the `other` network's, as in the paper, or the mean of
+            `both`, which errs less than either where the two err differently.
+        slice_axes: the 2D network sees volumes along these spatial axes, 0 to 2: in each step it teaches along a
+            random one and learns along a random one.
         slice_step: the 2D network learns from every n-th slice, from a random one on.
-        generator: draws that first slice.
+        generator: draws axes and that first slice.
         autocast: the precision of all forward passes; losses and pseudo-masks are fp32.
     """
 
     student_3d: Student
     student_2d: Student
     labels: LabelSpace
+    teacher: Literal["both", "other"] = "other"
+    slice_axes: tuple[int, ...] = (0,)
     slice_step: int = 1
     generator: torch.Generator = field(default_factory=torch.Generator)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -133,21 +139,32 @@ class CoTrainer:
         net_3d, net_2d = self.student_3d.network, self.student_2d.network
         unlabeled = volumes[n_labeled:]  # (n_u, C, D, H, W)
         with self.autocast():
-            from_2d = self._teach(net_2d, unlabeled)
+            axis = self._draw_axis()
+            from_2d = along_axis(self._teach(net_2d, along_axis(unlabeled, axis)), axis)
             # A 3D network without dropout and batch norm says the same as student and as teacher: one pass serves both
             from_3d = None if same_in_eval(net_3d) else self._teach(net_3d, unlabeled)
             outputs = net_3d(volumes)
         if from_3d is None:
             from_3d = self.labels.probabilities(outputs[0][n_labeled:].detach())
+        if self.teacher == "both":
+            from_2d = from_3d = (from_2d + from_3d) / 2
         loss_3d = self.student_3d.update(outputs, combine_scales(targets, from_2d, self.labels))
         del outputs, from_2d  # only one network's activations are held at a time
 
-        first = int(torch.randint(self.slice_step, (), generator=self.generator))
-        volumes, mask, from_3d = (every_nth_slice(v, self.slice_step, first) for v in (volumes, targets[0], from_3d))
+        axis, first = self._draw_axis(), self._draw(self.slice_step)
+        volumes, mask, from_3d = (
+            every_nth_slice(along_axis(v, axis), self.slice_step, first) for v in (volumes, targets[0], from_3d)
+        )
         with self.autocast():
             outputs = net_2d(volumes)
         loss_2d = self.student_2d.update(outputs, [combine(mask, from_3d, self.labels)])
         return {"3d": loss_3d, "2d": loss_2d}
+
+    def _draw(self, choices: int) -> int:
+        return int(torch.randint(choices, (), generator=self.generator))
+
+    def _draw_axis(self) -> int:
+        return self.slice_axes[self._draw(len(self.slice_axes))]
 
     def _teach(self, teacher: nn.Module, unlabeled: Tensor) -> Tensor:
         if len(unlabeled) == 0:

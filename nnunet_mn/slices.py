@@ -29,6 +29,11 @@ def slices_to_volume(slices: Tensor, batch_size: int) -> Tensor:
     return slices.reshape(batch_size, -1, *slices.shape[1:]).transpose(1, 2)
 
 
+def along_axis(volume: Tensor, axis: int) -> Tensor:
+    """See a volume along another spatial axis, 0 to 2, which changes places with the first one; its own inverse."""
+    return volume.transpose(2, 2 + axis)
+
+
 def every_nth_slice(volume: Tensor, step: int, first: int) -> Tensor:
     """Every `step`-th slice from `first` on: `(B, C, D, H, W)` -> `(B, C, ceil((D - first) / step), H, W)`."""
     return volume[:, :, first::step]

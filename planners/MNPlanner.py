@@ -18,7 +18,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from rich.console import Console
 
-from nnunet_mn.bridge.assembly import label_space
+from nnunet_mn.bridge.assembly import label_space, slice_axes
 from nnunet_mn.bridge.cases import find_unlabeled
 from nnunet_mn.bridge.fingerprint import MNFingerprintExtractor, fingerprint
 from nnunet_mn.bridge.last_word import last_word
@@ -133,8 +133,9 @@ class _MNPlanning:
 
     def _fit(self, plan: dict[str, Any], target: float, most: int) -> PlanCost | None:
         """Complete a plan with the largest batch up to `most` that fits and the slices in flight; None if none does."""
+        axes = slice_axes(self._costs.config, plan["spacing"])
         for batch_size in range(most, SMALLEST_BATCH - 1, -1):
-            cost = self._costs.of(plan["architecture"], plan["patch_size"], batch_size)
+            cost = self._costs.of(plan["architecture"], plan["patch_size"], batch_size, axes=axes)
             slices = cost.config.slices_per_forward or cost.slices_that_fit(target)
             if cost.phase_3d_gib <= target and slices and cost.phase_2d_gib(slices) <= target:
                 config = replace(cost.config, slices_per_forward=slices)

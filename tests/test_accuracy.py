@@ -107,16 +107,38 @@ def test_interval_widens_where_label_sets_disagree() -> None:
 def test_table_names_every_method_with_its_mean_and_spread(tmp_path: Path) -> None:
     found = [record("nnunet", dice=0.7), record("nnunet", fold=3, dice=0.72), record("mn"), record("mn", fold=3)]
     text = tables.table(found, "tune")
-    assert "| `nnunet` | 2 | 0.710 ± 0.014 |" in text
+    assert "| `nnunet` | 0, 3 | 0.710 ± 0.014 |" in text
     assert "worse" in next(line for line in text.splitlines() if line.startswith("| `nnunet`"))
     tables.plot(found, "tune", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-def test_gain_is_shown_for_each_number_of_labels() -> None:
-    found = [record(method, n_labeled=n, dice=0.7) for n in (4, 8) for method in ("nnunet", "nnunet-adamw", "mn")]
+def test_gain_is_shown_for_each_number_of_labels_as_a_share_of_the_distance_to_all_labels() -> None:
+    found = [record("mn", n_labeled=n, dice=0.8) for n in (4, 8)]
+    found += [record("nnunet-adamw", n_labeled=n, dice=0.7) for n in (4, 8)]
+    found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=0.9)]
     rows = tables.by_labels(found, "tune").splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["4", "8"]
+    assert all("+0.100 [+0.100, +0.100] better | 50% |" in row for row in rows)
+
+
+def test_label_sets_stand_side_by_side_without_ablations() -> None:
+    found = [record("mn"), record("mn", fold=3, dice=0.7), record("nnunet", fold=3), record("mn-floor")]
+    assert tables.by_label_set(found, "tune").splitlines() == [
+        "| method | fold 0, seed 0 | fold 3, seed 0 |",
+        "|---|---|---|",
+        "| `nnunet` |  | 0.800 |",
+        "| `mn` | 0.800 | 0.700 |",
+    ]
+
+
+def test_trainings_of_other_lengths_and_settings_share_no_results(tmp_path: Path) -> None:
+    longer, other = replace(SCALE, updates=1200), replace(SCALE, settings=(("lr_3d", "3e-3"),))
+    spaces = [workspace.Workspace(tmp_path, tmp_path, scale) for scale in (SCALE, longer, other)]
+    assert len({space.results("mn") for space in spaces}) == 3
+    assert len({space.log("mn") for space in spaces}) == 3
+    run = runs.Run(method=methods.find_method("mn"), fold=0, seed=0)
+    assert len({(*run.key(scale),) for scale in (SCALE, longer, other)}) == 3
 
 
 def test_a_missed_class_counts_apart_from_distances() -> None:
@@ -129,6 +151,11 @@ def test_a_missed_class_counts_apart_from_distances() -> None:
 def test_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "splits_final.json").write_text(json.dumps(SPLITS))
     command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "run", str(tmp_path), "--work", str(tmp_path / "work")]
-    done = subprocess.run([*command, "--methods", "unet"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("accuracy.py: there is no method 'unet'")
+    for more, sentence in (
+        (["--methods", "unet"], "there is no method 'unet'"),
+        (["--updates", "610"], "--updates is 610; take a multiple of 50"),
+        (["--settings", "lr_3d"], "--settings has 'lr_3d' without a value"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"accuracy.py: {sentence}")

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,3 +159,26 @@ def test_teaching_restores_the_mode_and_keeps_no_graph() -> None:
     assert network.training
     assert not taught.requires_grad
     torch.testing.assert_close(taught.sum(1), torch.ones(4, 4, 8, 8))
+
+
+def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_random_axes() -> None:
+    trainer = replace(_trainer(), teacher="both", slice_axes=(0, 1, 2))
+    volumes, targets = torch.randn(4, 1, 4, 6, 8), [torch.randint(0, 3, (4, 1, *s)) for s in ((4, 6, 8), (2, 3, 4))]
+    net_3d, net_2d = trainer.student_3d.network, trainer.student_2d.network
+    of_3d = pseudo_mask(net_3d, volumes[1:], LABELS)
+    means = [
+        (pseudo_mask(net_2d, volumes[1:].transpose(2, 2 + axis), LABELS).transpose(2, 2 + axis) + of_3d) / 2
+        for axis in range(3)
+    ]
+    learned: dict[str, Tensor] = {}
+    for student in (trainer.student_3d, trainer.student_2d):
+        student.update = lambda _, soft, of=student: learned.update({str(id(of)): soft[0].values}) or 0.0
+    seen = set()
+    for _ in range(40):
+        trainer.step(volumes, targets, n_labeled=1)
+        by_3d, by_2d = (learned[str(id(student))][1:] for student in (trainer.student_3d, trainer.student_2d))
+        (taught,) = (axis for axis, mean in enumerate(means) if torch.allclose(by_3d, mean))
+        axis = {(4, 6, 8): 0, (6, 4, 8): 1, (8, 6, 4): 2}[tuple(by_2d.shape[2:])]
+        torch.testing.assert_close(by_2d.transpose(2, 2 + axis), by_3d)
+        seen.add((taught, axis))
+    assert seen == {(taught, axis) for taught in range(3) for axis in range(3)}

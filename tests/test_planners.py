@@ -291,6 +291,17 @@ def test_fewer_slices_in_flight_take_less(costs: CostModel) -> None:
     assert cost.phase_2d_gib(fitting) <= 3 < cost.phase_2d_gib(fitting + 1)
 
 
+def test_a_patch_seen_along_all_axes_is_measured_where_its_slices_are_largest(costs: CostModel) -> None:
+    along_all = costs.of(ARCHITECTURE, (64, 96, 128), 2, axes=(0, 1, 2))
+    along_first = costs.of(ARCHITECTURE, (64, 96, 128), 2)
+    assert along_all.slices == along_first.slices == (2 * 32, 2 * 64)
+    assert (along_all.most_slices, along_first.most_slices) == (2 * 128, 2 * 64)
+    assert along_all.slices_that_fit(100) == 2 * 128
+    assert along_all.flops(500) == pytest.approx(along_first.flops(500))
+    deep = costs.of(ARCHITECTURE, (128, 96, 64), 2, axes=(0, 1, 2))
+    assert deep.phase_2d_gib(8) == pytest.approx(along_all.phase_2d_gib(8))
+
+
 def test_chunks_are_computed_twice(costs: CostModel) -> None:
     cost = costs.of(ARCHITECTURE, (64, 96, 96), 4)
     learned = 4 * 32

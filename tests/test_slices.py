@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.slices import SliceWise, every_nth_slice, slices_to_volume, volume_to_slices
+from nnunet_mn.slices import SliceWise, along_axis, every_nth_slice, slices_to_volume, volume_to_slices
 
 
 class TinySliceNetwork(nn.Module):
@@ -56,3 +56,11 @@ def test_no_more_slices_than_told_are_in_flight() -> None:
     network = TinySliceNetwork()
     SliceWise(network, slices_per_forward=4)(torch.zeros(3, 2, 5, 6, 7))
     assert network.most == 4
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (3, 4, 5)), (1, (4, 3, 5)), (2, (5, 4, 3))])
+def test_along_axis_puts_an_axis_first_and_is_its_own_inverse(axis: int, shape: tuple[int, ...]) -> None:
+    volume = torch.randn(2, 1, 3, 4, 5)
+    seen = along_axis(volume, axis)
+    assert tuple(seen.shape[2:]) == shape
+    assert torch.equal(along_axis(seen, axis), volume)

@@ -388,8 +388,12 @@ def test_workers_of_a_resumed_training_draw_other_batches_than_at_its_start(
 def test_other_changed_fields_are_applied_and_logged(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
     dataset = planned_dataset()
     _stop_after(trainings.trainer(dataset), epochs=1)
-    trainer = trainings.run(dataset, go_on=True, lr_2d=2e-3)
-    assert "lr_2d changes from 0.001 to 0.002" in Path(trainer.log_file).read_text()
+    trainer = trainings.run(dataset, go_on=True, lr_2d=2e-3, lr_3d=3e-3)
+    log = Path(trainer.log_file).read_text()
+    assert "lr_2d changes from 0.001 to 0.002" in log
+    assert "lr_3d changes from None to 0.003" in log
+    assert trainer.cotrainer.student_2d.optimizer.param_groups[0]["peak_lr"] == 2e-3
+    assert trainer.optimizer.param_groups[0]["peak_lr"] == 3e-3
     rates = _checkpoint(trainer)["logging"]["lrs_2d"]
     assert rates[1] == pytest.approx(2 * rates[0] * 0.5**0.9)
 

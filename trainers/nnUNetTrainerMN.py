@@ -40,7 +40,6 @@ LOGGED = (
     "unlabeled_fraction",
 )
 LR_3D_ADAMW = 1e-3
-PAPER_LR_3D = 1e-4
 PAPER_FOREGROUND_CROPS = 0.5
 FEWEST_FOR_STOCK_SPLIT = 5  # nnU-Net's KFold(5)
 
@@ -90,10 +89,11 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
         super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        if self.mn_config.optimizer_3d == "sgd":
+        is_stock = self.mn_config.optimizer_3d == "sgd"
+        self.initial_lr = self.mn_config.lr_3d or (self.initial_lr if is_stock else LR_3D_ADAMW)
+        if is_stock:
             optimizer, scheduler = super().configure_optimizers()
             return optimizer, scheduler
-        self.initial_lr = PAPER_LR_3D if self.mn_config.preset == "paper" else LR_3D_ADAMW
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
@@ -242,6 +242,7 @@ class nnUNetTrainerMN(_LabeledCases):
             batch_dice=self.configuration_manager.batch_dice,
             labels=assembly.label_space(self.label_manager),
             in_channels=self.num_input_channels,
+            spacing=self.configuration_manager.spacing,
             device=self.device,
             ranks=self.ranks,
         )
@@ -525,6 +526,8 @@ class nnUNetTrainerMN(_LabeledCases):
             self.initialize()
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
         super().load_checkpoint(filename_or_checkpoint)
+        for group in self.optimizer.param_groups:
+            group["peak_lr"] = self.initial_lr  # `lr_3d` may have been changed on purpose
         self.resumed = mn  # applied in on_train_start, where the 2D network is built: validation alone needs none
         for key in LOGGED:
             self._log_lists().setdefault(key, [])

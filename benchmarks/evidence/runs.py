@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from evidence import records
 from evidence.methods import BASELINE, METHODS, Method
-from evidence.workspace import CONFIGURATION, PLANS, Scale, Workspace, scale_key
+from evidence.workspace import CONFIGURATION, PLANS, Scale, Workspace, scale_key, trainings_key
+from filelock import FileLock
 
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.errors import MNError
 from nnunet_mn.stock_commands import epoch_begun, run_stock
 
-UPDATES_PER_EPOCH = 25
-VAL_UPDATES_PER_EPOCH = 5
+UPDATES_PER_EPOCH = 50
+VAL_UPDATES_PER_EPOCH = 1  # for the log alone: the final checkpoint counts
 BACKBONE = "efficientnet-lite0"
 
 
@@ -56,15 +57,15 @@ def plan_runs(methods: list[Method], folds: list[int], seeds: list[int], splits:
     return runs
 
 
-def execute(run: Run, space: Workspace, scale: Scale, on_epoch: Callable[[int], None]) -> records.Record:
+def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> records.Record:
     """Train and evaluate; a training that was cut off goes on.
 
     Raises:
         MNError: when a command fails, with its log.
     """
-    where = _pseudo_labeled(run, space, scale) if run.method.teaches_itself else space
+    where = _pseudo_labeled(run, space) if run.method.teaches_itself else space
     start = time.monotonic()
-    folder = train(run, where, scale, on_epoch)
+    folder = train(run, where, on_epoch)
     seconds = time.monotonic() - start
     dice, hd95 = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
     splits = json.loads((space.dataset / "splits_final.json").read_bytes())
@@ -73,10 +74,10 @@ def execute(run: Run, space: Workspace, scale: Scale, on_epoch: Callable[[int], 
         fold=run.fold,
         seed=run.seed,
         n_labeled=len(splits[run.fold]["train"]),
-        scale=scale_key(scale),
-        updates=scale.updates,
+        scale=scale_key(space.scale),
+        updates=space.scale.updates,
         seconds=round(seconds, 1),
-        config=_config(folder / "checkpoint_final.pth", run, scale),
+        config=_config(folder / "checkpoint_final.pth", run, space.scale),
         versions=package_versions(),
         date=datetime.date.today().isoformat(),
         dice=dice,
@@ -84,34 +85,39 @@ def execute(run: Run, space: Workspace, scale: Scale, on_epoch: Callable[[int], 
     )
 
 
-def train(run: Run, space: Workspace, scale: Scale, on_epoch: Callable[[int], None]) -> Path:
-    """Run `nnUNetv2_train` to its end; the fold's result folder."""
+def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
+    """Run `nnUNetv2_train` to its end, or go on where it was cut off; the fold's result folder."""
     folder = (
         space.results(run.name)
         / space.dataset.name
         / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
         / f"fold_{run.fold}"
     )
-    if (folder / "validation" / "summary.json").exists():
-        return folder
 
     def follow(line: str) -> None:
         epoch = epoch_begun(line)
         if epoch is not None:
             on_epoch(epoch)
 
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "training.lock"):  # self-training may want the model that another job is training
+        if not (folder / "validation" / "summary.json").exists():
+            _train(run, space, folder, follow)
+    return folder
+
+
+def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], None]) -> None:
     command = ["nnUNetv2_train", space.dataset_id, CONFIGURATION, str(run.fold), "-tr", run.method.trainer]
     command += ["-p", PLANS, "-device", "cpu"]
     if (folder / "checkpoint_latest.pth").exists() or (folder / "checkpoint_final.pth").exists():
         command.append("--c")
-    environment = space.environment(_settings(run, scale), run=run.name)
+    environment = space.environment(_settings(run, space.scale), run=run.name)
     run_stock(command, environment=environment, log=space.log(run.name), on_line=follow)
-    return folder
 
 
 def epochs(scale: Scale) -> int:
     """Epochs of a run."""
-    return -(-scale.updates // UPDATES_PER_EPOCH)
+    return scale.updates // UPDATES_PER_EPOCH
 
 
 def _settings(run: Run, scale: Scale) -> dict[str, str]:
@@ -121,6 +127,7 @@ def _settings(run: Run, scale: Scale) -> dict[str, str]:
         "epochs": str(epochs(scale)),
         "iterations_per_epoch": str(UPDATES_PER_EPOCH),
         "val_iterations_per_epoch": str(VAL_UPDATES_PER_EPOCH),
+        **dict(scale.settings),
         **run.method.settings,
     }
 
@@ -138,12 +145,12 @@ def _fold_of_all_labels(splits: list[dict[str, Any]]) -> int:
     return max(complete, key=lambda fold: len(splits[fold]["train"]))
 
 
-def _pseudo_labeled(run: Run, space: Workspace, scale: Scale) -> Workspace:
+def _pseudo_labeled(run: Run, space: Workspace) -> Workspace:
     """A copy of the dataset in which the labeled-only model's predictions are the unlabeled cases' labels."""
-    folder = space.folder / "self_training" / f"fold{run.fold}_seed{run.seed}"
+    folder = space.folder / "self_training" / trainings_key(space.scale) / f"fold{run.fold}_seed{run.seed}"
     dataset = folder / "nnUNet_raw" / space.dataset.name
     teacher = Run(method=METHODS[_teacher(run.method)], fold=run.fold, seed=run.seed)
-    train(teacher, space, scale, lambda epoch: None)
+    train(teacher, space, lambda epoch: None)
     split = json.loads((space.dataset / "splits_final.json").read_bytes())[run.fold]
     description = json.loads((space.dataset / "dataset.json").read_bytes())
     ending = description["file_ending"]
@@ -166,8 +173,8 @@ def _pseudo_labeled(run: Run, space: Workspace, scale: Scale) -> Workspace:
     write_whole(dataset / "splits_final.json", json.dumps(splits))
     total = sum(map(len, both.values()))
     write_whole(dataset / "dataset.json", json.dumps({**description, "numTraining": total}))
-    copied = Workspace(dataset=dataset, folder=folder)
-    copied.prepare(scale)
+    copied = Workspace(dataset=dataset, folder=folder, scale=space.scale)
+    copied.prepare()
     return copied
 
 

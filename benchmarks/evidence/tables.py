@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from evidence.methods import BASELINE, METHODS, OURS
+from evidence.methods import BASELINE, FAIR_BASELINE, METHODS, OURS, UPPER_BOUND
 from evidence.records import Half, Record
 
 RESAMPLES = 10_000
@@ -61,11 +61,11 @@ def _pairs(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list
 
 
 def table(records: Sequence[Record], half: Half) -> str:
-    """Markdown: every method with few labels, then how the gain changes with more of them."""
+    """Markdown: every method with few labels, one row each; the last column alone compares on the same folds."""
     few = [r for r in records if r.n_labeled == FEW or METHODS[r.method].all_labels]
     labels = records[0].labels
     lines = [
-        f"| method | runs | mean Dice | {' | '.join(f'Dice {label}' for label in labels)} | HD95 in mm | missed "
+        f"| method | folds | mean Dice | {' | '.join(f'Dice {label}' for label in labels)} | HD95 in mm | missed "
         f"| minutes | against `{OURS}` |",
         "|---|" + "---|" * (len(labels) + 6),
     ]
@@ -80,7 +80,7 @@ def _row(name: str, runs: Sequence[Record], ours: Sequence[Record], half: Half, 
     difference = None if name == OURS else paired_difference(runs, ours, half)
     cells = [
         f"`{name}`",
-        str(len(runs)),
+        _folds(runs),
         _spread([r.case_dice(half).mean() for r in runs]),
         *(_spread([r.class_dice(half, label) for r in runs]) for label in labels),
         f"{np.mean([r.mean_hd95(half) for r in runs]):.2f}",
@@ -92,6 +92,8 @@ def _row(name: str, runs: Sequence[Record], ours: Sequence[Record], half: Half, 
 
 
 def _spread(values: Sequence[float]) -> str:
+    if len(values) == 0:
+        return ""
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
@@ -102,19 +104,44 @@ def _legend(records: Sequence[Record]) -> list[str]:
     return ["", *(f"- `{name}`: {method.text}." for name, method in METHODS.items() if name in present)]
 
 
-def by_labels(records: Sequence[Record], half: Half) -> str:
-    """Markdown: baseline and ours by the number of labels."""
-    lines = ["| labels | runs | " + " | ".join(f"`{m}`" for m in _COMPARED) + " | gain |", "|---|---|---|---|---|---|"]
-    for count in sorted({r.n_labeled for r in records if r.method == OURS}):
-        rows = {m: [r for r in records if r.method == m and r.n_labeled == count] for m in _COMPARED}
-        if all(rows.values()):
-            gain = paired_difference(rows[OURS], rows[_COMPARED[1]], half)
-            means = [_spread([r.case_dice(half).mean() for r in rows[m]]) for m in _COMPARED]
-            lines.append(f"| {count} | {len(rows[OURS])} | {' | '.join(means)} | {gain} |")
+def _folds(runs: Sequence[Record]) -> str:
+    """The label sets of some runs, with their seeds where there are several."""
+    seeds = {r.seed for r in runs}
+    return ", ".join(dict.fromkeys(str(r.fold) for r in runs)) + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
+
+
+def by_label_set(records: Sequence[Record], half: Half) -> str:
+    """Markdown: mean Dice of every method but the ablations on each set of few labels."""
+    few = [r for r in records if r.n_labeled == FEW]
+    sets = sorted({(r.fold, r.seed) for r in few})
+    lines = ["| method | " + " | ".join(f"fold {fold}, seed {seed}" for fold, seed in sets) + " |"]
+    lines.append("|---|" + "---|" * len(sets))
+    for name, method in METHODS.items():
+        dice = {(r.fold, r.seed): f"{r.case_dice(half).mean():.3f}" for r in few if r.method == name}
+        if dice and not method.ablation:
+            lines.append(f"| `{name}` | " + " | ".join(dice.get(one, "") for one in sets) + " |")
     return "\n".join(lines)
 
 
-_COMPARED = (BASELINE, "nnunet-adamw", OURS)
+def by_labels(records: Sequence[Record], half: Half) -> str:
+    """Markdown: baselines and ours by the number of labels, with the share of the distance to all labels."""
+    columns = " | ".join(f"`{name}`" for name in _COMPARED)
+    lines = [f"| labels | folds | {columns} | gain over `{FAIR_BASELINE}` | of the distance to `{UPPER_BOUND}` |"]
+    lines.append("|---|" + "---|" * (len(_COMPARED) + 3))
+    upper = [r.case_dice(half).mean() for r in records if r.method == UPPER_BOUND]
+    for count in sorted({r.n_labeled for r in records if r.method == OURS}):
+        rows = {m: [r for r in records if r.method == m and r.n_labeled == count] for m in _COMPARED}
+        gain = paired_difference(rows[OURS], rows[FAIR_BASELINE], half)
+        if gain is not None:
+            means = {m: [r.case_dice(half).mean() for r in runs] for m, runs in rows.items()}
+            distance = np.mean(upper) - np.mean(means[FAIR_BASELINE]) if upper else float("nan")
+            cells = [str(count), _folds(rows[OURS]), *(_spread(means[m]) for m in _COMPARED), str(gain)]
+            cells.append(f"{gain.mean / distance:.0%}" if upper else "")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_COMPARED = (BASELINE, FAIR_BASELINE, OURS)
 
 
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:
@@ -127,7 +154,7 @@ def plot(records: Sequence[Record], half: Half, file: Path) -> None:
     axes = figure.subplots()
     for row, name in enumerate(names):
         dice = [r.case_dice(half).mean() for r in few if r.method == name]
-        color = "tab:orange" if name == OURS else "tab:blue" if name in (BASELINE, "nnunet-adamw") else "tab:gray"
+        color = "tab:orange" if name == OURS else "tab:blue" if name in (BASELINE, FAIR_BASELINE) else "tab:gray"
         axes.plot(dice, [row] * len(dice), "o", color=color, alpha=0.7, markersize=5)
         axes.plot([np.mean(dice)] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
     axes.set_yticks(range(len(names)), names)

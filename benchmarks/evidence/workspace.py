@@ -27,6 +27,7 @@ class Scale:
         updates: of the 3D network.
         spacing: mm along each axis; None as planned.
         patch_size, batch_size, features: of the small plans.
+        settings: fields of MNConfig for every training, by name; a method's own win over them.
     """
 
     updates: int
@@ -34,6 +35,7 @@ class Scale:
     patch_size: tuple[int, int, int]
     batch_size: int
     features: tuple[int, ...]
+    settings: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> str:
@@ -42,20 +44,23 @@ class Scale:
         return (
             f"{self.updates} updates, {spacing}patch {'x'.join(map(str, self.patch_size))}, batch {self.batch_size}, "
             f"U-Net of {self.features[0]} to {self.features[-1]} channels"
+            f"{''.join(f', {text}' for text in _texts(self.settings))}"
         )
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths for one dataset, below a folder of the user's choice.
+    """Paths for one dataset and scale, below a folder of the user's choice.
 
     Args:
         dataset: the raw dataset; only read.
         folder: for everything that is written.
+        scale: of all trainings.
     """
 
     dataset: Path
     folder: Path
+    scale: Scale
 
     @property
     def dataset_id(self) -> str:
@@ -67,11 +72,11 @@ class Workspace:
 
     def results(self, run: str) -> Path:
         """`nnUNet_results` of one run: runs of different settings must not share it."""
-        return self.folder / "runs" / run
+        return self.folder / "runs" / trainings_key(self.scale) / run
 
     def log(self, name: str) -> Path:
         """Where a command's output goes."""
-        path = self.folder / "logs" / f"{name}.log"
+        path = self.folder / "logs" / trainings_key(self.scale) / f"{name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -91,7 +96,7 @@ class Workspace:
             "nnUNet_compile": "f",
         }
 
-    def prepare(self, scale: Scale) -> None:
+    def prepare(self) -> None:
         """Plan and preprocess once, with nnU-Net's commands; the small plans are derived from its own.
 
         Raises:
@@ -100,7 +105,7 @@ class Workspace:
         plans_file = self.preprocessed / f"{PLANS}.json"
         done = self.preprocessed / "benchmark_is_prepared"
         if done.exists():
-            if done.read_text() != scale_key(scale):
+            if done.read_text() != plans_key(self.scale):
                 raise MNError(f"{self.folder} holds a benchmark of another scale; give --work a new folder")
             return
         shutil.rmtree(self.preprocessed, ignore_errors=True)
@@ -108,14 +113,28 @@ class Workspace:
         plan = ("nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION, "--no_pp")
         run_stock(plan, environment=environment, log=self.log("plan"))
         stock = json.loads((self.preprocessed / "nnUNetPlans.json").read_bytes())
-        write_whole(plans_file, json.dumps(_shrink(stock, scale), indent=4))
+        write_whole(plans_file, json.dumps(_shrink(stock, self.scale), indent=4))
         preprocess = ("nnUNetv2_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION, "-plans_name", PLANS)
         run_stock((*preprocess, "-np", "2"), environment=environment, log=self.log("preprocess"))
-        write_whole(done, scale_key(scale))
+        write_whole(done, plans_key(self.scale))
 
 
 def scale_key(scale: Scale) -> str:
-    """What tells plans apart, in a file name or a result."""
+    """What tells the results of a method apart."""
+    return "_".join([plans_key(scale), *_texts(scale.settings)])
+
+
+def trainings_key(scale: Scale) -> str:
+    """What tells trainings of the same plans apart, in a file name."""
+    return "_".join([f"{scale.updates}_updates", *_texts(scale.settings)])
+
+
+def _texts(settings: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{name}={value}" for name, value in sorted(settings)]
+
+
+def plans_key(scale: Scale) -> str:
+    """What tells plans apart."""
     spacing = "planned" if scale.spacing is None else "x".join(f"{s:g}" for s in scale.spacing)
     numbers: Sequence[Sequence[int]] = (scale.patch_size, (scale.batch_size,), scale.features)
     return "_".join([spacing, *("x".join(map(str, part)) for part in numbers)])

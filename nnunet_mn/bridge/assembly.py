@@ -1,11 +1,12 @@
 """Builds the co-trainer for what nnU-Net planned, and turns its state into a checkpoint's and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
 import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -41,6 +42,12 @@ def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: R
     return SoftTargetLoss(regions=labels.regions, batch_dice=batch_dice, ranks=ranks)
 
 
+def slice_axes(config: MNConfig, spacing: Sequence[float]) -> tuple[int, ...]:
+    """Axes along which the 2D network sees volumes: all where nnU-Net's planner would call the spacing isotropic."""
+    nearly_cubes = max(spacing) < ANISO_THRESHOLD * min(spacing)
+    return (0, 1, 2) if config.slice_axes == "auto" and nearly_cubes else (0,)
+
+
 def build(
     config: MNConfig,
     network_3d: nn.Module,
@@ -51,6 +58,7 @@ def build(
     batch_dice: bool,
     labels: LabelSpace,
     in_channels: int,
+    spacing: Sequence[float],
     device: torch.device,
     ranks: Ranks,
 ) -> CoTrainer:
@@ -64,6 +72,7 @@ def build(
         batch_dice: as planned.
         labels: of the dataset.
         in_channels: channels of an image.
+        spacing: mm between voxels along each axis, as planned.
         device: where the 2D network goes.
         ranks: the processes that train together.
 
@@ -98,6 +107,8 @@ def build(
             ranks=ranks,
         ),
         labels=labels,
+        teacher=config.teacher,
+        slice_axes=slice_axes(config, spacing),
         slice_step=config.slice_step,
         generator=generator,
         autocast=nullcontext if autocast is None else partial(torch.autocast, device.type, dtype=autocast),

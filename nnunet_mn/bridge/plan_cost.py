@@ -7,7 +7,7 @@ way round (`CoTrainer.step`). The weights and optimizers of both stay on the car
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -19,6 +19,7 @@ from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.memory import GIB, Cost, measure_cost, weight_bytes
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import Schedule
+from nnunet_mn.slices import along_axis
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
 # What a card holds beside weights and saved tensors: the context and cuDNN's workspace, and gradients on their way.
@@ -58,16 +59,18 @@ class PlanCost:
     Args:
         patch_size: voxels.
         batch_size: samples a step.
+        views: slices, height and width of a patch along each axis that the 2D network sees it along, see `views`.
         classes: channels K of the logits.
         sample: the 3D network on one sample, with its loss.
         weights_3d: bytes of the 3D network's weights, gradients and optimizer.
-        slice: the 2D network on one slice.
+        slice: the 2D network on one slice of the view whose slices are largest.
         loss_2d: bytes that the loss of the 2D network keeps per sample.
         config: settings.
     """
 
     patch_size: tuple[int, ...]
     batch_size: int
+    views: tuple[tuple[int, int, int], ...]
     classes: int
     sample: Cost
     weights_3d: int
@@ -77,9 +80,14 @@ class PlanCost:
 
     @property
     def slices(self) -> tuple[int, int]:
-        """Slices that the 2D network learns from in a step, and those of all samples."""
-        learned = math.ceil(self.patch_size[0] / self.config.slice_step)
-        return self.batch_size * learned, self.batch_size * self.patch_size[0]
+        """Slices that the 2D network learns from in a step, and those of all samples, where slices are largest."""
+        count = largest_view(self.views)[0]
+        return self.batch_size * math.ceil(count / self.config.slice_step), self.batch_size * count
+
+    @property
+    def most_slices(self) -> int:
+        """Slices of all samples where they are smallest."""
+        return self.batch_size * max(count for count, _, _ in self.views)
 
     @property
     def networks_gib(self) -> tuple[float, float]:
@@ -99,7 +107,8 @@ class PlanCost:
     def slices_that_fit(self, target_gib: float) -> int:
         """The most slices in flight with which the second phase stays below a target, 0 if not even one does."""
         room = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)
-        return max(0, min(int(room // max(1, self.slice.cost.saved)), self.slices[1]))
+        fitting = max(0, int(room // max(1, self.slice.cost.saved)))
+        return fitting if fitting < self.slices[1] else self.most_slices
 
     def flops(self, slices_per_forward: int) -> float:
         """Floating-point operations of a step, on average over a training."""
@@ -170,10 +179,20 @@ def network_3d_cost(
     return measure_cost(lambda: _loss(loss, network(volume)), network), weights
 
 
-def loss_bytes(patch_size: Sequence[int], *, labels: LabelSpace, config: MNConfig) -> int:
+def views(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Slices, height and width of a patch as the 2D network sees it along some axes."""
+    shapes = (tuple(along_axis(torch.empty(1, 1, *patch_size, device="meta"), axis).shape[2:]) for axis in axes)
+    return cast(tuple[tuple[int, int, int], ...], tuple(shapes))
+
+
+def largest_view(views: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The view whose slices have the most pixels: the others take less memory and as much arithmetic."""
+    return max(views, key=lambda view: view[1] * view[2])
+
+
+def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConfig) -> int:
     """Bytes that the loss of the 2D network keeps for one sample, logits included."""
-    depth = math.ceil(patch_size[0] / config.slice_step)
-    shape = (1, labels.num_channels, depth, *patch_size[1:])
+    shape = (1, labels.num_channels, math.ceil(view[0] / config.slice_step), *view[1:])
     logits = torch.empty(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
     loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
     return measure_cost(lambda: _loss(loss, [logits]), nn.Module()).saved + HALF * logits.numel()

@@ -8,10 +8,12 @@ from typing import Any
 from nnunet_mn.bridge.plan_cost import (
     PlanCost,
     SliceCost,
+    largest_view,
     loss_bytes,
     network_2d_cost,
     network_3d_cost,
     typical_2d_cost,
+    views,
 )
 from nnunet_mn.config import PRESETS, MNConfig
 from nnunet_mn.memory import Cost
@@ -22,8 +24,8 @@ from nnunet_mn.targets import LabelSpace
 
 # What decides on memory, and so belongs to the plans; a length or a seed does not.
 PLANNED = (
-    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_step", "slices_per_forward",
-    "gradient_checkpointing",
+    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_axes", "slice_step",
+    "slices_per_forward", "gradient_checkpointing",
 )  # fmt: skip
 ALWAYS_WRITTEN = ("backbone", "slices_per_forward")
 
@@ -56,8 +58,10 @@ class CostModel:
                 f"{config.backbone}` and plan again"
             )
 
-    def of(self, architecture: dict[str, Any], patch_size: Sequence[int], batch_size: int) -> PlanCost:
-        """The cost of a planned network with its patch and batch."""
+    def of(
+        self, architecture: dict[str, Any], patch_size: Sequence[int], batch_size: int, *, axes: Sequence[int] = (0,)
+    ) -> PlanCost:
+        """The cost of a planned network with its patch and batch, and the axes along which it is sliced."""
         patch = tuple(int(n) for n in patch_size)
         key = f"{patch} {architecture['arch_kwargs']['strides']}"
         if key not in self._samples:
@@ -65,14 +69,17 @@ class CostModel:
                 architecture, patch, channels=self.channels, labels=self.labels, config=self.config
             )
         sample, weights = self._samples[key]
+        seen = views(patch, axes)
+        largest = largest_view(seen)
         return PlanCost(
             patch_size=patch,
             batch_size=batch_size,
+            views=seen,
             classes=self.labels.num_channels,
             sample=sample,
             weights_3d=weights,
-            slice=self._slice((patch[1], patch[2])),
-            loss_2d=loss_bytes(patch, labels=self.labels, config=self.config),
+            slice=self._slice(largest[1:]),
+            loss_2d=loss_bytes(largest, labels=self.labels, config=self.config),
             config=self.config,
         )
 

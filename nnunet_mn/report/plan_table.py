@@ -26,12 +26,12 @@ def plan_table(costs: Mapping[str, PlanCost], *, target_gib: float, backbone: st
 
 
 def _cells(cost: PlanCost) -> dict[str, str]:
-    slices = cost.config.slices_per_forward or cost.slices[1]
+    slices = cost.config.slices_per_forward or cost.most_slices
     of_3d, of_2d = cost.networks_gib
     return {
         "patch (voxels)": " x ".join(map(str, cost.patch_size)),
         "batch": str(cost.batch_size),
-        "slices in flight": f"{slices} of {cost.slices[1]}",
+        "slices in flight": f"{slices} of {cost.most_slices}",
         "weights, optimizer: 3D network (GiB)": f"{of_3d:.2f}",
         "weights, optimizer: 2D network (GiB)": f"{of_2d:.2f}",
         "peak, 3D network in training (GiB)": f"{cost.phase_3d_gib:.1f}",

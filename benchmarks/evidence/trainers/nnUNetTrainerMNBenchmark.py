@@ -4,6 +4,7 @@ nnU-Net finds them through `nnUNet_extTrainer`; like all trainers there, they li
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -50,7 +51,7 @@ class nnUNetTrainerMNHalfUnlabeled(nnUNetTrainerMN):
 
 @dataclass(frozen=True, kw_only=True)
 class HardMasks(LabelSpace):
-    """Pseudo-masks of the likeliest class alone."""
+    """Each network votes for its likeliest class; where they disagree, the mean of both is half and half."""
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return self.encode(logits.argmax(1, keepdim=True)).values
@@ -113,7 +114,7 @@ class nnUNetTrainerMNTwo3D(nnUNetTrainerMN):
         optimizer = torch.optim.AdamW(twin.parameters(), self.optimizer.param_groups[0]["peak_lr"])
         optimizer.param_groups[0]["peak_lr"] = optimizer.param_groups[0]["lr"]
         built.student_2d.optimizer = optimizer
-        built.slice_step = 1
+        built.slice_axes, built.slice_step = (0,), 1  # it sees volumes
         return built
 
     @staticmethod
@@ -131,12 +132,17 @@ NOISE = 0.1  # standard deviation, in those of the image: student and teacher se
 
 
 class MeanTeacher(CoTrainer):
-    """A 3D student whose teacher is its own moving average (Tarvainen and Valpola 2017; UA-MT's setting for 3D)."""
+    """A 3D student whose teacher is its own moving average (Tarvainen and Valpola 2017; UA-MT's setting for 3D).
 
-    def start(self, total: int) -> None:
-        """Make the teacher for a training of `total` steps."""
-        self.teacher = copy.deepcopy(self.student_3d.network).requires_grad_(False)
-        self.total, self.done = total, 0
+    The teacher stands where M&N has its 2D network, and so in checkpoints.
+    """
+
+    def start(self, *, total: int, done: int) -> None:
+        """Make the teacher for a training of `total` steps, or go on with it after some of them."""
+        self.total, self.done = total, done
+        self._teacher = self.student_2d.network.requires_grad_(False)
+        if done == 0:
+            self._teacher.inner.load_state_dict(self.student_3d.network.state_dict())
 
     def step(self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int) -> dict[Literal["3d", "2d"], float]:
         network = self.student_3d.network
@@ -146,9 +152,9 @@ class MeanTeacher(CoTrainer):
             combine_scales([t[:n_labeled] for t in targets], volumes.new_empty(0), self.labels),
         )
         with torch.no_grad():
-            taught = self.labels.probabilities(self.teacher(volumes + NOISE * torch.randn_like(volumes))[0])
+            taught = self.labels.probabilities(self._teacher(volumes + NOISE * torch.randn_like(volumes))[0])
         consistency = (self.labels.probabilities(outputs[0]) - taught).square().mean()
-        ramp = torch.exp(torch.tensor(-5 * (1 - min(1.0, self.done / (RAMP_UP * self.total))) ** 2))
+        ramp = math.exp(-5 * (1 - min(1.0, self.done / (RAMP_UP * self.total))) ** 2)
         loss = supervised + CONSISTENCY_WEIGHT * ramp * consistency
         self.student_3d.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -159,19 +165,19 @@ class MeanTeacher(CoTrainer):
         return {"3d": float(loss.detach()), "2d": float(consistency.detach())}
 
     def _follow(self, decay: float) -> None:
-        for slow, fast in zip(self.teacher.parameters(), self.student_3d.network.parameters(), strict=True):
+        for slow, fast in zip(self._teacher.parameters(), self.student_3d.network.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - decay)
 
 
 class nnUNetTrainerMeanTeacher(nnUNetTrainerMNTwo3D):
-    """The field's standard baseline; for whole trainings only, since its teacher is in no checkpoint.
+    """The field's standard baseline: half of each batch is unlabeled from the start.
 
-    Half of each batch is unlabeled. The student is what is evaluated, as everywhere in the comparison.
+    The student is what is evaluated, as everywhere in the comparison.
     """
 
     def on_train_start(self) -> None:
         self.schedule = HalfUnlabeled(total=self.schedule.total, supervised=0)
         super().on_train_start()
         teacher = MeanTeacher(**{f.name: getattr(self.cotrainer, f.name) for f in fields(CoTrainer) if f.init})
-        teacher.start(self.schedule.total)
+        teacher.start(total=self.schedule.total, done=self._position())
         self.cotrainer = teacher
