@@ -33,7 +33,7 @@ def run_stock(
     start, last = time.monotonic(), ""
     arguments = [_script(command[0]), *command[1:]]
     with (
-        log.open("w", encoding="utf-8") as file,
+        log.open("w", encoding="utf-8", buffering=1) as file,  # whoever follows it sees each line
         subprocess.Popen(
             arguments,
             env={**environment, "PYTHONUNBUFFERED": "1"},

@@ -49,6 +49,7 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
 
     variant: ClassVar[dict[str, Any]] = {}  # what a class fixes, between the defaults and the plans
 
+    initial_lr: float
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
