@@ -30,6 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 RECORDS = RESULTS / "accuracy.jsonl"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- accuracy: written by benchmarks/accuracy.py -->", "<!-- accuracy: end -->"
+_WRITTEN_BY = "Written by `python benchmarks/accuracy.py table --half report --write`"
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -106,7 +107,9 @@ def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
                 records.append(RECORDS, record)
                 progress.advance(total)
                 dice = record.case_dice("tune").mean()
-                progress.console.print(f"{one.name}: {dice:.4f} on the tune half, {record.seconds:.0f} s", style=None)
+                state = f"{progress.tasks[total].completed:.0f} of {len(missing)} done"
+                text = f"{one.name}: {dice:.4f} on the tune half, {record.seconds:.0f} s; {state}"
+                progress.console.print(text, style=None)
 
         failures = [str(done.exception()) for done in as_completed([pool.submit(do, m) for m in missing])
                     if done.exception() is not None]  # fmt: skip
@@ -132,8 +135,8 @@ def table(
     found = records.read(RECORDS)
     if not found:
         raise MNError(f"{RECORDS} holds no finished run yet")
-    for scale, updates in _scales(found):
-        chosen = [r for r in found if (r.scale, r.updates) == (scale, updates)]
+    for scale in _scales(found):
+        chosen = _of_scale(found, scale)
         typer.echo(f"\n{_heading(chosen)} Half: {half}.\n\n{_tables(chosen, half)}\n")  # type: ignore[arg-type]
     if write:
         _write_report(found)
@@ -141,6 +144,14 @@ def table(
 
 def _scales(found: list[records.Record]) -> list[tuple[str, int]]:
     return sorted({(r.scale, r.updates) for r in found})
+
+
+def _of_scale(found: list[records.Record], scale: tuple[str, int]) -> list[records.Record]:
+    return [r for r in found if (r.scale, r.updates) == scale]
+
+
+def _picture(found: list[records.Record], scale: tuple[str, int]) -> str:
+    return f"accuracy_{1 + _scales(found).index(scale)}.png"
 
 
 def _heading(chosen: list[records.Record]) -> str:
@@ -157,20 +168,31 @@ def _tables(chosen: list[records.Record], half: records.Half) -> str:
 
 def _write_report(found: list[records.Record]) -> None:
     """Write the tables of the `report` half to results/accuracy.md with a plot each, and their heads to the README."""
-    whole, short = [], []
-    for number, (scale, updates) in enumerate(_scales(found), start=1):
-        chosen = [r for r in found if (r.scale, r.updates) == (scale, updates)]
-        picture = f"accuracy_{number}.png"
-        tables.plot(chosen, "report", RESULTS / picture)
-        whole += [_heading(chosen), _tables(chosen, "report"), f"![Mean Dice of every run]({picture})"]
-        short += [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]
-        short.append(f"![Mean Dice of every run](benchmarks/results/{picture})")
-    by = "Written by `python benchmarks/accuracy.py table --half report --write`"
-    write_whole(RESULTS / "accuracy.md", "\n\n".join([f"{by}.", *whole]) + "\n")
-    readme = README.read_text(encoding="utf-8")
-    before, rest = readme.split(BEGIN)
-    more = f"{by}; all methods and intervals are in [accuracy.md](benchmarks/results/accuracy.md)."
-    write_whole(README, "\n\n".join([f"{before}{BEGIN}", *short, more, END]) + rest.split(END)[1])
+    for scale in _scales(found):
+        tables.plot(_of_scale(found, scale), "report", RESULTS / _picture(found, scale))
+    write_whole(RESULTS / "accuracy.md", report(found))
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    write_whole(README, f"{before}{BEGIN}\n\n{readme_section(found)}\n\n{END}{rest.split(END)[1]}")
+
+
+def report(found: list[records.Record]) -> str:
+    """The page of results: every table of the `report` half."""
+    parts = [f"{_WRITTEN_BY}."]
+    for scale in _scales(found):
+        chosen = _of_scale(found, scale)
+        parts += [_heading(chosen), _tables(chosen, "report"), f"![Mean Dice of every run]({_picture(found, scale)})"]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_section(found: list[records.Record]) -> str:
+    """What the README quotes of it."""
+    parts = []
+    for scale in _scales(found):
+        chosen = _of_scale(found, scale)
+        parts += [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]
+        parts.append(f"![Mean Dice of every run](benchmarks/results/{_picture(found, scale)})")
+    more = f"{_WRITTEN_BY}; all methods and intervals are in [accuracy.md](benchmarks/results/accuracy.md)."
+    return "\n\n".join([*parts, more])
 
 
 def main() -> None:

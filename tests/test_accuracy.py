@@ -1,6 +1,7 @@
 """The accuracy benchmark's bookkeeping; its trainings are too long for a test."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from nnunet_mn.errors import MNError
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import accuracy  # noqa: E402
 from evidence import methods, records, runs, tables, workspace  # noqa: E402
 
 SCALE = workspace.Scale(updates=600, spacing=None, patch_size=(8, 8, 8), batch_size=2, features=(4, 8))
@@ -159,3 +161,11 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         done = subprocess.run([*command, *more], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith(f"accuracy.py: {sentence}")
+
+
+def test_readme_and_page_quote_the_records() -> None:
+    found = records.read(accuracy.RECORDS)
+    section = accuracy.README.read_text(encoding="utf-8").split(accuracy.BEGIN)[1].split(accuracy.END)[0]
+    assert section.strip() == accuracy.readme_section(found)
+    assert (accuracy.RESULTS / "accuracy.md").read_text(encoding="utf-8") == accuracy.report(found)
+    assert all((accuracy.RESULTS / name).exists() for name in re.findall(r"accuracy_\d+\.png", section))
