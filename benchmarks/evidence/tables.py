@@ -107,7 +107,7 @@ def _legend(records: Sequence[Record]) -> list[str]:
 def _folds(runs: Sequence[Record]) -> str:
     """The label sets of some runs, with their seeds where there are several."""
     seeds = {r.seed for r in runs}
-    return ", ".join(dict.fromkeys(str(r.fold) for r in runs)) + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
+    return ", ".join(map(str, sorted({r.fold for r in runs}))) + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
 
 
 def by_label_set(records: Sequence[Record], half: Half) -> str:
