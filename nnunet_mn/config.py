@@ -25,6 +25,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "lr_3d": 1e-4,
                 "teacher": "other",
                 "slice_axes": "first",
+                "copy_paste": False,
                 "slice_step": 1,
             },
         ),
@@ -78,6 +79,8 @@ class MNConfig:
         slice_axes: along which axes the 2D network sees a volume: the `first` (of largest spacing), as in the paper,
             or `auto`, which is all three where voxels are nearly cubes: in each step it then teaches along a random
             one and learns along a random one.
+        copy_paste: boxes of labeled samples, with their masks, cover a part of each unlabeled sample that a student
+            sees; teachers see it whole.
         slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
             it sees all of them.
         slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels. Results do not
@@ -112,6 +115,7 @@ class MNConfig:
     batch_statistics: Literal["frozen", "adapt"] = "frozen"
     teacher: Literal["both", "other"] = "both"
     slice_axes: Literal["auto", "first"] = "auto"
+    copy_paste: bool = True
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
     gradient_checkpointing: bool = False

@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss
+from nnunet_mn.mixing import Paste, draw_pastes, paste
 from nnunet_mn.modes import same_in_eval
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.slices import along_axis, every_nth_slice
@@ -110,6 +111,8 @@ class CoTrainer:
         slice_axes: the 2D network sees volumes along these spatial axes, 0 to 2: in each step it teaches along a
             random one and learns along a random one.
         slice_step: the 2D network learns from every n-th slice, from a random one on.
+        copy_paste: a box of a labeled sample covers a part of each unlabeled one that a student sees (`mixing`); drawn
+            from torch's default generator, since ranks hold different samples.
         generator: draws axes and that first slice.
         autocast: the precision of all forward passes; losses and pseudo-masks are fp32.
     """
@@ -120,6 +123,7 @@ class CoTrainer:
     teacher: Literal["both", "other"] = "other"
     slice_axes: tuple[int, ...] = (0,)
     slice_step: int = 1
+    copy_paste: bool = False
     generator: torch.Generator = field(default_factory=torch.Generator)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
@@ -137,28 +141,42 @@ class CoTrainer:
             Both losses.
         """
         net_3d, net_2d = self.student_3d.network, self.student_2d.network
-        unlabeled = volumes[n_labeled:]  # (n_u, C, D, H, W)
+        labeled, unlabeled = volumes[:n_labeled], volumes[n_labeled:]  # (n_l, C, D, H, W), (n_u, C, D, H, W)
+        pastes = self._draw_pastes(volumes, n_labeled)
         with self.autocast():
             axis = self._draw_axis()
             from_2d = along_axis(self._teach(net_2d, along_axis(unlabeled, axis)), axis)
             # A 3D network without dropout and batch norm says the same as student and as teacher: one pass serves both
-            from_3d = None if same_in_eval(net_3d) else self._teach(net_3d, unlabeled)
+            one_pass = same_in_eval(net_3d) and not pastes
+            from_3d = None if one_pass else self._teach(net_3d, unlabeled)
+            volumes = torch.cat([labeled, paste(labeled, unlabeled, pastes)]) if pastes else volumes
             outputs = net_3d(volumes)
         if from_3d is None:
             from_3d = self.labels.probabilities(outputs[0][n_labeled:].detach())
         if self.teacher == "both":
-            from_2d = from_3d = (from_2d + from_3d) / 2
-        loss_3d = self.student_3d.update(outputs, combine_scales(targets, from_2d, self.labels))
+            from_2d = from_3d = self.labels.mean(from_2d, from_3d)
+        known = self.labels.encode(targets[0][:n_labeled])
+        from_2d, from_3d = (paste(known.values, masks, pastes) for masks in (from_2d, from_3d))
+        counts = torch.ones_like(from_3d[:, :1])
+        if known.mask is not None:
+            counts = paste(known.mask, counts, pastes)
+        loss_3d = self.student_3d.update(outputs, combine_scales(targets, from_2d, self.labels, counts=counts))
         del outputs, from_2d  # only one network's activations are held at a time
 
         axis, first = self._draw_axis(), self._draw(self.slice_step)
-        volumes, mask, from_3d = (
-            every_nth_slice(along_axis(v, axis), self.slice_step, first) for v in (volumes, targets[0], from_3d)
+        volumes, mask, from_3d, counts = (
+            every_nth_slice(along_axis(values, axis), self.slice_step, first)
+            for values in (volumes, targets[0], from_3d, counts)
         )
         with self.autocast():
             outputs = net_2d(volumes)
-        loss_2d = self.student_2d.update(outputs, [combine(mask, from_3d, self.labels)])
+        loss_2d = self.student_2d.update(outputs, [combine(mask, from_3d, self.labels, counts=counts)])
         return {"3d": loss_3d, "2d": loss_2d}
+
+    def _draw_pastes(self, volumes: Tensor, n_labeled: int) -> list[Paste]:
+        if not self.copy_paste:
+            return []
+        return draw_pastes(n_labeled, len(volumes) - n_labeled, volumes.shape[2:], torch.default_generator)
 
     def _draw(self, choices: int) -> int:
         return int(torch.randint(choices, (), generator=self.generator))

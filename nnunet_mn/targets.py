@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_EPS = 1e-6  # keeps logits of certain voxels finite
+
 
 class SoftTarget(NamedTuple):
     """A target at one resolution.
@@ -41,6 +43,12 @@ class LabelSpace:
         """Class or region probabilities of logits `(B, K, ...)`, in fp32."""
         return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
 
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        """The mean of two networks' probabilities `(B, K, ...)`, taken of logits: the surer one has more say."""
+        if self.regions:
+            return ((first.logit(_EPS) + second.logit(_EPS)) / 2).sigmoid()
+        return ((first.clamp_min(_EPS).log() + second.clamp_min(_EPS).log()) / 2).softmax(1)
+
     def encode(self, target: Tensor) -> SoftTarget:
         """Turn a mask as nnU-Net's loader gives it into a soft target.
 
@@ -59,7 +67,7 @@ class LabelSpace:
         return SoftTarget(values.scatter_(1, labels, 1), mask)
 
 
-def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarget:
+def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace, *, counts: Tensor | None = None) -> SoftTarget:
     """The target of a batch whose first samples are labeled and whose last ones are not.
 
     Args:
@@ -67,19 +75,29 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarg
         pseudo_mask: the teacher's probabilities for the unlabeled samples, `(n_u, K, ...)`, n_u from 0 to B, at the
             target's resolution or a finer one, which is brought down by average pooling.
         labels: the dataset's labels.
+        counts: 1 where a voxel of the unlabeled samples counts, `(n_u, 1, ...)` as the pseudo-mask; None: all do.
+            Only looked at where the dataset has an ignore label.
     """
     known = labels.encode(target[: len(target) - len(pseudo_mask)])
     if len(pseudo_mask) == 0:
         return known
-    if pseudo_mask.shape[2:] != target.shape[2:]:
-        depth, height, width = target.shape[2:]
-        pseudo_mask = F.adaptive_avg_pool3d(pseudo_mask, (depth, height, width))
-    values = torch.cat([known.values, pseudo_mask])
+    values = torch.cat([known.values, _pool(pseudo_mask, target.shape[2:])])
     if known.mask is None:
         return SoftTarget(values, None, len(pseudo_mask))
-    return SoftTarget(values, torch.cat([known.mask, torch.ones_like(pseudo_mask[:, :1])]), len(pseudo_mask))
+    counts = torch.ones_like(pseudo_mask[:, :1]) if counts is None else counts
+    return SoftTarget(values, torch.cat([known.mask, _pool(counts, target.shape[2:])]), len(pseudo_mask))
 
 
-def combine_scales(targets: Sequence[Tensor], pseudo_mask: Tensor, labels: LabelSpace) -> list[SoftTarget]:
+def _pool(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring `(n, K, ...)` down to a size."""
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    depth, height, width = size
+    return F.adaptive_avg_pool3d(values, (depth, height, width))
+
+
+def combine_scales(
+    targets: Sequence[Tensor], pseudo_mask: Tensor, labels: LabelSpace, *, counts: Tensor | None = None
+) -> list[SoftTarget]:
     """`combine` for the target of every deep-supervision output, finest first."""
-    return [combine(target, pseudo_mask, labels) for target in targets]
+    return [combine(target, pseudo_mask, labels, counts=counts) for target in targets]

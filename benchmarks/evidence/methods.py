@@ -52,6 +52,12 @@ _ALL = (
         settings=_ADAMW,
     ),
     Method(
+        name="nnunet-copy-paste",
+        trainer="nnUNetTrainerCopyPaste",
+        text="the same with a box of another labeled sample in each, to tell copy-paste's share",
+        settings=_ADAMW,
+    ),
+    Method(
         name="nnunet-upper",
         trainer=_LABELED_ONLY,
         text="stock nnU-Net with every label of the pool",
@@ -83,6 +89,7 @@ _ALL = (
         "mn-other-teacher", "each network learns from the other's pseudo-masks, as in the paper", teacher="other"
     ),
     _ablation("mn-first-axis", "2D network along the first axis alone, as in the paper", slice_axes="first"),
+    _ablation("mn-no-copy-paste", "unlabeled samples as they are", copy_paste="false"),
     _ablation("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
     _ablation("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
     _ablation("mn-half-unlabeled", "half of each batch unlabeled, always", trainer="nnUNetTrainerMNHalfUnlabeled"),

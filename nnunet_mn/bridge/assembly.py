@@ -110,6 +110,7 @@ def build(
         teacher=config.teacher,
         slice_axes=slice_axes(config, spacing),
         slice_step=config.slice_step,
+        copy_paste=config.copy_paste,
         generator=generator,
         autocast=nullcontext if autocast is None else partial(torch.autocast, device.type, dtype=autocast),
     )

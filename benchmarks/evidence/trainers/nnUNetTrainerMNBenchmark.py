@@ -11,13 +11,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nnunet_mn.bridge import assembly
 from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.mixing import draw_pastes, paste
 from nnunet_mn.networks.weights import check_fit, hash_of
 from nnunet_mn.schedule import Schedule
 from nnunet_mn.targets import LabelSpace, combine_scales
-from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN
+from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNLabeledOnly
 
 
 class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
@@ -123,6 +125,22 @@ class nnUNetTrainerMNTwo3D(nnUNetTrainerMN):
             nn.init.kaiming_normal_(module.weight, a=1e-2)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class nnUNetTrainerCopyPaste(nnUNetTrainerMNLabeledOnly):
+    """Labeled samples alone, each with a box of another: copy-paste's own share of M&N's gain."""
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        volumes = batch["data"]
+        pastes = draw_pastes(len(volumes), len(volumes), volumes.shape[2:], torch.default_generator)
+        sources = [one.source for one in pastes]
+        shown = paste(torch.ones_like(volumes[:, :1]), torch.zeros_like(volumes[:, :1]), pastes)  # 1 in the boxes
+        mixed = [
+            torch.where(functional.interpolate(shown, target.shape[2:]) > 0, target[sources], target)
+            for target in batch["target"]
+        ]
+        step: dict[str, Any] = super().train_step({**batch, "data": paste(volumes, volumes, pastes), "target": mixed})
+        return step
 
 
 RAMP_UP = 0.4  # of the training, until consistency has its full weight (Tarvainen and Valpola, 2017)
