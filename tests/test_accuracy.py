@@ -116,9 +116,10 @@ def test_table_names_every_method_with_its_mean_and_spread(tmp_path: Path) -> No
 
 
 def test_gain_is_shown_for_each_number_of_labels_as_a_share_of_the_distance_to_all_labels() -> None:
-    found = [record("mn", n_labeled=n, dice=0.8) for n in (4, 8)]
-    found += [record("nnunet-adamw", n_labeled=n, dice=0.7) for n in (4, 8)]
+    found = [record("mn", n_labeled=n, dice=0.8, fold=n) for n in (4, 8)]
+    found += [record("nnunet-adamw", n_labeled=n, dice=0.7, fold=n) for n in (4, 8)]
     found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=0.9)]
+    found += [record("nnunet-adamw", fold=3, dice=0.5)]  # a label set that M&N has not been trained on
     rows = tables.by_labels(found, "tune").splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["4", "8"]
     assert all("+0.100 [+0.100, +0.100] better | 50% |" in row for row in rows)

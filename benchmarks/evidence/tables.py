@@ -124,13 +124,15 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 
 
 def by_labels(records: Sequence[Record], half: Half) -> str:
-    """Markdown: baselines and ours by the number of labels, with the share of the distance to all labels."""
+    """Markdown: baselines and ours by the number of labels, on the label sets that ours has, with the share of the
+    distance to all labels."""
     columns = " | ".join(f"`{name}`" for name in _COMPARED)
     lines = [f"| labels | folds | {columns} | gain over `{FAIR_BASELINE}` | of the distance to `{UPPER_BOUND}` |"]
     lines.append("|---|" + "---|" * (len(_COMPARED) + 3))
     upper = [r.case_dice(half).mean() for r in records if r.method == UPPER_BOUND]
     for count in sorted({r.n_labeled for r in records if r.method == OURS}):
-        rows = {m: [r for r in records if r.method == m and r.n_labeled == count] for m in _COMPARED}
+        sets = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == count}
+        rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in sets] for m in _COMPARED}
         gain = paired_difference(rows[OURS], rows[FAIR_BASELINE], half)
         if gain is not None:
             means = {m: [r.case_dice(half).mean() for r in runs] for m, runs in rows.items()}
