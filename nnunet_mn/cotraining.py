@@ -155,19 +155,22 @@ class CoTrainer:
             from_3d = self.labels.probabilities(outputs[0][n_labeled:].detach())
         if self.teacher == "both":
             from_2d = from_3d = self.labels.mean(from_2d, from_3d)
-        known = self.labels.encode(targets[0][:n_labeled])
-        from_2d, from_3d = (paste(known.values, masks, pastes) for masks in (from_2d, from_3d))
-        counts = torch.ones_like(from_3d[:, :1])
-        if known.mask is not None:
-            counts = paste(known.mask, counts, pastes)
+        counts = None  # all voxels of unlabeled samples do
+        if pastes:
+            known = self.labels.encode(targets[0][:n_labeled])
+            from_2d, from_3d = (paste(known.values, masks, pastes) for masks in (from_2d, from_3d))
+            if known.mask is not None:
+                counts = paste(known.mask, torch.ones_like(from_3d[:, :1]), pastes)
         loss_3d = self.student_3d.update(outputs, combine_scales(targets, from_2d, self.labels, counts=counts))
         del outputs, from_2d  # only one network's activations are held at a time
 
         axis, first = self._draw_axis(), self._draw(self.slice_step)
-        volumes, mask, from_3d, counts = (
-            every_nth_slice(along_axis(values, axis), self.slice_step, first)
-            for values in (volumes, targets[0], from_3d, counts)
-        )
+
+        def seen(values: Tensor) -> Tensor:
+            return every_nth_slice(along_axis(values, axis), self.slice_step, first)
+
+        volumes, mask, from_3d = (seen(values) for values in (volumes, targets[0], from_3d))
+        counts = None if counts is None else seen(counts)
         with self.autocast():
             outputs = net_2d(volumes)
         loss_2d = self.student_2d.update(outputs, [combine(mask, from_3d, self.labels, counts=counts)])
