@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Annotated
 
 import typer
-from evidence import records, tables
+from evidence import records, tables, workspace
 from evidence.methods import find_method
 from evidence.runs import UPDATES_PER_EPOCH, Run, epochs, execute, plan_runs
 from evidence.workspace import Scale, Workspace
@@ -137,13 +137,14 @@ def table(
         raise MNError(f"{RECORDS} holds no finished run yet")
     for scale in _scales(found):
         chosen = _of_scale(found, scale)
-        typer.echo(f"\n{_heading(chosen)} Half: {half}.\n\n{_tables(chosen, half)}\n")  # type: ignore[arg-type]
+        typer.echo(f"\n{_heading(chosen)}\n\nHalf: {half}.\n\n{_tables(chosen, half)}\n")  # type: ignore[arg-type]
     if write:
         _write_report(found)
 
 
 def _scales(found: list[records.Record]) -> list[tuple[str, int]]:
-    return sorted({(r.scale, r.updates) for r in found})
+    """What was trained alike, the longest trainings first."""
+    return sorted({(r.scale, r.updates) for r in found}, key=lambda scale: (-scale[1], scale[0]))
 
 
 def _of_scale(found: list[records.Record], scale: tuple[str, int]) -> list[records.Record]:
@@ -155,10 +156,15 @@ def _picture(found: list[records.Record], scale: tuple[str, int]) -> str:
 
 
 def _heading(chosen: list[records.Record]) -> str:
-    """What was trained, with what, and when."""
+    """What was trained, by which command, with what, and when."""
     last = max(chosen, key=lambda r: r.date)
     versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
-    return f"{last.updates} updates of the 3D network, plans `{last.scale}`; {versions}; last run {last.date}."
+    options = workspace.options(last.scale, last.updates)
+    return (
+        f"{last.updates} updates of the 3D network; {versions}; last run {last.date}; trained by\n\n"
+        f"```bash\npython benchmarks/accuracy.py run DATASET --work FOLDER --methods METHODS --folds FOLDS \\\n"
+        f"    {options}\n```"
+    )
 
 
 def _tables(chosen: list[records.Record], half: records.Half) -> str:
@@ -185,14 +191,13 @@ def report(found: list[records.Record]) -> str:
 
 
 def readme_section(found: list[records.Record]) -> str:
-    """What the README quotes of it."""
-    parts = []
-    for scale in _scales(found):
-        chosen = _of_scale(found, scale)
-        parts += [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]
-        parts.append(f"![Mean Dice of every run](benchmarks/results/{_picture(found, scale)})")
-    more = f"{_WRITTEN_BY}; all methods and intervals are in [accuracy.md](benchmarks/results/accuracy.md)."
-    return "\n\n".join([*parts, more])
+    """What the README quotes of it: the longest trainings."""
+    longest = _scales(found)[0]
+    chosen = _of_scale(found, longest)
+    parts = [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]
+    parts.append(f"![Mean Dice of every run](benchmarks/results/{_picture(found, longest)})")
+    more = "all methods, intervals and shorter trainings are in [accuracy.md](benchmarks/results/accuracy.md)."
+    return "\n\n".join([*parts, f"{_WRITTEN_BY}; {more}"])
 
 
 def main() -> None:

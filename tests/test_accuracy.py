@@ -144,6 +144,15 @@ def test_trainings_of_other_lengths_and_settings_share_no_results(tmp_path: Path
     assert len({(*run.key(scale),) for scale in (SCALE, longer, other)}) == 3
 
 
+def test_options_of_a_scale_are_those_it_was_made_from() -> None:
+    assert workspace.options(workspace.scale_key(SCALE), 600) == (
+        "--updates 600 --patch-size 8 8 8 --batch-size 2 --features 4,8"
+    )
+    rich = replace(SCALE, spacing=(1.5, 2, 3), settings=(("lr_3d", "3e-3"), ("foreground_crops", "false")))
+    assert workspace.options(workspace.scale_key(rich), 600).startswith("--updates 600 --spacing 1.5 2 3 ")
+    assert workspace.options(workspace.scale_key(rich), 600).endswith(" --settings foreground_crops=false,lr_3d=3e-3")
+
+
 def test_a_missed_class_counts_apart_from_distances() -> None:
     one = record("mn")
     one.hd95["case_0"]["1"] = None

@@ -2,14 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nnunet_mn.bridge.files import write_whole
-from nnunet_mn.config import ENVIRONMENT_PREFIX
+from nnunet_mn.config import ENVIRONMENT_PREFIX, MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.small_plans import small_plans
 from nnunet_mn.stock_commands import run_stock
@@ -138,6 +139,20 @@ def plans_key(scale: Scale) -> str:
     spacing = "planned" if scale.spacing is None else "x".join(f"{s:g}" for s in scale.spacing)
     numbers: Sequence[Sequence[int]] = (scale.patch_size, (scale.batch_size,), scale.features)
     return "_".join([spacing, *("x".join(map(str, part)) for part in numbers)])
+
+
+def options(key: str, updates: int) -> str:
+    """What `accuracy.py run` was told to train at a scale: the inverse of `scale_key`, as command-line options."""
+    spacing, patch_size, batch_size, features, *settings = key.split("_", 4)
+    parts = [f"--updates {updates}"]
+    if spacing != "planned":
+        parts.append(f"--spacing {spacing.replace('x', ' ')}")
+    parts += [f"--patch-size {patch_size.replace('x', ' ')}", f"--batch-size {batch_size}"]
+    parts.append(f"--features {features.replace('x', ',')}")
+    if settings:
+        names = "|".join(field.name for field in fields(MNConfig))
+        parts.append("--settings " + re.sub(f"_({names})=", r",\1=", settings[0]))
+    return " ".join(parts)
 
 
 def _shrink(stock: dict[str, Any], scale: Scale) -> dict[str, Any]:
