@@ -1,5 +1,6 @@
 """Tables and a plot from the records of finished runs."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,19 +148,24 @@ _COMPARED = (BASELINE, FAIR_BASELINE, OURS)
 
 
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:
-    """One dot a run, a line at each method's mean."""
+    """One mark a run, its form that of the label set, a line at each method's mean."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     few = [r for r in records if r.n_labeled == FEW or METHODS[r.method].all_labels]
     names = [name for name in METHODS if any(r.method == name for r in few)][::-1]
-    figure = Figure(figsize=(7, 0.5 + 0.32 * len(names)), layout="constrained")
+    marks = dict(zip(sorted({r.fold for r in few}), itertools.cycle("os^Dvp"), strict=False))
+    figure = Figure(figsize=(7, 0.9 + 0.32 * len(names)), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(names):
-        dice = [r.case_dice(half).mean() for r in few if r.method == name]
         color = "tab:orange" if name == OURS else "tab:blue" if name in (BASELINE, FAIR_BASELINE) else "tab:gray"
-        axes.plot(dice, [row] * len(dice), "o", color=color, alpha=0.7, markersize=5)
-        axes.plot([np.mean(dice)] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
+        runs = [r for r in few if r.method == name]
+        for run in runs:
+            axes.plot(run.case_dice(half).mean(), row, marks[run.fold], color=color, alpha=0.7, markersize=5)
+        axes.plot([np.mean([r.case_dice(half).mean() for r in runs])] * 2, [row - 0.3, row + 0.3], color=color, lw=2)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("mean Dice; a dot is a run, a line the mean")
+    axes.set_xlabel("mean Dice; a mark is a run, a line the mean")
     axes.grid(axis="x", alpha=0.3)
+    legend = [Line2D([], [], ls="", marker=mark, color="gray", label=f"fold {fold}") for fold, mark in marks.items()]
+    figure.legend(handles=legend, loc="outside upper center", ncols=len(legend), fontsize="small")
     figure.savefig(file, dpi=130)
