@@ -25,7 +25,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "lr_3d": 1e-4,
                 "teacher": "other",
                 "slice_axes": "first",
-                "copy_paste": False,
                 "slice_step": 1,
             },
         ),
@@ -115,7 +114,7 @@ class MNConfig:
     batch_statistics: Literal["frozen", "adapt"] = "frozen"
     teacher: Literal["both", "other"] = "both"
     slice_axes: Literal["auto", "first"] = "auto"
-    copy_paste: bool = True
+    copy_paste: bool = False
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
     gradient_checkpointing: bool = False

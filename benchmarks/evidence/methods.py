@@ -89,7 +89,7 @@ _ALL = (
         "mn-other-teacher", "each network learns from the other's pseudo-masks, as in the paper", teacher="other"
     ),
     _ablation("mn-first-axis", "2D network along the first axis alone, as in the paper", slice_axes="first"),
-    _ablation("mn-no-copy-paste", "unlabeled samples as they are", copy_paste="false"),
+    _ablation("mn-copy-paste", "a box of a labeled sample covers a part of each unlabeled one", copy_paste="true"),
     _ablation("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
     _ablation("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
     _ablation("mn-half-unlabeled", "half of each batch unlabeled, always", trainer="nnUNetTrainerMNHalfUnlabeled"),
