@@ -23,6 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "rounding": "floor",
                 "lora_dropout": 0.1,
                 "lr_3d": 1e-4,
+                "unlabeled_share": None,
                 "teacher": "other",
                 "slice_axes": "first",
                 "slice_step": 1,
@@ -69,6 +70,7 @@ class MNConfig:
         rounding: how the unlabeled share becomes a number of samples: `diffusion` carries the error to the next
             batch, `floor` is the reference's.
         supervised_fraction: share of the training, in iterations, that uses labeled samples only.
+        unlabeled_share: of each batch after that; None: it grows as the learning rate decays, as in the paper.
         lr_2d: peak learning rate of the 2D network.
         lr_3d: of the 3D network; None means 1e-3 with `adamw` and nnU-Net's 1e-2 with `sgd`.
         lora_rank, lora_alpha, lora_dropout: of the low-rank updates.
@@ -106,6 +108,7 @@ class MNConfig:
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"
     rounding: Literal["diffusion", "floor"] = "diffusion"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
+    unlabeled_share: float | None = field(default=0.5, metadata=_range(0, 1, low_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
     lr_3d: float | None = field(default=None, metadata=_range(0, 10, low_open=True))
     lora_rank: int = field(default=64, metadata=_POSITIVE)

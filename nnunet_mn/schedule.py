@@ -24,11 +24,13 @@ class Schedule:
         supervised: iterations of the supervised stage, 0 to total.
         preset: `nnunet` (poly decay, share of unlabeled samples guided by the learning rate) or `paper` (warm-up and
             cosine in each stage, share growing linearly).
+        unlabeled_share: share of unlabeled samples in the whole co-training stage; None: as the preset has it.
     """
 
     total: int
     supervised: int
     preset: Literal["nnunet", "paper"] = "nnunet"
+    unlabeled_share: float | None = None
 
     def learning_rate_factor(self, iteration: float) -> float:
         """The learning rate at an iteration as a share of its peak."""
@@ -46,12 +48,15 @@ class Schedule:
         return iteration >= self.supervised
 
     def unlabeled_fraction(self, iteration: float) -> float:
-        """The share of unlabeled samples wanted in a batch, 0 to 1 (arXiv 2509.15167, learning-rate-guided sampling).
+        """The share of unlabeled samples wanted in a batch, 0 to 1.
 
-        Under `nnunet` it is `1 - lr(t) / lr(T_s)`; under `paper` the linear share of the reference implementation.
+        Unless it is fixed, it grows as the learning rate decays (arXiv 2509.15167, learning-rate-guided sampling):
+        under `nnunet` it is `1 - lr(t) / lr(T_s)`, under `paper` the linear share of the reference implementation.
         """
         if not self.is_cotraining(iteration):
             return 0.0
+        if self.unlabeled_share is not None:
+            return self.unlabeled_share
         if self.preset == "paper":
             return (iteration - self.supervised) / (self.total - self.supervised)
         start = self.learning_rate_factor(self.supervised)

@@ -48,6 +48,7 @@ def test_a_configuration_survives_json() -> None:
         ("adaptation", None, "one of auto, lora, full, frozen"),
         ("supervised_fraction", 1.0, "[0, 1)"),
         ("supervised_fraction", "nan", "[0, 1)"),
+        ("unlabeled_share", 0.0, "(0, 1]"),
         ("lr_2d", -1e-3, "(0, 10]"),
         ("seed", -1, "[0, 4.29497e+09]"),
         ("backbone", 3, "of type str"),

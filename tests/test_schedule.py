@@ -40,6 +40,12 @@ def test_the_unlabeled_share_is_guided_by_the_learning_rate() -> None:
 
 
 @pytest.mark.parametrize("preset", ["nnunet", "paper"])
+def test_a_fixed_share_begins_where_the_supervised_stage_ends(preset: str) -> None:
+    schedule = Schedule(total=40, supervised=5, preset=preset, unlabeled_share=0.5)
+    assert [schedule.unlabeled_fraction(t) for t in (0, 4, 5, 39)] == [0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("preset", ["nnunet", "paper"])
 def test_one_epoch_has_both_stages_and_a_decaying_rate(preset: str) -> None:
     schedule = Schedule(total=8, supervised=1, preset=preset)
     assert [schedule.is_cotraining(t) for t in range(8)] == [False] + [True] * 7

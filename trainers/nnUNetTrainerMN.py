@@ -156,6 +156,7 @@ class nnUNetTrainerMN(_LabeledCases):
             total=total,
             supervised=round(self.mn_config.supervised_fraction * total),
             preset=self.mn_config.preset,
+            unlabeled_share=self.mn_config.unlabeled_share,
         )
         self.fraction = loader.SharedFraction()
         self.failures = WorkerFailures()

@@ -89,11 +89,20 @@ _ALL = (
         "mn-other-teacher", "each network learns from the other's pseudo-masks, as in the paper", teacher="other"
     ),
     _ablation("mn-first-axis", "2D network along the first axis alone, as in the paper", slice_axes="first"),
-    _ablation("mn-copy-paste", "a box of a labeled sample covers a part of each unlabeled one", copy_paste="true"),
+    _ablation(
+        "mn-copy-paste",
+        "the growing share, and a box of a labeled sample covers a part of each unlabeled one",
+        unlabeled_share="none",
+        copy_paste="true",
+    ),
     _ablation("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
     _ablation("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
-    _ablation("mn-half-unlabeled", "half of each batch unlabeled, always", trainer="nnUNetTrainerMNHalfUnlabeled"),
-    _ablation("mn-floor", 'rounding = "floor"', rounding="floor"),
+    _ablation(
+        "mn-growing-share",
+        "the unlabeled share grows as the learning rate decays, as in the paper",
+        unlabeled_share="none",
+    ),
+    _ablation("mn-floor", "the growing share rounded down", unlabeled_share="none", rounding="floor"),
     _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
     _ablation("mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"),
     _ablation("mn-linear-dice", "linear Dice on unlabeled samples too", trainer="nnUNetTrainerMNLinearDice"),

@@ -134,7 +134,12 @@ class PlanCost:
 
     def _mean_unlabeled(self) -> float:
         supervised = round(self.config.supervised_fraction * EPOCHS)
-        schedule = Schedule(total=EPOCHS, supervised=supervised, preset=self.config.preset)
+        schedule = Schedule(
+            total=EPOCHS,
+            supervised=supervised,
+            preset=self.config.preset,
+            unlabeled_share=self.config.unlabeled_share,
+        )
         most = (self.batch_size - 1) / self.batch_size
         return sum(min(schedule.unlabeled_fraction(i), most) for i in range(EPOCHS)) / EPOCHS
 

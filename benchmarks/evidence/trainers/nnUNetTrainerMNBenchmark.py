@@ -17,7 +17,6 @@ from nnunet_mn.bridge import assembly
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.mixing import draw_pastes, paste
 from nnunet_mn.networks.weights import check_fit, hash_of
-from nnunet_mn.schedule import Schedule
 from nnunet_mn.targets import LabelSpace, combine_scales
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNLabeledOnly
 
@@ -33,22 +32,6 @@ class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         return built
-
-
-@dataclass(frozen=True, kw_only=True)
-class HalfUnlabeled(Schedule):
-    """Half of each batch from the end of the supervised stage on."""
-
-    def unlabeled_fraction(self, iteration: float) -> float:
-        return 0.5 if self.is_cotraining(iteration) else 0.0
-
-
-class nnUNetTrainerMNHalfUnlabeled(nnUNetTrainerMN):
-    """A share of unlabeled samples that does not grow."""
-
-    def on_train_start(self) -> None:
-        self.schedule = HalfUnlabeled(**{f.name: getattr(self.schedule, f.name) for f in fields(Schedule)})
-        super().on_train_start()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +177,7 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerMNTwo3D):
     """
 
     def on_train_start(self) -> None:
-        self.schedule = HalfUnlabeled(total=self.schedule.total, supervised=0)
+        self.schedule = replace(self.schedule, supervised=0, unlabeled_share=0.5)
         super().on_train_start()
         teacher = MeanTeacher(**{f.name: getattr(self.cotrainer, f.name) for f in fields(CoTrainer) if f.init})
         teacher.start(total=self.schedule.total, done=self._position())
