@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 from evidence import records, tables, workspace
-from evidence.methods import find_method
+from evidence.methods import OURS, find_method
 from evidence.runs import UPDATES_PER_EPOCH, Run, epochs, execute, plan_runs
 from evidence.workspace import Scale, Workspace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -169,7 +169,7 @@ def _heading(chosen: list[records.Record]) -> str:
 
 def _tables(chosen: list[records.Record], half: records.Half) -> str:
     parts = (tables.by_label_set, tables.by_labels, tables.table)
-    return "\n\n".join(part(chosen, half) for part in parts)
+    return "\n\n".join(filter(None, (part(chosen, half) for part in parts)))
 
 
 def _write_report(found: list[records.Record]) -> None:
@@ -191,13 +191,13 @@ def report(found: list[records.Record]) -> str:
 
 
 def readme_section(found: list[records.Record]) -> str:
-    """What the README quotes of it: the longest trainings."""
-    longest = _scales(found)[0]
-    chosen = _of_scale(found, longest)
+    """What the README quotes of it: the scale at which M&N was trained most often."""
+    scale = max(_scales(found), key=lambda scale: sum(r.method == OURS for r in _of_scale(found, scale)))
+    chosen = _of_scale(found, scale)
     parts = [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]
-    parts.append(f"![Mean Dice of every run](benchmarks/results/{_picture(found, longest)})")
-    more = "all methods, intervals and shorter trainings are in [accuracy.md](benchmarks/results/accuracy.md)."
-    return "\n\n".join([*parts, f"{_WRITTEN_BY}; {more}"])
+    parts.append(f"![Mean Dice of every run](benchmarks/results/{_picture(found, scale)})")
+    more = "all methods, intervals and other trainings are in [accuracy.md](benchmarks/results/accuracy.md)."
+    return "\n\n".join([*filter(None, parts), f"{_WRITTEN_BY}; {more}"])
 
 
 def main() -> None:

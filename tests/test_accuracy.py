@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -179,3 +180,20 @@ def test_readme_and_page_quote_the_records() -> None:
     assert section.strip() == accuracy.readme_section(found)
     assert (accuracy.RESULTS / "accuracy.md").read_text(encoding="utf-8") == accuracy.report(found)
     assert all((accuracy.RESULTS / name).exists() for name in re.findall(r"accuracy_\d+\.png", section))
+
+
+def test_a_training_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> None:
+    runs.note_settings(tmp_path, MNConfig())
+    runs.note_settings(tmp_path, MNConfig())
+    with pytest.raises(MNError, match=r"unlabeled_share 0\.5 \(now None\)"):
+        runs.note_settings(tmp_path, MNConfig(unlabeled_share=None))
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "checkpoint_latest.pth").touch()
+    with pytest.raises(MNError, match="unknown settings"):
+        runs.note_settings(tmp_path, MNConfig())
+
+
+def test_readme_quotes_the_scale_at_which_ours_was_trained_most() -> None:
+    shorter = [replace(record(name), scale=workspace.scale_key(SCALE)) for name in ("mn", "nnunet")]
+    longer = replace(shorter[1], updates=1600)
+    assert accuracy.readme_section([longer, *shorter]).startswith("600 updates")

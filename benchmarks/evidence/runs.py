@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.versions import package_versions
+from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.stock_commands import epoch_begun, run_stock
 
@@ -101,9 +102,28 @@ def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "training.lock"):  # self-training may want the model that another job is training
+        note_settings(space.results(run.name), resolve(Layer("the benchmark", _settings(run, space.scale))))
         if not (folder / "validation" / "summary.json").exists():
             _train(run, space, folder, follow)
     return folder
+
+
+def note_settings(folder: Path, config: MNConfig) -> None:
+    """Note with which settings a run is trained; defaults may have changed since an earlier part of it.
+
+    Raises:
+        MNError: when the folder holds a training with others.
+    """
+    noted, now = folder / "settings.json", config.to_dict()
+    if not noted.exists():
+        if any(folder.rglob("checkpoint_*.pth")):
+            raise MNError(f"{folder} holds a training of unknown settings: delete it")
+        write_whole(noted, json.dumps(now, indent=2))
+        return
+    then = json.loads(noted.read_bytes())
+    changed = [f"{name} {then.get(name)!r} (now {value!r})" for name, value in now.items() if then.get(name) != value]
+    if changed or then.keys() != now.keys():
+        raise MNError(f"{folder} holds a training with other settings, {', '.join(changed)}: delete it")
 
 
 def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], None]) -> None:

@@ -126,7 +126,7 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 
 def by_labels(records: Sequence[Record], half: Half) -> str:
     """Markdown: baselines and ours by the number of labels, on the label sets that ours has, with the share of the
-    distance to all labels."""
+    distance to all labels; nothing where ours has none."""
     columns = " | ".join(f"`{name}`" for name in _COMPARED)
     lines = [f"| labels | folds | {columns} | gain over `{FAIR_BASELINE}` | of the distance to `{UPPER_BOUND}` |"]
     lines.append("|---|" + "---|" * (len(_COMPARED) + 3))
@@ -141,7 +141,7 @@ def by_labels(records: Sequence[Record], half: Half) -> str:
             cells = [str(count), _folds(rows[OURS]), *(_spread(means[m]) for m in _COMPARED), str(gain)]
             cells.append(f"{gain.mean / distance:.0%}" if upper else "")
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 _COMPARED = (BASELINE, FAIR_BASELINE, OURS)
