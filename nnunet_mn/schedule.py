@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch.optim import Optimizer
 
+from nnunet_mn.config import MNConfig
+
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
 REFRESHES = 4  # of the pseudo-masks that crops of unlabeled cases are centered by
 PAPER_WARM_UP = 0.0125  # 50 of 4,000 epochs
@@ -31,6 +33,16 @@ class Schedule:
     supervised: int
     preset: Literal["nnunet", "paper"] = "nnunet"
     unlabeled_share: float | None = None
+
+    @classmethod
+    def of(cls, config: MNConfig, *, total: int) -> "Schedule":
+        """The schedule that the settings ask for in a training of some iterations."""
+        return cls(
+            total=total,
+            supervised=round(config.supervised_fraction * total),
+            preset=config.preset,
+            unlabeled_share=config.unlabeled_share,
+        )
 
     def learning_rate_factor(self, iteration: float) -> float:
         """The learning rate at an iteration as a share of its peak."""

@@ -151,13 +151,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.ranks = ddp.find_ranks(self.device)
         self.save_every = 2**62  # stock would write `latest` before it knows the best score; see on_epoch_end
         self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed one is shorter
-        total = self.num_epochs * self.iterations
-        self.schedule = Schedule(
-            total=total,
-            supervised=round(self.mn_config.supervised_fraction * total),
-            preset=self.mn_config.preset,
-            unlabeled_share=self.mn_config.unlabeled_share,
-        )
+        self.schedule = Schedule.of(self.mn_config, total=self.num_epochs * self.iterations)
         self.fraction = loader.SharedFraction()
         self.failures = WorkerFailures()
         self.iteration = 0  # of the epoch

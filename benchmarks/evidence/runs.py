@@ -121,8 +121,9 @@ def note_settings(folder: Path, config: MNConfig) -> None:
         write_whole(noted, json.dumps(now, indent=2))
         return
     then = json.loads(noted.read_bytes())
-    changed = [f"{name} {then.get(name)!r} (now {value!r})" for name, value in now.items() if then.get(name) != value]
-    if changed or then.keys() != now.keys():
+    changed = [f"{name} {then.get(name)!r} (now {now.get(name)!r})"
+               for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]  # fmt: skip
+    if changed:
         raise MNError(f"{folder} holds a training with other settings, {', '.join(changed)}: delete it")
 
 

@@ -133,13 +133,7 @@ class PlanCost:
         return 4 * (self.batch_size - 1) * self.classes * math.prod(self.patch_size)
 
     def _mean_unlabeled(self) -> float:
-        supervised = round(self.config.supervised_fraction * EPOCHS)
-        schedule = Schedule(
-            total=EPOCHS,
-            supervised=supervised,
-            preset=self.config.preset,
-            unlabeled_share=self.config.unlabeled_share,
-        )
+        schedule = Schedule.of(self.config, total=EPOCHS)
         most = (self.batch_size - 1) / self.batch_size
         return sum(min(schedule.unlabeled_fraction(i), most) for i in range(EPOCHS)) / EPOCHS
 
