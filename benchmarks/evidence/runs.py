@@ -102,7 +102,7 @@ def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "training.lock"):  # self-training may want the model that another job is training
-        note_settings(space.results(run.name), resolve(Layer("the benchmark", _settings(run, space.scale))))
+        note_settings(space.results(run.name), _resolved(run, space.scale))
         if not (folder / "validation" / "summary.json").exists():
             _train(run, space, folder, follow)
     return folder
@@ -118,6 +118,7 @@ def note_settings(folder: Path, config: MNConfig) -> None:
     if not noted.exists():
         if any(folder.rglob("checkpoint_*.pth")):
             raise MNError(f"{folder} holds a training of unknown settings: delete it")
+        folder.mkdir(parents=True, exist_ok=True)
         write_whole(noted, json.dumps(now, indent=2))
         return
     then = json.loads(noted.read_bytes())
@@ -153,6 +154,11 @@ def _settings(run: Run, scale: Scale) -> dict[str, str]:
     }
 
 
+def _resolved(run: Run, scale: Scale) -> MNConfig:
+    """With the defaults of now."""
+    return resolve(Layer("the benchmark", _settings(run, scale)))
+
+
 def _config(checkpoint: Path, run: Run, scale: Scale) -> dict[str, Any]:
     """M&N's resolved settings from the checkpoint; for other trainers those that were set."""
     stored = torch.load(checkpoint, map_location="cpu", weights_only=False).get("mn")
@@ -171,6 +177,7 @@ def _pseudo_labeled(run: Run, space: Workspace) -> Workspace:
     folder = space.folder / "self_training" / trainings_key(space.scale) / f"fold{run.fold}_seed{run.seed}"
     dataset = folder / "nnUNet_raw" / space.dataset.name
     teacher = Run(method=METHODS[_teacher(run.method)], fold=run.fold, seed=run.seed)
+    note_settings(folder, _resolved(teacher, space.scale))  # its masks stay when its training is deleted
     train(teacher, space, lambda epoch: None)
     split = json.loads((space.dataset / "splits_final.json").read_bytes())[run.fold]
     description = json.loads((space.dataset / "dataset.json").read_bytes())
