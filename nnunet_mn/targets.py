@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_EPS = 1e-6  # keeps logits of certain voxels finite
-
 
 class SoftTarget(NamedTuple):
     """A target at one resolution.
@@ -44,10 +42,12 @@ class LabelSpace:
         return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
 
     def mean(self, first: Tensor, second: Tensor) -> Tensor:
-        """The mean of two networks' probabilities `(B, K, ...)`, taken of logits: the surer one has more say."""
-        if self.regions:
-            return ((first.logit(_EPS) + second.logit(_EPS)) / 2).sigmoid()
-        return ((first.clamp_min(_EPS).log() + second.clamp_min(_EPS).log()) / 2).softmax(1)
+        """The mean of two networks' probabilities `(B, K, ...)`.
+
+        Not that of their logits, in which the surer one has more say: a 3D network is surer than it is right, and
+        would be taught its own errors.
+        """
+        return (first + second) / 2
 
     def encode(self, target: Tensor) -> SoftTarget:
         """Turn a mask as nnU-Net's loader gives it into a soft target.

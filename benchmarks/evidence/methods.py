@@ -37,6 +37,7 @@ _STOCK = {"optimizer_3d": "sgd", "lr_3d": "none"}  # whatever rate the benchmark
 _ADAMW = {"optimizer_3d": "adamw"}
 _LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
 _MN = "nnUNetTrainerMN"
+_MN_LOGITS = "nnUNetTrainerMNMeanOfLogits"
 
 
 def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
@@ -89,9 +90,20 @@ _ALL = (
         "mn-other-teacher", "each network learns from the other's pseudo-masks, as in the paper", teacher="other"
     ),
     _ablation("mn-first-axis", "2D network along the first axis alone, as in the paper", slice_axes="first"),
+    _ablation("mn-copy-paste", "a box of a labeled sample covers a part of each unlabeled one", copy_paste="true"),
     _ablation(
-        "mn-copy-paste",
-        "the growing share, and a box of a labeled sample covers a part of each unlabeled one",
+        "mn-mean-of-logits", "in the mean of both pseudo-masks the surer network has more say", trainer=_MN_LOGITS
+    ),
+    _ablation(
+        "mn-logits-growing",
+        "earlier defaults: the mean of logits, and the growing share",
+        trainer=_MN_LOGITS,
+        unlabeled_share="none",
+    ),
+    _ablation(
+        "mn-logits-growing-paste",
+        "the defaults before: the mean of logits, the growing share and copy-paste",
+        trainer=_MN_LOGITS,
         unlabeled_share="none",
         copy_paste="true",
     ),

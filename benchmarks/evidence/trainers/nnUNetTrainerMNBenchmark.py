@@ -42,13 +42,36 @@ class HardMasks(LabelSpace):
         return self.encode(logits.argmax(1, keepdim=True)).values
 
 
-class nnUNetTrainerMNHardMasks(nnUNetTrainerMN):
-    """Hard pseudo-masks, of classes rather than regions."""
+@dataclass(frozen=True, kw_only=True)
+class MeanOfLogits(LabelSpace):
+    """The surer network has more say in the mean of both."""
+
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        smallest = 1e-6  # keeps logits of certain voxels finite
+        return ((first.clamp_min(smallest).log() + second.clamp_min(smallest).log()) / 2).softmax(1)
+
+
+class nnUNetTrainerMNLabelSpace(nnUNetTrainerMN):
+    """Base of those that treat pseudo-masks otherwise, of classes rather than regions."""
+
+    label_space: ClassVar[type[LabelSpace]] = LabelSpace
 
     def _build_cotrainer(self) -> CoTrainer:
         built = super()._build_cotrainer()
-        built.labels = HardMasks(**{f.name: getattr(built.labels, f.name) for f in fields(LabelSpace)})
+        built.labels = self.label_space(**{f.name: getattr(built.labels, f.name) for f in fields(LabelSpace)})
         return built
+
+
+class nnUNetTrainerMNHardMasks(nnUNetTrainerMNLabelSpace):
+    """Hard pseudo-masks."""
+
+    label_space = HardMasks
+
+
+class nnUNetTrainerMNMeanOfLogits(nnUNetTrainerMNLabelSpace):
+    """Both networks' mean pseudo-mask is that of their logits."""
+
+    label_space = MeanOfLogits
 
 
 class nnUNetTrainerMNLinearDice(nnUNetTrainerMN):
