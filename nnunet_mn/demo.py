@@ -25,7 +25,7 @@ from nnunet_mn.stock_commands import epoch_begun, run_stock
 
 BASELINE = ("labeled only", "nnUNetTrainerMNLabeledOnly")
 MN = ("M&N", "nnUNetTrainerMN")
-PATCH_SIZE, BATCH_SIZE, FEATURES = (16, 32, 32), 4, (8, 16, 32, 32)
+PATCH_SIZE, BATCH_SIZE, FEATURES = (16, 40, 40), 4, (12, 24, 48, 64)
 _CURVES = ("mean_fg_dice", "mean_fg_dice_2d", "unlabeled_fraction", "train_losses")
 
 
@@ -40,7 +40,7 @@ class Scale:
     n_test: int
 
 
-FULL = Scale(epochs=60, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12)
+FULL = Scale(epochs=24, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12)
 QUICK = Scale(epochs=2, iterations=5, val_iterations=1, n_unlabeled=24, n_test=8)
 
 

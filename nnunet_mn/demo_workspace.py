@@ -75,8 +75,6 @@ class Workspace:
         settings = {
             "backbone": BACKBONE,
             "optimizer_3d": "adamw",  # of both models, so that unlabeled images are all that tells them apart
-            "lr_3d": 3e-3,  # so few channels learn slowly at the default
-            "slice_step": 8,  # a step of the 2D network takes as long as one of so small a 3D network
             "seed": seed,
             "epochs": epochs,
             "iterations_per_epoch": iterations,
