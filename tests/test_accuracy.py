@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
@@ -159,6 +162,27 @@ def test_a_missed_class_counts_apart_from_distances() -> None:
     one.hd95["case_0"]["1"] = None
     assert one.missed("tune") == 1
     assert one.mean_hd95("tune") == pytest.approx(np.mean([3, 1, 3, 1, 3]))
+
+
+def test_scores_are_those_of_nnunets_evaluation(tmp_path: Path) -> None:
+    truth = np.zeros((8, 8, 8), np.uint8)
+    truth[2:6, 2:6, 2:4], truth[2:6, 2:6, 4:6] = 1, 2
+    prediction = np.where(truth == 2, 0, truth)
+    prediction[2:4, 2:6, 2:4] = 0
+    for name, mask in (("truths", truth), ("validation", prediction)):
+        (tmp_path / name).mkdir()
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(mask), str(tmp_path / name / "case_1.nii.gz"))
+    summary = tmp_path / "validation" / "summary.json"
+    compute_metrics_on_folder(
+        str(tmp_path / "truths"), str(summary.parent), str(summary), SimpleITKIO(), ".nii.gz", [1, 2], num_processes=1
+    )
+    scores = records.score(summary, tmp_path / "truths")
+    assert scores.dice == {"case_1": {"1": pytest.approx(2 / 3), "2": 0}}
+    assert scores.volume == {"case_1": {"1": 0.5, "2": 0}}
+    assert scores.hd95 == {"case_1": {"1": 2, "2": None}}
+    one = replace(record("mn"), volume=scores.volume)
+    assert np.isnan(one.mean_volume("report", "1"))  # no case of the half has one
+    assert replace(one, dice=scores.dice).mean_volume("report", "1") == 0.5
 
 
 def test_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:

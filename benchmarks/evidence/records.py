@@ -1,7 +1,8 @@
 """What a finished run leaves: one JSON line, from which every table is made."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ class Record:
         date: of the run.
         dice: case -> class -> nnU-Net's Dice.
         hd95: case -> class -> mm, None where truth or prediction is empty.
+        volume: case -> class -> predicted voxels as a share of the true ones, None where truth is empty; runs before
+            2026-11-25 may lack it.
     """
 
     method: str
@@ -42,6 +45,7 @@ class Record:
     date: str
     dice: dict[str, dict[str, float]]
     hd95: dict[str, dict[str, float | None]]
+    volume: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -64,8 +68,11 @@ class Record:
 
     def mean_hd95(self, half: Half) -> float:
         """Mean distance in mm over cases and classes where both masks have voxels."""
-        values = [value for case in self.cases(half) for value in self.hd95[case].values() if value is not None]
-        return float(np.mean(values)) if values else float("nan")
+        return _mean(value for case in self.cases(half) for value in self.hd95[case].values())
+
+    def mean_volume(self, half: Half, label: str) -> float:
+        """Mean share of a class's true volume that is predicted; NaN where the run has not recorded it."""
+        return _mean(self.volume[case][label] for case in self.cases(half) if case in self.volume)
 
     def missed(self, half: Half) -> int:
         """Classes of cases that were not found at all."""
@@ -91,25 +98,44 @@ def append(file: Path, record: Record) -> None:
         stream.write(json.dumps(asdict(record)) + "\n")
 
 
-def score(summary: Path, truths: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float | None]]]:
-    """Dice from nnU-Net's own evaluation, and surface distances, of every case and class.
+@dataclass(frozen=True)
+class Scores:
+    """As in `Record`."""
+
+    dice: dict[str, dict[str, float]]
+    hd95: dict[str, dict[str, float | None]]
+    volume: dict[str, dict[str, float | None]]
+
+
+def score(summary: Path, truths: Path) -> Scores:
+    """Dice and volumes from nnU-Net's own evaluation, and surface distances, of every case and class.
 
     Args:
         summary: `validation/summary.json` of a training; the segmentations lie beside it.
         truths: folder of the true segmentations.
     """
-    dice: dict[str, dict[str, float]] = {}
-    hd95: dict[str, dict[str, float | None]] = {}
+    scores = Scores({}, {}, {})
     for case in json.loads(summary.read_text(encoding="utf-8"))["metric_per_case"]:
         file = Path(case["prediction_file"]).name
-        name = file.split(".")[0]
+        name, metrics = file.split(".")[0], case["metrics"]
         truth, prediction = read_volume(truths / file), read_volume(summary.parent / file)
-        dice[name] = {label: metrics["Dice"] for label, metrics in case["metrics"].items()}
-        hd95[name] = {
+        scores.dice[name] = {label: of["Dice"] for label, of in metrics.items()}
+        scores.volume[name] = {label: _share(of["n_pred"], of["n_ref"]) for label, of in metrics.items()}
+        scores.hd95[name] = {
             label: _finite(hausdorff_95(truth == int(label), prediction == int(label), _spacing(truths / file)))
-            for label in case["metrics"]
+            for label in metrics
         }
-    return dice, hd95
+    return scores
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Of those that are there; NaN of none."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else float("nan")
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 3) if whole else None
 
 
 def _finite(value: float) -> float | None:

@@ -68,7 +68,7 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> reco
     start = time.monotonic()
     folder = train(run, where, on_epoch)
     seconds = time.monotonic() - start
-    dice, hd95 = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
+    scores = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
     splits = json.loads((space.dataset / "splits_final.json").read_bytes())
     return records.Record(
         method=run.method.name,
@@ -81,8 +81,9 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> reco
         config=_config(folder / "checkpoint_final.pth", run, space.scale),
         versions=package_versions(),
         date=datetime.date.today().isoformat(),
-        dice=dice,
-        hd95=hd95,
+        dice=scores.dice,
+        hd95=scores.hd95,
+        volume=scores.volume,
     )
 
 

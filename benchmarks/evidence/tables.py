@@ -1,7 +1,7 @@
 """Tables and a plot from the records of finished runs."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,9 @@ def table(records: Sequence[Record], half: Half) -> str:
     """Markdown: every method with few labels, one row each; the last column alone compares on the same folds."""
     few = [r for r in records if r.n_labeled == FEW or METHODS[r.method].all_labels]
     labels = records[0].labels
-    lines = [
-        f"| method | folds | mean Dice | {' | '.join(f'Dice {label}' for label in labels)} | HD95 in mm | missed "
-        f"| minutes | against `{OURS}` |",
-        "|---|" + "---|" * (len(labels) + 6),
-    ]
+    of_classes = [f"{text} {label}" for text in ("Dice", "volume") for label in labels]
+    columns = ["method", "folds", "mean Dice", *of_classes, "HD95 in mm", "missed", "minutes", f"against `{OURS}`"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in METHODS:
         runs = [r for r in few if r.method == name]
         if runs:
@@ -77,14 +75,15 @@ def table(records: Sequence[Record], half: Half) -> str:
     return "\n".join([*lines, *_legend(few)])
 
 
-def _row(name: str, runs: Sequence[Record], ours: Sequence[Record], half: Half, labels: Iterable[str]) -> str:
+def _row(name: str, runs: Sequence[Record], ours: Sequence[Record], half: Half, labels: Sequence[str]) -> str:
     difference = None if name == OURS else paired_difference(runs, ours, half)
     cells = [
         f"`{name}`",
         _folds(runs),
         _spread([r.case_dice(half).mean() for r in runs]),
         *(_spread([r.class_dice(half, label) for r in runs]) for label in labels),
-        f"{np.mean([r.mean_hd95(half) for r in runs]):.2f}",
+        *(_number([r.mean_volume(half, label) for r in runs]) for label in labels),
+        _number([r.mean_hd95(half) for r in runs]),
         str(sum(r.missed(half) for r in runs)),
         f"{np.mean([r.seconds for r in runs]) / 60:.0f}",
         "" if difference is None else str(difference),
@@ -100,9 +99,15 @@ def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
+def _number(values: Sequence[float]) -> str:
+    mean = np.mean(values)
+    return "" if np.isnan(mean) else f"{mean:.2f}"
+
+
 def _legend(records: Sequence[Record]) -> list[str]:
     present = {r.method for r in records}
-    return ["", *(f"- `{name}`: {method.text}." for name, method in METHODS.items() if name in present)]
+    columns = "Volume: the predicted share of the true one. Missed: classes of cases in which no voxel was found."
+    return ["", columns, "", *(f"- `{name}`: {method.text}." for name, method in METHODS.items() if name in present)]
 
 
 def _folds(runs: Sequence[Record]) -> str:
