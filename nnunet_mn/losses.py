@@ -21,8 +21,8 @@ class SoftTargetLoss:
         batch_dice: one Dice over the batch rather than the mean of each sample's.
         background: whether the first class counts in the Dice (nnU-Net: only for regions; reference: always).
         squared: where the Dice has squared denominators, as in V-Net and the reference. With a soft target the squared
-            one is highest for the target itself. A linear one is highest where a prediction is 1 wherever the target
-            exceeds half of the present Dice, so that unsure pseudo-masks grow as two networks teach each other.
+            one is highest for the target itself; the linear one, nnU-Net's, where a prediction is 1 wherever the target
+            exceeds half of the present Dice: unsure pseudo-masks grow, which squared ones leave too small.
         average: KL over `voxels` (nnU-Net's cross entropy) or over all `elements`, that is voxels and channels.
         smooth: added to numerator and denominator of the Dice.
         ranks: the processes that share a batch; the value is the joint batch's on each of them.
@@ -31,7 +31,7 @@ class SoftTargetLoss:
     regions: bool = False
     batch_dice: bool = False
     background: bool = False
-    squared: Literal["never", "pseudo_masks", "always"] = "pseudo_masks"
+    squared: Literal["never", "pseudo_masks", "always"] = "never"
     average: Literal["voxels", "elements"] = "voxels"
     smooth: float = 1e-5
     ranks: Ranks = ALONE

@@ -37,7 +37,7 @@ _STOCK = {"optimizer_3d": "sgd", "lr_3d": "none"}  # whatever rate the benchmark
 _ADAMW = {"optimizer_3d": "adamw"}
 _LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
 _MN = "nnUNetTrainerMN"
-_MN_LOGITS = "nnUNetTrainerMNMeanOfLogits"
+_MN_EARLIER = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
 
 
 def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
@@ -92,18 +92,21 @@ _ALL = (
     _ablation("mn-first-axis", "2D network along the first axis alone, as in the paper", slice_axes="first"),
     _ablation("mn-copy-paste", "a box of a labeled sample covers a part of each unlabeled one", copy_paste="true"),
     _ablation(
-        "mn-mean-of-logits", "in the mean of both pseudo-masks the surer network has more say", trainer=_MN_LOGITS
+        "mn-mean-of-logits",
+        "in the mean of both pseudo-masks the surer network has more say",
+        trainer="nnUNetTrainerMNMeanOfLogits",
     ),
+    _ablation("mn-logits", "earlier defaults: the squared Dice and the mean of logits", trainer=_MN_EARLIER),
     _ablation(
         "mn-logits-growing",
-        "earlier defaults: the mean of logits, and the growing share",
-        trainer=_MN_LOGITS,
+        "earlier defaults: the squared Dice, the mean of logits and the growing share",
+        trainer=_MN_EARLIER,
         unlabeled_share="none",
     ),
     _ablation(
         "mn-logits-growing-paste",
-        "the defaults before: the mean of logits, the growing share and copy-paste",
-        trainer=_MN_LOGITS,
+        "the defaults before: the squared Dice, the mean of logits, the growing share and copy-paste",
+        trainer=_MN_EARLIER,
         unlabeled_share="none",
         copy_paste="true",
     ),
@@ -117,7 +120,7 @@ _ALL = (
     _ablation("mn-floor", "the growing share rounded down", unlabeled_share="none", rounding="floor"),
     _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
     _ablation("mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"),
-    _ablation("mn-linear-dice", "linear Dice on unlabeled samples too", trainer="nnUNetTrainerMNLinearDice"),
+    _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer="nnUNetTrainerMNSquaredDice"),
     _ablation("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
 )
 METHODS = {method.name: method for method in _ALL}

@@ -74,14 +74,18 @@ class nnUNetTrainerMNMeanOfLogits(nnUNetTrainerMNLabelSpace):
     label_space = MeanOfLogits
 
 
-class nnUNetTrainerMNLinearDice(nnUNetTrainerMN):
-    """nnU-Net's linear Dice for pseudo-masks too."""
+class nnUNetTrainerMNSquaredDice(nnUNetTrainerMN):
+    """A Dice with squared denominators for pseudo-masks."""
 
     def _build_cotrainer(self) -> CoTrainer:
         built = super()._build_cotrainer()
         for student in (built.student_3d, built.student_2d):
-            student.loss = replace(student.loss, loss=replace(student.loss.loss, squared="never"))
+            student.loss = replace(student.loss, loss=replace(student.loss.loss, squared="pseudo_masks"))
         return built
+
+
+class nnUNetTrainerMNSquaredDiceMeanOfLogits(nnUNetTrainerMNSquaredDice, nnUNetTrainerMNMeanOfLogits):
+    """Both: earlier defaults."""
 
 
 class Second3D(nn.Module):
