@@ -23,7 +23,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "rounding": "floor",
                 "lora_dropout": 0.1,
                 "lr_3d": 1e-4,
-                "unlabeled_share": None,
                 "teacher": "other",
                 "slice_axes": "first",
                 "slice_step": 1,
@@ -108,7 +107,7 @@ class MNConfig:
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"
     rounding: Literal["diffusion", "floor"] = "diffusion"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
-    unlabeled_share: float | None = field(default=0.5, metadata=_range(0, 1, low_open=True))
+    unlabeled_share: float | None = field(default=None, metadata=_range(0, 1, low_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
     lr_3d: float | None = field(default=None, metadata=_range(0, 10, low_open=True))
     lora_rank: int = field(default=64, metadata=_POSITIVE)

@@ -209,8 +209,8 @@ def test_readme_and_page_quote_the_records() -> None:
 def test_a_training_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> None:
     runs.note_settings(tmp_path, MNConfig())
     runs.note_settings(tmp_path, MNConfig())
-    with pytest.raises(MNError, match=r"unlabeled_share 0\.5 \(now None\)"):
-        runs.note_settings(tmp_path, MNConfig(unlabeled_share=None))
+    with pytest.raises(MNError, match=r"unlabeled_share None \(now 0\.5\)"):
+        runs.note_settings(tmp_path, MNConfig(unlabeled_share=0.5))
     (tmp_path / "settings.json").unlink()
     (tmp_path / "checkpoint_latest.pth").touch()
     with pytest.raises(MNError, match="unknown settings"):

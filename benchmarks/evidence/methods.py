@@ -37,7 +37,9 @@ _STOCK = {"optimizer_3d": "sgd", "lr_3d": "none"}  # whatever rate the benchmark
 _ADAMW = {"optimizer_3d": "adamw"}
 _LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
 _MN = "nnUNetTrainerMN"
-_MN_EARLIER = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
+_MN_SQUARED = "nnUNetTrainerMNSquaredDice"
+_MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
+_HALF = "0.5"
 
 
 def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
@@ -96,31 +98,32 @@ _ALL = (
         "in the mean of both pseudo-masks the surer network has more say",
         trainer="nnUNetTrainerMNMeanOfLogits",
     ),
-    _ablation("mn-logits", "earlier defaults: the squared Dice and the mean of logits", trainer=_MN_EARLIER),
     _ablation(
-        "mn-logits-growing",
-        "earlier defaults: the squared Dice, the mean of logits and the growing share",
-        trainer=_MN_EARLIER,
-        unlabeled_share="none",
+        "mn-squared-half",
+        "earlier defaults: the squared Dice and half of each batch",
+        trainer=_MN_SQUARED,
+        unlabeled_share=_HALF,
     ),
     _ablation(
-        "mn-logits-growing-paste",
-        "the defaults before: the squared Dice, the mean of logits, the growing share and copy-paste",
-        trainer=_MN_EARLIER,
-        unlabeled_share="none",
+        "mn-logits-half",
+        "earlier defaults: the squared Dice, the mean of logits and half of each batch",
+        trainer=_MN_LOGITS,
+        unlabeled_share=_HALF,
+    ),
+    _ablation("mn-logits", "earlier defaults: the squared Dice and the mean of logits", trainer=_MN_LOGITS),
+    _ablation(
+        "mn-logits-paste",
+        "the first defaults: the squared Dice, the mean of logits and copy-paste",
+        trainer=_MN_LOGITS,
         copy_paste="true",
     ),
     _ablation("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
     _ablation("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
-    _ablation(
-        "mn-growing-share",
-        "the unlabeled share grows as the learning rate decays, as in the paper",
-        unlabeled_share="none",
-    ),
-    _ablation("mn-floor", "the growing share rounded down", unlabeled_share="none", rounding="floor"),
+    _ablation("mn-half-unlabeled", "half of each batch is unlabeled", unlabeled_share=_HALF),
+    _ablation("mn-floor", "the unlabeled share is rounded down", rounding="floor"),
     _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
     _ablation("mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"),
-    _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer="nnUNetTrainerMNSquaredDice"),
+    _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer=_MN_SQUARED),
     _ablation("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
 )
 METHODS = {method.name: method for method in _ALL}
