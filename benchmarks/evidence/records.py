@@ -29,8 +29,8 @@ class Record:
         date: of the run.
         dice: case -> class -> nnU-Net's Dice.
         hd95: case -> class -> mm, None where truth or prediction is empty.
-        volume: case -> class -> predicted voxels as a share of the true ones, None where truth is empty; runs before
-            2026-11-25 may lack it.
+        volume: case -> class -> predicted voxels as a share of the true ones, None where truth is empty; the
+            earliest runs lack it.
     """
 
     method: str
