@@ -20,9 +20,9 @@ class SoftTargetLoss:
         regions: channels are regions (sigmoid, Bernoulli KL) rather than classes (softmax).
         batch_dice: one Dice over the batch rather than the mean of each sample's.
         background: whether the first class counts in the Dice (nnU-Net: only for regions; reference: always).
-        squared: where the Dice has squared denominators, as in V-Net and the reference. With a soft target the squared
-            one is highest for the target itself; the linear one, nnU-Net's, where a prediction is 1 wherever the target
-            exceeds half of the present Dice: unsure pseudo-masks grow, which squared ones leave too small.
+        squared: a Dice with squared denominators, as in V-Net and the reference. With a soft target it is highest for
+            the target itself; the linear one, nnU-Net's, where a prediction is 1 wherever the target exceeds half of
+            the present Dice: unsure pseudo-masks grow, which the squared one leaves too small.
         average: KL over `voxels` (nnU-Net's cross entropy) or over all `elements`, that is voxels and channels.
         smooth: added to numerator and denominator of the Dice.
         ranks: the processes that share a batch; the value is the joint batch's on each of them.
@@ -31,7 +31,7 @@ class SoftTargetLoss:
     regions: bool = False
     batch_dice: bool = False
     background: bool = False
-    squared: Literal["never", "pseudo_masks", "always"] = "never"
+    squared: bool = False
     average: Literal["voxels", "elements"] = "voxels"
     smooth: float = 1e-5
     ranks: Ranks = ALONE
@@ -67,20 +67,15 @@ class SoftTargetLoss:
             prediction, values = prediction * target.mask, values * target.mask
         over = tuple(range(2, prediction.ndim))
         overlap = (prediction * values).sum(over)  # (B, K)
-        size = self._size(prediction, target.n_pseudo).sum(over) + self._size(values, target.n_pseudo).sum(over)
+        size = self._size(prediction, values).sum(over)
         if self.batch_dice:
             overlap, size = self.ranks.total(overlap.sum(0)), self.ranks.total(size.sum(0))
         dice = (2 * overlap + self.smooth) / (size + self.smooth).clamp_min(1e-8)
         return dice.mean() if self.batch_dice else self.ranks.total(dice.sum()) / self._total_count(dice)
 
-    def _size(self, probabilities: Tensor, n_pseudo: int) -> Tensor:
-        """What each voxel of `(B, K, ...)` adds to the denominator."""
-        if self.squared == "always":
-            return probabilities.square()
-        if self.squared == "never" or n_pseudo == 0:
-            return probabilities
-        known, pseudo = probabilities.tensor_split([len(probabilities) - n_pseudo])
-        return torch.cat([known, pseudo.square()])
+    def _size(self, prediction: Tensor, values: Tensor) -> Tensor:
+        """What each voxel of `(B, K, ...)` adds to the Dice's denominator."""
+        return prediction.square() + values.square() if self.squared else prediction + values
 
     def _total_count(self, values: Tensor) -> float:
         """How many elements all ranks have together."""

@@ -15,12 +15,10 @@ class SoftTarget(NamedTuple):
     Args:
         values: class probabilities, `(B, K, ...)`.
         mask: 1 where a voxel counts, `(B, 1, ...)`; None where all do.
-        n_pseudo: how many samples, the last ones, have a teacher's pseudo-mask.
     """
 
     values: Tensor
     mask: Tensor | None
-    n_pseudo: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +81,9 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace, *, counts: 
         return known
     values = torch.cat([known.values, _pool(pseudo_mask, target.shape[2:])])
     if known.mask is None:
-        return SoftTarget(values, None, len(pseudo_mask))
+        return SoftTarget(values, None)
     counts = torch.ones_like(pseudo_mask[:, :1]) if counts is None else counts
-    return SoftTarget(values, torch.cat([known.mask, _pool(counts, target.shape[2:])]), len(pseudo_mask))
+    return SoftTarget(values, torch.cat([known.mask, _pool(counts, target.shape[2:])]))
 
 
 def _pool(values: Tensor, size: Sequence[int]) -> Tensor:

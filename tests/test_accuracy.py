@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
+from nnunet_mn.losses import SoftTargetLoss
+from nnunet_mn.targets import LabelSpace, SoftTarget
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -44,6 +47,23 @@ def test_every_method_has_a_trainer_that_exists() -> None:
     theirs = (BENCHMARKS / "evidence" / "trainers" / "nnUNetTrainerMNBenchmark.py").read_text()
     for method in methods.METHODS.values():
         assert f"class {method.trainer}(" in ours + theirs
+
+
+def test_the_squared_dice_of_the_ablation_is_that_of_pseudo_masks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(workspace.TRAINERS)
+    from nnUNetTrainerMNBenchmark import SquaredDiceOfPseudoMasks
+
+    logits = torch.randn(2, 3, 4, 4, 4)
+    mask = LabelSpace(num_channels=3).encode(torch.randint(0, 3, (1, 1, 4, 4, 4))).values
+    target = SoftTarget(torch.cat([mask, torch.randn(1, 3, 4, 4, 4).softmax(1)]), None)
+    gradients = []
+    for loss in (SquaredDiceOfPseudoMasks(), SoftTargetLoss(), SoftTargetLoss(squared=True)):
+        leaf = logits.clone().requires_grad_()
+        loss(leaf, target).backward()
+        gradients.append(leaf.grad)
+    mixed, linear, squared = gradients
+    torch.testing.assert_close(mixed, torch.cat([linear[:1], squared[1:]]))
+    assert not torch.allclose(linear, squared)
 
 
 def test_unknown_method_is_an_error_that_lists_the_known() -> None:

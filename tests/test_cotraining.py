@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nnunet_mn.cotraining import CoTrainer, Student, pseudo_mask
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.targets import LabelSpace
+from nnunet_mn.targets import LabelSpace, SoftTarget
 
 LABELS = LabelSpace(num_channels=3)
 
@@ -66,10 +66,10 @@ def test_each_network_is_updated_from_the_others_state_before_the_step() -> None
     expected = {}
     for name, net, pseudo in (("2d", net_2d, from_3d), ("3d", net_3d, from_2d)):
         student = trainer.student_2d if name == "2d" else trainer.student_3d
-        finest = SoftTargetLoss()(net(volumes)[0], (target := _soft(torch.cat([one_hot, pseudo]))))
+        finest = SoftTargetLoss()(net(volumes)[0], (target := SoftTarget(torch.cat([one_hot, pseudo]), None)))
         if name == "3d":
-            coarse = _soft(torch.cat([_one_hot(targets[1][:1]), nn.functional.avg_pool3d(target.values[1:], 2)]))
-            finest = 0.7 * finest + 0.3 * SoftTargetLoss()(net(volumes)[1], coarse)
+            coarse = torch.cat([_one_hot(targets[1][:1]), nn.functional.avg_pool3d(target.values[1:], 2)])
+            finest = 0.7 * finest + 0.3 * SoftTargetLoss()(net(volumes)[1], SoftTarget(coarse, None))
         gradients = torch.autograd.grad(finest, list(net.parameters()))
         assert math.sqrt(sum(float(g.square().sum()) for g in gradients)) < student.clip_norm
         expected[name] = [p.detach() - 0.1 * g for p, g in zip(net.parameters(), gradients, strict=True)]
@@ -77,12 +77,6 @@ def test_each_network_is_updated_from_the_others_state_before_the_step() -> None
     for name, net in (("2d", net_2d), ("3d", net_3d)):
         for now, wanted in zip(net.parameters(), expected[name], strict=True):
             torch.testing.assert_close(now.detach(), wanted)
-
-
-def _soft(values: Tensor) -> "torch.Tensor":
-    from nnunet_mn.targets import SoftTarget
-
-    return SoftTarget(values, None, n_pseudo=len(values) - 1)
 
 
 def _one_hot(labels: Tensor) -> Tensor:

@@ -435,7 +435,7 @@ def test_the_papers_preset_trains_with_its_own_optimizers_and_loss(
     trainer = trainings.run(planned_dataset(), preset="paper", adaptation="full", epochs=1)
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
     assert trainer.oversample_foreground_percent == 0.5
-    assert trainer.cotrainer.student_3d.loss.loss.squared == "always"
+    assert trainer.cotrainer.student_3d.loss.loss.squared
     assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
 
 

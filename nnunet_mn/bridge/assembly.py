@@ -36,9 +36,7 @@ def label_space(labels: LabelManager) -> LabelSpace:
 def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: Ranks) -> SoftTargetLoss:
     """The loss for one output: nnU-Net's form or, under `preset = "paper"`, the reference's."""
     if config.preset == "paper":
-        return SoftTargetLoss(
-            regions=labels.regions, background=True, squared="always", average="elements", ranks=ranks
-        )
+        return SoftTargetLoss(regions=labels.regions, background=True, squared=True, average="elements", ranks=ranks)
     return SoftTargetLoss(regions=labels.regions, batch_dice=batch_dice, ranks=ranks)
 
 

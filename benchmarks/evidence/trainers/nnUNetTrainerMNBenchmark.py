@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from nnunet_mn.bridge import assembly
 from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.mixing import draw_pastes, paste
 from nnunet_mn.networks.weights import check_fit, hash_of
 from nnunet_mn.targets import LabelSpace, combine_scales
@@ -74,13 +75,24 @@ class nnUNetTrainerMNMeanOfLogits(nnUNetTrainerMNLabelSpace):
     label_space = MeanOfLogits
 
 
+@dataclass(frozen=True, kw_only=True)
+class SquaredDiceOfPseudoMasks(SoftTargetLoss):
+    """Squared denominators where the target is soft, that is, a pseudo-mask."""
+
+    def _size(self, prediction: Tensor, values: Tensor) -> Tensor:
+        soft = ((values > 0) & (values < 1)).flatten(1).any(1).reshape(-1, *[1] * (values.ndim - 1))
+        return torch.where(soft, prediction.square() + values.square(), prediction + values)
+
+
 class nnUNetTrainerMNSquaredDice(nnUNetTrainerMN):
     """A Dice with squared denominators for pseudo-masks."""
 
     def _build_cotrainer(self) -> CoTrainer:
         built = super()._build_cotrainer()
         for student in (built.student_3d, built.student_2d):
-            student.loss = replace(student.loss, loss=replace(student.loss.loss, squared="pseudo_masks"))
+            plain = student.loss.loss
+            squared = SquaredDiceOfPseudoMasks(**{f.name: getattr(plain, f.name) for f in fields(SoftTargetLoss)})
+            student.loss = replace(student.loss, loss=squared)
         return built
 
 
