@@ -149,6 +149,13 @@ def test_gain_is_shown_for_each_number_of_labels_as_a_share_of_the_distance_to_a
     assert all("+0.100 [+0.100, +0.100] better | 50% |" in row for row in rows)
 
 
+def test_gain_is_no_share_of_a_distance_that_is_a_tie() -> None:
+    found = [record("mn", dice=0.8), record("nnunet-adamw", dice=0.7)]
+    found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=0.7)]
+    (row,) = tables.by_labels(found, "tune").splitlines()[2:]
+    assert row.endswith("+0.100 [+0.100, +0.100] better |  |")
+
+
 def test_label_sets_stand_side_by_side_without_ablations() -> None:
     found = [record("mn"), record("mn", fold=3, dice=0.7), record("nnunet", fold=3), record("mn-floor")]
     assert tables.by_label_set(found, "tune").splitlines() == [

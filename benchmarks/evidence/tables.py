@@ -131,20 +131,21 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 
 def by_labels(records: Sequence[Record], half: Half) -> str:
     """Markdown: baselines and ours by the number of labels, on the label sets that ours has, with the share of the
-    distance to all labels; nothing where ours has none."""
+    distance to all labels where that is more than a tie; nothing where ours has none."""
     columns = " | ".join(f"`{name}`" for name in _COMPARED)
     lines = [f"| labels | folds | {columns} | gain over `{FAIR_BASELINE}` | of the distance to `{UPPER_BOUND}` |"]
     lines.append("|---|" + "---|" * (len(_COMPARED) + 3))
-    upper = [r.case_dice(half).mean() for r in records if r.method == UPPER_BOUND]
+    upper = [r for r in records if r.method == UPPER_BOUND]
     for count in sorted({r.n_labeled for r in records if r.method == OURS}):
         sets = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == count}
         rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in sets] for m in _COMPARED}
         gain = paired_difference(rows[OURS], rows[FAIR_BASELINE], half)
         if gain is not None:
-            means = {m: [r.case_dice(half).mean() for r in runs] for m, runs in rows.items()}
-            distance = np.mean(upper) - np.mean(means[FAIR_BASELINE]) if upper else float("nan")
-            cells = [str(count), _folds(rows[OURS]), *(_spread(means[m]) for m in _COMPARED), str(gain)]
-            cells.append(f"{gain.mean / distance:.0%}" if upper else "")
+            means = [_spread([r.case_dice(half).mean() for r in runs]) for runs in rows.values()]
+            distance = paired_difference(upper, rows[FAIR_BASELINE], half)
+            told = distance is not None and distance.verdict == "better"
+            cells = [str(count), _folds(rows[OURS]), *means, str(gain)]
+            cells.append(f"{gain.mean / distance.mean:.0%}" if told else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
