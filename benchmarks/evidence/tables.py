@@ -4,10 +4,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from evidence.methods import BASELINE, FAIR_BASELINE, METHODS, OURS, UPPER_BOUND
 from evidence.records import Half, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESAMPLES = 10_000
 FEW = 4  # labels of the main comparison
@@ -153,25 +157,47 @@ def by_labels(records: Sequence[Record], half: Half) -> str:
 _COMPARED = (BASELINE, FAIR_BASELINE, OURS)
 
 
+NEAR = 0.05  # differences beyond it are written at the edge of the plot
+
+
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:
-    """One mark a run, its form that of the label set, a line at each method's mean."""
+    """A mark for each run, its form that of the label set, and each method's difference from ours with its interval."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     few = [r for r in records if r.n_labeled == FEW or METHODS[r.method].all_labels]
+    ours = [r for r in few if r.method == OURS]
     names = [name for name in METHODS if any(r.method == name for r in few)][::-1]
     marks = dict(zip(sorted({r.fold for r in few}), itertools.cycle("os^Dvp"), strict=False))
-    figure = Figure(figsize=(7, 0.9 + 0.32 * len(names)), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9 if ours else 5.5, 1.1 + 0.32 * len(names)), layout="constrained")
+    of_runs, *others = figure.subplots(1, 2 if ours else 1, sharey=True, squeeze=False)[0]
     for row, name in enumerate(names):
         color = "tab:orange" if name == OURS else "tab:blue" if name in (BASELINE, FAIR_BASELINE) else "tab:gray"
         runs = [r for r in few if r.method == name]
         for run in runs:
-            axes.plot(run.case_dice(half).mean(), row, marks[run.fold], color=color, alpha=0.7, markersize=5)
-        axes.plot([np.mean([r.case_dice(half).mean() for r in runs])] * 2, [row - 0.3, row + 0.3], color=color, lw=2)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("mean Dice; a mark is a run, a line the mean")
-    axes.grid(axis="x", alpha=0.3)
+            of_runs.plot(run.case_dice(half).mean(), row, marks[run.fold], color=color, alpha=0.7, markersize=5)
+        difference = None if name == OURS else paired_difference(runs, ours, half)
+        if difference is not None:
+            _draw_difference(others[0], row, difference, color)
+    of_runs.set_yticks(range(len(names)), names)
+    of_runs.set_ylim(-0.6, len(names) - 0.4)
+    of_runs.set_xlabel("mean Dice of each run")
+    for axes in others:
+        axes.axvline(0, color="tab:orange", lw=1)
+        axes.set_xlim(-NEAR, NEAR)
+        axes.set_xlabel(f"difference from {OURS}, same label sets")
+    for axes in (of_runs, *others):
+        axes.grid(axis="x", alpha=0.3)
     legend = [Line2D([], [], ls="", marker=mark, color="gray", label=f"fold {fold}") for fold, mark in marks.items()]
     figure.legend(handles=legend, loc="outside upper center", ncols=len(legend), fontsize="small")
     figure.savefig(file, dpi=130)
+
+
+def _draw_difference(axes: "Axes", row: int, difference: Difference, color: str) -> None:
+    if abs(difference.mean) > NEAR:
+        side = np.sign(difference.mean)
+        text = f"◂ {difference.mean:+.3f}" if side < 0 else f"{difference.mean:+.3f} ▸"
+        axes.text(side * NEAR * 0.97, row, text, color=color, va="center", ha="left" if side < 0 else "right", size=8)
+        return
+    axes.plot([difference.low, difference.high], [row, row], color=color, lw=2)
+    axes.plot(difference.mean, row, "o", color=color, markersize=5)
