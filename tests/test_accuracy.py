@@ -156,6 +156,13 @@ def test_gain_is_no_share_of_a_distance_that_is_a_tie() -> None:
     assert row.endswith("+0.100 [+0.100, +0.100] better |  |")
 
 
+def test_upper_bound_stands_against_every_label_set_and_seed() -> None:
+    ours = [record("mn"), replace(record("mn", fold=3, dice=0.7), seed=1)]
+    difference = tables.paired_difference(ours, [record("nnunet-upper-adamw", fold=5, dice=0.9)], "tune")
+    assert difference is not None
+    assert difference.mean == pytest.approx(-0.15)
+
+
 def test_label_sets_stand_side_by_side_without_ablations() -> None:
     found = [record("mn"), record("mn", fold=3, dice=0.7), record("nnunet", fold=3), record("mn-floor")]
     assert tables.by_label_set(found, "tune").splitlines() == [

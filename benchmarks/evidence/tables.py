@@ -55,12 +55,12 @@ def _resample(pairs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 
 
 def _pairs(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list[np.ndarray]:
-    """For each label set and seed, the cases' differences; the upper bound has one run for all label sets."""
+    """For each label set and seed, the cases' differences; each run with all labels stands against all of them."""
     pairs = []
     for mine in ours:
         for other in theirs:
-            same_labels = mine.fold == other.fold or METHODS[other.method].all_labels or METHODS[mine.method].all_labels
-            if same_labels and mine.seed == other.seed:
+            with_all = METHODS[other.method].all_labels or METHODS[mine.method].all_labels
+            if with_all or (mine.fold, mine.seed) == (other.fold, other.seed):
                 pairs.append(mine.case_dice(half) - other.case_dice(half))
     return pairs
 
