@@ -163,6 +163,14 @@ def test_upper_bound_stands_against_every_label_set_and_seed() -> None:
     assert difference.mean == pytest.approx(-0.15)
 
 
+def test_further_seeds_are_no_further_label_sets() -> None:
+    ours = [replace(record("mn", fold=fold, dice=dice), seed=s) for fold, dice in ((0, 0.6), (3, 0.8)) for s in range(4)]
+    theirs = [replace(record("nnunet", fold=fold, dice=0.5), seed=s) for fold in (0, 3) for s in range(4)]
+    difference = tables.paired_difference(ours, theirs, "tune")
+    assert difference is not None
+    assert (difference.low, difference.high) == pytest.approx((0.1, 0.3))  # each fold alone is drawn in a quarter
+
+
 def test_label_sets_stand_side_by_side_without_ablations() -> None:
     found = [record("mn"), record("mn", fold=3, dice=0.7), record("nnunet", fold=3), record("mn-floor")]
     assert tables.by_label_set(found, "tune").splitlines() == [

@@ -37,32 +37,43 @@ class Difference:
 def paired_difference(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> Difference | None:
     """Compare two methods on the label sets and seeds that both have; None where they share none.
 
-    Label sets (folds with their seeds) and, within each, cases are drawn with replacement.
+    Label sets (folds) are drawn with replacement, within each as many of its seeds as it has, and within each of
+    these, cases.
     """
-    pairs = _pairs(ours, theirs, half)
-    if not pairs:
+    label_sets = _pairs(ours, theirs, half)
+    if not label_sets:
         return None
     rng = np.random.default_rng(0)
-    means = np.mean([_resample(pairs, rng) for _ in pairs], axis=0)  # as many label sets as there are
+    means = np.mean([_draw([_mean_of_seeds(seeds, rng) for seeds in label_sets], rng) for _ in label_sets], axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
-    return Difference(mean=float(np.mean([pair.mean() for pair in pairs])), low=float(low), high=float(high))
+    mean = np.mean([np.mean([cases.mean() for cases in seeds]) for seeds in label_sets])
+    return Difference(mean=float(mean), low=float(low), high=float(high))
 
 
-def _resample(pairs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Means over resampled cases of a label set drawn at random, `(RESAMPLES,)`."""
-    means = np.stack([pair[rng.integers(len(pair), size=(RESAMPLES, len(pair)))].mean(1) for pair in pairs])
-    return means[rng.integers(len(pairs), size=RESAMPLES), np.arange(RESAMPLES)]  # type: ignore[no-any-return]
+def _mean_of_seeds(seeds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Means over cases and seeds drawn at random, `(RESAMPLES,)`."""
+    resampled = [cases[rng.integers(len(cases), size=(RESAMPLES, len(cases)))].mean(1) for cases in seeds]
+    return np.mean([_draw(resampled, rng) for _ in seeds], axis=0)  # type: ignore[no-any-return]
 
 
-def _pairs(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list[np.ndarray]:
-    """For each label set and seed, the cases' differences; each run with all labels stands against all of them."""
-    pairs = []
+def _draw(means: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """One of some arrays `(RESAMPLES,)`, drawn anew for each of their elements."""
+    return np.stack(means)[rng.integers(len(means), size=RESAMPLES), np.arange(RESAMPLES)]  # type: ignore[no-any-return]
+
+
+def _pairs(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list[list[np.ndarray]]:
+    """For each label set, for each seed, the cases' differences.
+
+    Each run with all labels stands against all runs with few.
+    """
+    label_sets: dict[int, list[np.ndarray]] = {}
     for mine in ours:
         for other in theirs:
-            with_all = METHODS[other.method].all_labels or METHODS[mine.method].all_labels
-            if with_all or (mine.fold, mine.seed) == (other.fold, other.seed):
-                pairs.append(mine.case_dice(half) - other.case_dice(half))
-    return pairs
+            mine_has_all, other_has_all = METHODS[mine.method].all_labels, METHODS[other.method].all_labels
+            if mine_has_all or other_has_all or (mine.fold, mine.seed) == (other.fold, other.seed):
+                fold = other.fold if mine_has_all else mine.fold
+                label_sets.setdefault(fold, []).append(mine.case_dice(half) - other.case_dice(half))
+    return list(label_sets.values())
 
 
 def table(records: Sequence[Record], half: Half) -> str:
