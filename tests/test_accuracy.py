@@ -164,8 +164,8 @@ def test_upper_bound_stands_against_every_label_set_and_seed() -> None:
 
 
 def test_further_seeds_are_no_further_label_sets() -> None:
-    ours = [replace(record("mn", fold=fold, dice=dice), seed=s) for fold, dice in ((0, 0.6), (3, 0.8)) for s in range(4)]
-    theirs = [replace(record("nnunet", fold=fold, dice=0.5), seed=s) for fold in (0, 3) for s in range(4)]
+    ours = [replace(record("mn", fold=f, dice=dice), seed=s) for f, dice in ((0, 0.6), (3, 0.8)) for s in range(4)]
+    theirs = [replace(record("nnunet", fold=f, dice=0.5), seed=s) for f in (0, 3) for s in range(4)]
     difference = tables.paired_difference(ours, theirs, "tune")
     assert difference is not None
     assert (difference.low, difference.high) == pytest.approx((0.1, 0.3))  # each fold alone is drawn in a quarter
