@@ -120,6 +120,9 @@ _ALL = (
     _ablation("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
     _ablation("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
     _ablation("mn-half-unlabeled", "half of each batch is unlabeled", unlabeled_share=_HALF),
+    _ablation(
+        "mn-grows-to-half", "the unlabeled share grows, but to half of the batch", trainer="nnUNetTrainerMNGrowsToHalf"
+    ),
     _ablation("mn-floor", "the unlabeled share is rounded down", rounding="floor"),
     _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
     _ablation("mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"),

@@ -18,6 +18,7 @@ from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.mixing import draw_pastes, paste
 from nnunet_mn.networks.weights import check_fit, hash_of
+from nnunet_mn.schedule import Schedule
 from nnunet_mn.targets import LabelSpace, combine_scales
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNLabeledOnly
 
@@ -98,6 +99,21 @@ class nnUNetTrainerMNSquaredDice(nnUNetTrainerMN):
 
 class nnUNetTrainerMNSquaredDiceMeanOfLogits(nnUNetTrainerMNSquaredDice, nnUNetTrainerMNMeanOfLogits):
     """Both: earlier defaults."""
+
+
+class GrowsToHalf(Schedule):
+    """The share of unlabeled samples grows with the decaying rate, but labeled ones keep half of each batch."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return min(super().unlabeled_fraction(iteration), 0.5)
+
+
+class nnUNetTrainerMNGrowsToHalf(nnUNetTrainerMN):
+    """At most half of each batch is unlabeled."""
+
+    def on_train_start(self) -> None:
+        self.schedule = GrowsToHalf(**{f.name: getattr(self.schedule, f.name) for f in fields(Schedule)})
+        super().on_train_start()
 
 
 class Second3D(nn.Module):
