@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000
 FEW = 4  # labels of the main comparison
+NEAR = 0.05  # differences beyond it are written at the edge of the plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +169,6 @@ def by_labels(records: Sequence[Record], half: Half) -> str:
 _COMPARED = (BASELINE, FAIR_BASELINE, OURS)
 
 
-NEAR = 0.05  # differences beyond it are written at the edge of the plot
-
-
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:
     """A mark for each run, its form that of the label set, and each method's difference from ours with its interval."""
     from matplotlib.figure import Figure
@@ -205,6 +203,7 @@ def plot(records: Sequence[Record], half: Half, file: Path) -> None:
 
 
 def _draw_difference(axes: "Axes", row: int, difference: Difference, color: str) -> None:
+    """The mean and its interval, or a number at the edge where it lies beyond."""
     if abs(difference.mean) > NEAR:
         side = np.sign(difference.mean)
         text = f"◂ {difference.mean:+.3f}" if side < 0 else f"{difference.mean:+.3f} ▸"

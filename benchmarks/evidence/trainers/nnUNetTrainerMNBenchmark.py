@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ from nnunet_mn.networks.weights import check_fit, hash_of
 from nnunet_mn.schedule import Schedule
 from nnunet_mn.targets import LabelSpace, combine_scales
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNLabeledOnly
+
+Kind = TypeVar("Kind")
+
+
+def as_kind(kind: type[Kind], value: Any) -> Kind:
+    """A dataclass instance as one of a subclass, with the same fields."""
+    return kind(**{f.name: getattr(value, f.name) for f in fields(value) if f.init})
 
 
 class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
@@ -60,7 +67,7 @@ class nnUNetTrainerMNLabelSpace(nnUNetTrainerMN):
 
     def _build_cotrainer(self) -> CoTrainer:
         built = super()._build_cotrainer()
-        built.labels = self.label_space(**{f.name: getattr(built.labels, f.name) for f in fields(LabelSpace)})
+        built.labels = as_kind(self.label_space, built.labels)
         return built
 
 
@@ -91,9 +98,7 @@ class nnUNetTrainerMNSquaredDice(nnUNetTrainerMN):
     def _build_cotrainer(self) -> CoTrainer:
         built = super()._build_cotrainer()
         for student in (built.student_3d, built.student_2d):
-            plain = student.loss.loss
-            squared = SquaredDiceOfPseudoMasks(**{f.name: getattr(plain, f.name) for f in fields(SoftTargetLoss)})
-            student.loss = replace(student.loss, loss=squared)
+            student.loss = replace(student.loss, loss=as_kind(SquaredDiceOfPseudoMasks, student.loss.loss))
         return built
 
 
@@ -112,7 +117,7 @@ class nnUNetTrainerMNGrowsToHalf(nnUNetTrainerMN):
     """At most half of each batch is unlabeled."""
 
     def on_train_start(self) -> None:
-        self.schedule = GrowsToHalf(**{f.name: getattr(self.schedule, f.name) for f in fields(Schedule)})
+        self.schedule = as_kind(GrowsToHalf, self.schedule)
         super().on_train_start()
 
 
@@ -234,6 +239,6 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerMNTwo3D):
     def on_train_start(self) -> None:
         self.schedule = replace(self.schedule, supervised=0, unlabeled_share=0.5)
         super().on_train_start()
-        teacher = MeanTeacher(**{f.name: getattr(self.cotrainer, f.name) for f in fields(CoTrainer) if f.init})
+        teacher = as_kind(MeanTeacher, self.cotrainer)
         teacher.start(total=self.schedule.total, done=self._position())
         self.cotrainer = teacher
