@@ -109,7 +109,7 @@ def batches(volumes: list[tuple[Tensor, Tensor]], size: int, seed: int) -> Itera
 
 def build(variant: Variant, backbone: str, num_classes: int, seed: int) -> Network2D:
     torch.manual_seed(seed)
-    config = MNConfig(backbone=backbone, slice_neighbors=0, **variant.fields)
+    config = MNConfig(backbone=backbone, **variant.fields)
     network = build_network_2d(config, in_channels=1, num_classes=num_classes)
     if not variant.pretrained:
         for module in network.backbone.modules():

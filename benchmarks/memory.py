@@ -128,7 +128,7 @@ def main() -> None:
     cost = PlanCost(
         patch_size=patch, batch_size=arguments.batch, views=seen, classes=LABELS.num_channels, sample=sample,
         weights_3d=weights,
-        slice=network_2d_cost(network, largest_view(seen)[1:]),
+        slice=network_2d_cost(network, largest_view(seen)[1:], channels=1),
         loss_2d=loss_bytes(largest_view(seen), labels=LABELS, config=config), config=config,
     )  # fmt: skip
     del network

@@ -27,7 +27,7 @@ def measure(
     """Seconds of a student step and of a teacher pass, and the peak memory in MB that they add."""
     prepare_torch()
     torch.manual_seed(0)
-    config = MNConfig(backbone=backbone, adaptation=adaptation, slice_neighbors=0)  # type: ignore[arg-type]
+    config = MNConfig(backbone=backbone, adaptation=adaptation)  # type: ignore[arg-type]
     network = build_network_2d(config, in_channels=shape[1], num_classes=3).to(device)
     optimizer = torch.optim.AdamW(network.parameter_groups(lr=1e-3, weight_decay=0.01))
     slice_wise = SliceWise(network, slices_per_forward=slices_per_forward)

@@ -53,7 +53,6 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
         batch_dice=False,
         labels=LABELS,
         in_channels=1,
-        spacing=(1.0, 1.0, 1.0),
         device=device,
         ranks=ALONE,
     )
@@ -67,10 +66,9 @@ def step_and_parts(
     unlabeled = volumes[n_labeled:]
     guess = torch.full((len(unlabeled), CLASSES, *volumes.shape[2:]), 1 / CLASSES, device=volumes.device)
 
-    def teach(network: nn.Module, *seen: torch.Tensor) -> None:
+    def teach(network: nn.Module) -> None:
         with trainer.autocast():
-            for volume in seen:
-                pseudo_mask(network, volume, LABELS)
+            pseudo_mask(network, unlabeled, LABELS)
 
     def learn_3d() -> None:
         with trainer.autocast():
@@ -78,16 +76,15 @@ def step_and_parts(
         trainer.student_3d.update(outputs, combine_scales(targets, guess, LABELS))
 
     def learn_2d() -> None:
-        seen = (trainer.view(volumes, axis=0), targets[0], guess)
-        slices, mask, pseudo = (every_nth_slice(v, trainer.slice_step, 0) for v in seen)
+        slices, mask, pseudo = (every_nth_slice(v, trainer.slice_step, 0) for v in (volumes, targets[0], guess))
         with trainer.autocast():
             outputs = net_2d(slices)
         trainer.student_2d.update(outputs, [combine(mask, pseudo, LABELS)])
 
     return {
         "step": lambda: trainer.step(volumes, targets, n_labeled),
-        "3D teacher forward": lambda: teach(net_3d, unlabeled),
-        "2D teacher forward": lambda: teach(net_2d, *(trainer.view(unlabeled, axis) for axis in trainer.slice_axes)),
+        "3D teacher forward": lambda: teach(net_3d),
+        "2D teacher forward": lambda: teach(net_2d),
         "3D forward, backward, update": learn_3d,
         "2D forward, backward, update": learn_2d,
     }

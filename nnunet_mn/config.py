@@ -25,7 +25,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "lr_3d": 1e-4,
                 "teacher": "other",
                 "slice_axes": "first",
-                "slice_neighbors": 0,
                 "slice_step": 1,
             },
         ),
@@ -33,7 +32,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 # Fields that decide which tensors a checkpoint holds: it cannot be continued with another value.
-STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "lora_alpha", "slice_neighbors")
+STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "lora_alpha")
 
 
 class Layer(NamedTuple):
@@ -78,9 +77,8 @@ class MNConfig:
         teacher: what an unlabeled sample is learned from: the mean of `both` networks' pseudo-masks, or that of the
             `other` one alone, as in the paper.
         slice_axes: along which axes the 2D network sees a volume: the `first` (of largest spacing), as in the paper,
-            or `auto`, which is all three where voxels are nearly cubes: it then teaches by the mean of all three and
-            learns in each step along a random one.
-        slice_neighbors: slices on each side that the 2D network sees as further channels of a slice; 0 in the paper.
+            or `auto`, which is all three where voxels are nearly cubes: in each step it then teaches along a random
+            one and learns along a random one.
         copy_paste: boxes of labeled samples, with their masks, cover a part of each unlabeled sample that a student
             sees; teachers see it whole.
         slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
@@ -118,7 +116,6 @@ class MNConfig:
     batch_statistics: Literal["frozen", "adapt"] = "frozen"
     teacher: Literal["both", "other"] = "both"
     slice_axes: Literal["auto", "first"] = "auto"
-    slice_neighbors: int = field(default=1, metadata={**_range(0, 8), "allowed": "an integer in [0, 8]"})
     copy_paste: bool = False
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)

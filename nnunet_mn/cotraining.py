@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from nnunet_mn.losses import DeepSupervisionLoss
 from nnunet_mn.mixing import Paste, draw_pastes, paste
 from nnunet_mn.modes import same_in_eval
 from nnunet_mn.ranks import ALONE, Ranks
-from nnunet_mn.slices import along_axis, every_nth_slice, with_neighbors
+from nnunet_mn.slices import along_axis, every_nth_slice
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
 
 MOST_SKIPPED_IN_A_ROW = 20
@@ -109,13 +108,12 @@ class CoTrainer:
         labels: how labels become channels.
         teacher: whose pseudo-masks a student learns from: the `other` network's, as in the paper, or the mean of
             `both`, which errs less than either where the two err differently.
-        slice_axes: the 2D network sees volumes along these spatial axes, 0 to 2: it teaches by the mean of what it says
-            along each, and learns in each step along a random one.
-        slice_neighbors: slices on each side that it sees as further channels of a slice.
+        slice_axes: the 2D network sees volumes along these spatial axes, 0 to 2: in each step it teaches along a
+            random one and learns along a random one.
         slice_step: the 2D network learns from every n-th slice, from a random one on.
         copy_paste: a box of a labeled sample covers a part of each unlabeled one that a student sees (`mixing`); drawn
             from torch's default generator, since ranks hold different samples.
-        generator: draws the axis and that first slice.
+        generator: draws axes and that first slice.
         autocast: the precision of all forward passes; losses and pseudo-masks are fp32.
     """
 
@@ -124,7 +122,6 @@ class CoTrainer:
     labels: LabelSpace
     teacher: Literal["both", "other"] = "other"
     slice_axes: tuple[int, ...] = (0,)
-    slice_neighbors: int = 0
     slice_step: int = 1
     copy_paste: bool = False
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -147,7 +144,8 @@ class CoTrainer:
         labeled, unlabeled = volumes[:n_labeled], volumes[n_labeled:]  # (n_l, C, D, H, W), (n_u, C, D, H, W)
         pastes = self._draw_pastes(volumes, n_labeled)
         with self.autocast():
-            from_2d = self._teach_by_slices(unlabeled)
+            axis = self._draw_axis()
+            from_2d = along_axis(self._teach(net_2d, along_axis(unlabeled, axis)), axis)
             # A 3D network without dropout and batch norm says the same as student and as teacher: one pass serves both
             one_pass = same_in_eval(net_3d) and not pastes
             from_3d = None if one_pass else self._teach(net_3d, unlabeled)
@@ -166,22 +164,17 @@ class CoTrainer:
         loss_3d = self.student_3d.update(outputs, combine_scales(targets, from_2d, self.labels, counts=counts))
         del outputs, from_2d  # only one network's activations are held at a time
 
-        axis, first = self.slice_axes[self._draw(len(self.slice_axes))], self._draw(self.slice_step)
+        axis, first = self._draw_axis(), self._draw(self.slice_step)
 
         def seen(values: Tensor) -> Tensor:
             return every_nth_slice(along_axis(values, axis), self.slice_step, first)
 
-        volumes = every_nth_slice(self.view(volumes, axis), self.slice_step, first)
-        mask, from_3d = seen(targets[0]), seen(from_3d)
+        volumes, mask, from_3d = (seen(values) for values in (volumes, targets[0], from_3d))
         counts = None if counts is None else seen(counts)
         with self.autocast():
             outputs = net_2d(volumes)
         loss_2d = self.student_2d.update(outputs, [combine(mask, from_3d, self.labels, counts=counts)])
         return {"3d": loss_3d, "2d": loss_2d}
-
-    def view(self, volumes: Tensor, axis: int) -> Tensor:
-        """Volumes as the 2D network sees them along an axis: `(B, C, D, H, W)` -> `(B, (2n + 1) C, D', H', W')`."""
-        return with_neighbors(along_axis(volumes, axis), self.slice_neighbors)
 
     def _draw_pastes(self, volumes: Tensor, n_labeled: int) -> list[Paste]:
         if not self.copy_paste:
@@ -191,10 +184,8 @@ class CoTrainer:
     def _draw(self, choices: int) -> int:
         return int(torch.randint(choices, (), generator=self.generator))
 
-    def _teach_by_slices(self, unlabeled: Tensor) -> Tensor:
-        network = self.student_2d.network
-        masks = (along_axis(self._teach(network, self.view(unlabeled, axis)), axis) for axis in self.slice_axes)
-        return reduce(torch.add, masks) / len(self.slice_axes)
+    def _draw_axis(self) -> int:
+        return self.slice_axes[self._draw(len(self.slice_axes))]
 
     def _teach(self, teacher: nn.Module, unlabeled: Tensor) -> Tensor:
         if len(unlabeled) == 0:

@@ -39,21 +39,6 @@ def every_nth_slice(volume: Tensor, step: int, first: int) -> Tensor:
     return volume[:, :, first::step]
 
 
-def with_neighbors(volume: Tensor, reach: int) -> Tensor:
-    """Give each slice those before and after it as further channels: `(B, C, D, H, W)` -> `(B, (2n + 1) C, D, H, W)`.
-
-    Args:
-        volume: whose ends are repeated.
-        reach: n, slices on each side; the first C channels are those of the slice n before.
-    """
-    if reach == 0:
-        return volume
-    depth = volume.shape[2]
-    places = torch.arange(depth, device=volume.device)
-    shifted = (volume[:, :, (places + shift).clamp(0, depth - 1)] for shift in range(-reach, reach + 1))
-    return torch.cat(list(shifted), dim=1)
-
-
 class SliceWise(nn.Module):
     """A 2D network applied to each slice of a volume: `(B, C, D, H, W)` -> `[logits (B, K, D, H, W)]`.
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from nnunet_mn.cotraining import CoTrainer, Student, pseudo_mask
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.slices import with_neighbors
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
 LABELS = LabelSpace(num_channels=3)
@@ -156,15 +155,15 @@ def test_teaching_restores_the_mode_and_keeps_no_graph() -> None:
     torch.testing.assert_close(taught.sum(1), torch.ones(4, 4, 8, 8))
 
 
-def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_all_axes() -> None:
+def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_random_axes() -> None:
     trainer = replace(_trainer(), teacher="both", slice_axes=(0, 1, 2))
     volumes, targets = torch.randn(4, 1, 4, 6, 8), [torch.randint(0, 3, (4, 1, *s)) for s in ((4, 6, 8), (2, 3, 4))]
     net_3d, net_2d = trainer.student_3d.network, trainer.student_2d.network
     of_3d = pseudo_mask(net_3d, volumes[1:], LABELS)
-    along = [
-        pseudo_mask(net_2d, volumes[1:].transpose(2, 2 + axis), LABELS).transpose(2, 2 + axis) for axis in range(3)
+    means = [
+        LABELS.mean(pseudo_mask(net_2d, volumes[1:].transpose(2, 2 + axis), LABELS).transpose(2, 2 + axis), of_3d)
+        for axis in range(3)
     ]
-    mean = LABELS.mean(torch.stack(along).mean(0), of_3d)
     learned: dict[str, Tensor] = {}
     for student in (trainer.student_3d, trainer.student_2d):
         student.update = lambda _, soft, of=student: learned.update({str(id(of)): soft[0].values}) or 0.0
@@ -172,26 +171,11 @@ def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_all_axes(
     for _ in range(40):
         trainer.step(volumes, targets, n_labeled=1)
         by_3d, by_2d = (learned[str(id(student))][1:] for student in (trainer.student_3d, trainer.student_2d))
-        torch.testing.assert_close(by_3d, mean)
+        (taught,) = (axis for axis, mean in enumerate(means) if torch.allclose(by_3d, mean, atol=1e-5))
         axis = {(4, 6, 8): 0, (6, 4, 8): 1, (8, 6, 4): 2}[tuple(by_2d.shape[2:])]
         torch.testing.assert_close(by_2d.transpose(2, 2 + axis), by_3d)
-        seen.add(axis)
-    assert seen == {0, 1, 2}
-
-
-def test_the_2d_network_sees_neighbors_also_of_slices_that_are_left_out() -> None:
-    trainer = replace(_trainer(slice_step=4), slice_neighbors=1)
-    shown: list[Tensor] = []
-    trainer.student_2d.network.forward = lambda seen: (
-        shown.append(seen) or [torch.zeros(len(seen), 3, *seen.shape[2:], requires_grad=True)]
-    )
-    trainer.student_2d.update = lambda *_: 0.0
-    volumes, targets = _batch()
-    trainer.step(volumes, targets, n_labeled=2)
-    taught, learned = shown
-    assert torch.equal(taught, with_neighbors(volumes[2:], 1))
-    first = next(n for n in range(4) if torch.equal(learned[:, 1, 0], volumes[:, 0, n]))
-    assert torch.equal(learned, with_neighbors(volumes, 1)[:, :, first::4])
+        seen.add((taught, axis))
+    assert seen == {(taught, axis) for taught in range(3) for axis in range(3)}
 
 
 def test_students_see_pasted_boxes_with_their_masks_and_teachers_do_not() -> None:

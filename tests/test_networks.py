@@ -23,7 +23,7 @@ HASH_OF_LITE0 = "3a06ca61478588c9"  # of its frozen ImageNet weights and adapter
 
 def build(*, in_channels: int = 1, num_classes: int = 3, **fields: Any) -> Network2D:
     torch.manual_seed(0)
-    config = MNConfig(**{"backbone": LITE0, "lora_rank": 4, "slice_neighbors": 0, **fields})
+    config = MNConfig(**{"backbone": LITE0, "lora_rank": 4, **fields})
     return build_network_2d(config, in_channels=in_channels, num_classes=num_classes)
 
 
@@ -92,20 +92,6 @@ def test_one_channel_is_repeated_and_more_are_averaged() -> None:
     four = ChannelAdapter(4, mean=[0.0] * 3, std=[1.0] * 3)
     slices = torch.randn(2, 4, 5, 6)
     assert torch.allclose(four(slices), to_pixels(slices).mean(1, keepdim=True).expand(-1, 3, -1, -1), atol=1e-6)
-
-
-def test_neighbors_become_the_colors_of_the_image() -> None:
-    adapter = ChannelAdapter(2, neighbors=2, mean=[0.0] * 3, std=[1.0] * 3)
-    slices = torch.randn(3, 10, 5, 6)
-    by_slice = to_pixels(slices).unflatten(1, (5, 2)).mean(2)  # (N, slices seen, H, W)
-    assert torch.allclose(adapter(slices), by_slice[:, [0, 2, 4]], atol=1e-6)
-
-
-def test_a_network_takes_a_slice_with_its_neighbors() -> None:
-    network = build(in_channels=2, slice_neighbors=1)
-    assert network.in_channels == 6
-    with torch.no_grad():
-        assert network(torch.randn(1, 6, 40, 48)).shape == (1, 3, 40, 48)
 
 
 def test_normalized_intensities_get_the_statistics_of_natural_images() -> None:

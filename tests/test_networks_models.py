@@ -149,7 +149,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 def build(backbone: str, **fields: Any) -> Network2D:
     torch.manual_seed(0)
-    config = MNConfig(**{"backbone": backbone, "lora_rank": 4, "slice_neighbors": 0, **fields})
+    config = MNConfig(**{"backbone": backbone, "lora_rank": 4, **fields})
     return build_network_2d(config, in_channels=2, num_classes=3)
 
 

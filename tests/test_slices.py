@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.slices import SliceWise, along_axis, every_nth_slice, slices_to_volume, volume_to_slices, with_neighbors
+from nnunet_mn.slices import SliceWise, along_axis, every_nth_slice, slices_to_volume, volume_to_slices
 
 
 class TinySliceNetwork(nn.Module):
@@ -33,15 +33,6 @@ def test_slices_and_volume_are_inverse() -> None:
 def test_every_nth_slice_is_one_of_the_volumes(step: int, first: int, left: int) -> None:
     volume = torch.arange(7.0).reshape(1, 1, 7, 1, 1)
     assert every_nth_slice(volume, step, first).flatten().tolist() == list(range(first, 7, step))[:left]
-
-
-def test_neighbors_are_further_channels_and_ends_repeat() -> None:
-    volume = torch.stack([torch.arange(5.0), 10 + torch.arange(5.0)]).reshape(1, 2, 5, 1, 1)
-    seen = with_neighbors(volume, 2)
-    assert seen.shape == (1, 10, 5, 1, 1)
-    assert seen[0, :, 1].flatten().tolist() == [0, 10, 0, 10, 1, 11, 2, 12, 3, 13]
-    assert seen[0, ::2, 4].flatten().tolist() == [2, 3, 4, 4, 4]
-    assert with_neighbors(volume, 0) is volume
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 10, 11, None])

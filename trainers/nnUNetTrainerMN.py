@@ -434,8 +434,7 @@ class nnUNetTrainerMN(_LabeledCases):
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
         truth = self.cotrainer.labels.encode(target.to(self.device, non_blocking=True))
         with self.cotrainer.autocast():
-            seen = self.cotrainer.view(batch["data"].to(self.device, non_blocking=True), axis=0)
-            outputs = self.cotrainer.student_2d.network(seen)
+            outputs = self.cotrainer.student_2d.network(batch["data"].to(self.device, non_blocking=True))
         self.val_losses_2d.append(float(self.cotrainer.student_2d.loss(outputs, [truth])))
         self.counts_2d.append(count(outputs[0], truth, self.cotrainer.labels))
 

@@ -92,13 +92,6 @@ _ALL = (
         "mn-other-teacher", "each network learns from the other's pseudo-masks, as in the paper", teacher="other"
     ),
     _ablation("mn-first-axis", "2D network along the first axis alone, as in the paper", slice_axes="first"),
-    _ablation("mn-lone-slices", "the 2D network sees no neighbors of a slice, as in the paper", slice_neighbors="0"),
-    _ablation(
-        "mn-random-axis",
-        "the 2D network teaches along a random axis in each step",
-        trainer="nnUNetTrainerMNRandomAxis",
-    ),
-    _ablation("mn-faster-2d", "thrice the learning rate of the 2D network", lr_2d="3e-3"),
     _ablation("mn-copy-paste", "a box of a labeled sample covers a part of each unlabeled one", copy_paste="true"),
     _ablation(
         "mn-mean-of-logits",
@@ -134,6 +127,7 @@ _ALL = (
     _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
     _ablation("mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"),
     _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer=_MN_SQUARED),
+    _ablation("mn-longer-supervised-stage", "30 % of the updates are supervised, not 12.5 %", supervised_fraction="0.3"),
     _ablation("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
 )
 METHODS = {method.name: method for method in _ALL}

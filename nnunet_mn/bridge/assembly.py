@@ -78,8 +78,7 @@ def build(
         MNError: when the 2D network's weights cannot be had or do not fit.
     """
     autocast = autocast_type(config.precision, device)
-    network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels)
-    network_2d = network_2d.to(device)
+    network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels).to(device)
     ranks.take_from_first([*network_2d.parameters(), *network_2d.buffers()])
     optimizer_2d = torch.optim.AdamW(network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D))
     scale_learning_rates(optimizer_2d, 1)
@@ -108,7 +107,6 @@ def build(
         labels=labels,
         teacher=config.teacher,
         slice_axes=slice_axes(config, spacing),
-        slice_neighbors=config.slice_neighbors,
         slice_step=config.slice_step,
         copy_paste=config.copy_paste,
         generator=generator,

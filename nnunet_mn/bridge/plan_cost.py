@@ -17,7 +17,6 @@ from nnunet_mn.bridge.assembly import loss_for
 from nnunet_mn.config import MNConfig
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.memory import GIB, Cost, measure_cost, weight_bytes
-from nnunet_mn.networks import Network2D
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import Schedule
 from nnunet_mn.slices import along_axis
@@ -113,7 +112,7 @@ class PlanCost:
 
     def flops(self, slices_per_forward: int) -> float:
         """Floating-point operations of a step, on average over a training."""
-        student, teacher = self.slices[0], len(self.views) * self.slices[1] * self._mean_unlabeled()
+        student, teacher = self.slices[0], self.slices[1] * self._mean_unlabeled()
         slice_ = self.slice.cost
         again = slice_.forward if slices_per_forward < student else 0  # chunks are computed twice
         of_2d = student * (slice_.forward + again + slice_.backward) + teacher * slice_.forward
@@ -198,17 +197,18 @@ def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConf
     return measure_cost(lambda: _loss(loss, [logits]), nn.Module()).saved + HALF * logits.numel()
 
 
-def network_2d_cost(network: Network2D, size: tuple[int, int]) -> SliceCost:
+def network_2d_cost(network: nn.Module, size: tuple[int, int], *, channels: int) -> SliceCost:
     """Run a 2D network on one and on two empty slices and measure it.
 
     It runs in fp32, of which half is what autocast keeps; its half-precision copy of the weights comes on top.
 
     Args:
-        network: slices -> logits.
+        network: slices (N, C, H, W) -> logits (N, K, H, W).
         size: voxels of the slice.
+        channels: C.
     """
     network.train()
-    one, two = (_measure_slices(network, torch.zeros(count, network.in_channels, *size)) for count in (1, 2))
+    one, two = (_measure_slices(network, torch.zeros(count, channels, *size)) for count in (1, 2))
     saved = two.saved - one.saved
     return SliceCost(
         cost=Cost(saved=saved * HALF // 4, forward=one.forward, backward=one.backward),

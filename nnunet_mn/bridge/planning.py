@@ -24,8 +24,8 @@ from nnunet_mn.targets import LabelSpace
 
 # What decides on memory, and so belongs to the plans; a length or a seed does not.
 PLANNED = (
-    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_axes", "slice_neighbors",
-    "slice_step", "slices_per_forward", "gradient_checkpointing",
+    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_axes", "slice_step",
+    "slices_per_forward", "gradient_checkpointing",
 )  # fmt: skip
 ALWAYS_WRITTEN = ("backbone", "slices_per_forward")
 
@@ -87,7 +87,7 @@ class CostModel:
         if self._network is None:
             return typical_2d_cost(size)
         if size not in self._slices:
-            self._slices[size] = network_2d_cost(self._network, size)
+            self._slices[size] = network_2d_cost(self._network, size, channels=self.channels)
         return self._slices[size]
 
 

@@ -22,29 +22,23 @@ def to_pixels(intensities: Tensor) -> Tensor:
 
 
 class ChannelAdapter(nn.Module):
-    """Slices with their neighbors -> images of three channels, normalized as the backbone's training images were.
+    """Slices of C channels -> images of three channels, normalized as the backbone's training images were.
 
-    A learned 1x1 convolution, which starts as the mean over the C channels of three slices: the first, the middle and
-    the last of those it sees. A slice alone is repeated exactly, and pretrained features are in range from the first
-    step.
+    A learned 1x1 convolution, which starts as the mean over the channels, three times: a single channel is repeated
+    exactly, and pretrained features are in range from the first step.
 
     Args:
-        channels: C of a slice.
-        neighbors: n, slices seen on each side; the input has (2n + 1) C channels, those of a slice together.
+        in_channels: C.
         mean, std: the backbone's normalization of pixels from 0 to 1, per channel.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, *, mean: Sequence[float], std: Sequence[float], neighbors: int = 0) -> None:
+    def __init__(self, in_channels: int, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.in_channels = (2 * neighbors + 1) * channels
-        self.mix = nn.Conv2d(self.in_channels, 3, kernel_size=1)
-        nn.init.zeros_(self.mix.weight)
-        with torch.no_grad():
-            for color, seen in enumerate((0, neighbors, 2 * neighbors)):
-                self.mix.weight[color, seen * channels : (seen + 1) * channels] = 1 / channels
+        self.mix = nn.Conv2d(in_channels, 3, kernel_size=1)
+        nn.init.constant_(self.mix.weight, 1 / in_channels)
         if self.mix.bias is not None:
             nn.init.zeros_(self.mix.bias)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

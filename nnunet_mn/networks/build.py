@@ -21,7 +21,7 @@ def build_network_2d(config: MNConfig, *, in_channels: int, num_classes: int) ->
 
     Args:
         config: its backbone and adaptation.
-        in_channels: C of an image; slices have `2 slice_neighbors + 1` times as many.
+        in_channels: C of the slices.
         num_classes: K of the logits.
 
     Raises:
@@ -33,13 +33,12 @@ def build_network_2d(config: MNConfig, *, in_channels: int, num_classes: int) ->
     adaptation = adapt(backbone, config)
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients()
-    facts = backbone.facts
-    adapter = ChannelAdapter(in_channels, neighbors=config.slice_neighbors, mean=facts.mean, std=facts.std)
+    adapter = ChannelAdapter(in_channels, mean=backbone.facts.mean, std=backbone.facts.std)
     # A trained adapter before a frozen encoder would need the encoder's activations for its gradient.
     adapter.requires_grad_(adaptation != "frozen")
-    head = _build_head(backbone, measured, in_channels=adapter.in_channels, num_classes=num_classes)
+    head = _build_head(backbone, measured, in_channels=in_channels, num_classes=num_classes)
     network = Network2D(adapter, backbone, head, geometry=measured.geometry, config=config, adaptation=adaptation)
-    _freeze_unused(network)
+    _freeze_unused(network, in_channels)
     return network.train()
 
 
@@ -75,12 +74,12 @@ def _build_head(backbone: Backbone, measured: Measured, *, in_channels: int, num
     return FeatureHead(measured.channels, in_channels=in_channels, num_classes=num_classes)
 
 
-def _freeze_unused(network: Network2D) -> None:
+def _freeze_unused(network: Network2D, in_channels: int) -> None:
     """Freeze parameters that no logit depends on, such as a last norm: distributed training refuses them."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
     with torch.enable_grad():
-        probed = network(torch.zeros(1, network.in_channels, 64, 64)).sum()
+        probed = network(torch.zeros(1, in_channels, 64, 64)).sum()
         gradients = torch.autograd.grad(probed, trained, allow_unused=True)
     for parameter, gradient in zip(trained, gradients, strict=True):
         if gradient is None:

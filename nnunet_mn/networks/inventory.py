@@ -95,8 +95,7 @@ def check_backbone(name: str) -> Checked:
     Raises:
         MNError: when its weights are not here, damaged, or do not fit.
     """
-    config = MNConfig(backbone=name, adaptation="frozen", slice_neighbors=0)
-    network = build_network_2d(config, in_channels=1, num_classes=2).eval()
+    network = build_network_2d(MNConfig(backbone=name, adaptation="frozen"), in_channels=1, num_classes=2).eval()
     with torch.no_grad():
         logits = network(torch.randn(_SLICE, generator=torch.Generator().manual_seed(0)))
     if not logits.isfinite().all():

@@ -67,11 +67,6 @@ class Network2D(nn.Module):
         return self
 
     @property
-    def in_channels(self) -> int:
-        """C: the image's channels, as often as slices are seen at once."""
-        return self.adapter.in_channels
-
-    @property
     def description(self) -> str:
         """One line: name, size, trained share, license."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)

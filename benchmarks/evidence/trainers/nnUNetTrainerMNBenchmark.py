@@ -19,7 +19,6 @@ from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.mixing import draw_pastes, paste
 from nnunet_mn.networks.weights import check_fit, hash_of
 from nnunet_mn.schedule import Schedule
-from nnunet_mn.slices import along_axis
 from nnunet_mn.targets import LabelSpace, combine_scales
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNLabeledOnly
 
@@ -122,21 +121,6 @@ class nnUNetTrainerMNGrowsToHalf(nnUNetTrainerMN):
         super().on_train_start()
 
 
-class RandomAxis(CoTrainer):
-    """In each step the 2D network teaches along a random axis alone."""
-
-    def _teach_by_slices(self, unlabeled: Tensor) -> Tensor:
-        axis = self.slice_axes[self._draw(len(self.slice_axes))]
-        return along_axis(self._teach(self.student_2d.network, self.view(unlabeled, axis)), axis)
-
-
-class nnUNetTrainerMNRandomAxis(nnUNetTrainerMN):
-    """The 2D network teaches along a random axis rather than by the mean of all."""
-
-    def _build_cotrainer(self) -> CoTrainer:
-        return as_kind(RandomAxis, super()._build_cotrainer())
-
-
 class Second3D(nn.Module):
     """A 3D network from scratch where M&N has its 2D one; only its finest output is used."""
 
@@ -175,7 +159,7 @@ class nnUNetTrainerMNTwo3D(nnUNetTrainerMN):
         optimizer = torch.optim.AdamW(twin.parameters(), self.optimizer.param_groups[0]["peak_lr"])
         optimizer.param_groups[0]["peak_lr"] = optimizer.param_groups[0]["lr"]
         built.student_2d.optimizer = optimizer
-        built.slice_axes, built.slice_step, built.slice_neighbors = (0,), 1, 0  # it sees volumes
+        built.slice_axes, built.slice_step = (0,), 1  # it sees volumes
         return built
 
     @staticmethod
