@@ -53,6 +53,7 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
         batch_dice=False,
         labels=LABELS,
         in_channels=1,
+        spacing=(1.0, 1.0, 1.0),
         device=device,
         ranks=ALONE,
     )

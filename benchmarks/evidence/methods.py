@@ -127,7 +127,6 @@ _ALL = (
     _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
     _ablation("mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"),
     _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer=_MN_SQUARED),
-    _ablation("mn-longer-supervised-stage", "30 % of the updates are supervised, not 12.5 %", supervised_fraction="0.3"),
     _ablation("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
 )
 METHODS = {method.name: method for method in _ALL}
