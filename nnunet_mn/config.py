@@ -66,8 +66,8 @@ class MNConfig:
             `auto`, which is `lora` for transformers and `full` for convolutional networks.
         preset: `nnunet` keeps nnU-Net's loss and schedule for the 3D network, `paper` takes the reference's.
         optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
-        rounding: how the unlabeled share becomes a number of samples: `diffusion` carries the error to the next
-            batch, `floor` is the reference's.
+        rounding: how the unlabeled share becomes a number of samples: `floor` is the reference's, `diffusion` carries
+            the error to the next batch, and `auto` is `floor` for batches of four and more, `diffusion` for smaller.
         supervised_fraction: share of the training, in iterations, that uses labeled samples only.
         unlabeled_share: of each batch after that; None: it grows as the learning rate decays, as in the paper.
         lr_2d: peak learning rate of the 2D network.
@@ -105,7 +105,7 @@ class MNConfig:
     adaptation: Literal["auto", "lora", "full", "frozen"] = "auto"
     preset: Literal["nnunet", "paper"] = "nnunet"
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"
-    rounding: Literal["diffusion", "floor"] = "diffusion"
+    rounding: Literal["auto", "diffusion", "floor"] = "auto"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
     unlabeled_share: float | None = field(default=None, metadata=_range(0, 1, low_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))

@@ -139,6 +139,15 @@ def test_table_names_every_method_with_its_mean_and_spread(tmp_path: Path) -> No
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_an_ablation_of_an_earlier_default_is_compared_with_that() -> None:
+    found = [record("mn", dice=0.9), record("mn-diffusion", dice=0.8), record("mn-two-3d", dice=0.7)]
+    rows = tables.table(found, "tune").splitlines()
+    (row,) = (row for row in rows if row.startswith("| `mn-two-3d`"))
+    assert row.endswith("| -0.100 [-0.100, -0.100] worse (against `mn-diffusion`) |")
+    (row,) = (row for row in rows if row.startswith("| `mn-diffusion`"))
+    assert row.endswith("| -0.100 [-0.100, -0.100] worse |")
+
+
 def test_gain_is_shown_for_each_number_of_labels_as_a_share_of_the_distance_to_all_labels() -> None:
     found = [record("mn", n_labeled=n, dice=0.8, fold=n) for n in (4, 8)]
     found += [record("nnunet-adamw", n_labeled=n, dice=0.7, fold=n) for n in (4, 8)]
@@ -172,7 +181,7 @@ def test_further_seeds_are_no_further_label_sets() -> None:
 
 
 def test_label_sets_stand_side_by_side_without_ablations() -> None:
-    found = [record("mn"), record("mn", fold=3, dice=0.7), record("nnunet", fold=3), record("mn-floor")]
+    found = [record("mn"), record("mn", fold=3, dice=0.7), record("nnunet", fold=3), record("mn-diffusion")]
     assert tables.by_label_set(found, "tune").splitlines() == [
         "| method | fold 0, seed 0 | fold 3, seed 0 |",
         "|---|---|---|",

@@ -8,7 +8,7 @@ from nnunet_mn.errors import MNError
 
 def test_later_layers_win_over_earlier_ones_and_over_defaults() -> None:
     config = resolve(Layer("variant", {"epochs": 5, "seed": 1}), Layer("plans", {"epochs": 7}))
-    assert (config.epochs, config.seed, config.rounding) == (7, 1, "diffusion")
+    assert (config.epochs, config.seed, config.rounding) == (7, 1, "auto")
 
 
 def test_a_preset_changes_defaults_but_not_what_the_user_sets() -> None:
@@ -44,7 +44,7 @@ def test_a_configuration_survives_json() -> None:
         ("epochs", "many", "an integer of at least 1"),
         ("epochs", 2.5, "an integer of at least 1"),
         ("epochs", True, "an integer of at least 1"),
-        ("rounding", "ceil", "one of diffusion, floor"),
+        ("rounding", "ceil", "one of auto, diffusion, floor"),
         ("adaptation", None, "one of auto, lora, full, frozen"),
         ("supervised_fraction", 1.0, "[0, 1)"),
         ("supervised_fraction", "nan", "[0, 1)"),

@@ -17,7 +17,8 @@ class Method:
         all_labels: trains on every label of the pool (the upper bound) rather than on the fold's few.
         teaches_itself: the labeled-only model of the same fold and seed labels the unlabeled cases, and stock nnU-Net
             is trained again on both.
-        ablation: is compared with `mn`, from which it differs in one thing.
+        ablation_of: the method from which it differs in one thing, and with which it is compared; None: it is no
+            variant of M&N, and compared with `mn`.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Method:
     settings: dict[str, str] = field(default_factory=dict)
     all_labels: bool = False
     teaches_itself: bool = False
-    ablation: bool = False
+    ablation_of: str | None = None
 
 
 BASELINE = "nnunet"
@@ -40,10 +41,19 @@ _MN = "nnUNetTrainerMN"
 _MN_SQUARED = "nnUNetTrainerMNSquaredDice"
 _MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
 _HALF = "0.5"
+_WITH_DIFFUSION = "mn-diffusion"
+_DIFFUSED = {"rounding": "diffusion"}
 
 
 def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
-    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation=True)
+    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=OURS)
+
+
+def _ablation_with_diffusion(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
+    """An ablation of what was M&N's default before the unlabeled share was rounded down."""
+    settings = {**_DIFFUSED, **settings}
+    text = f"{text}, under the earlier default `{_WITH_DIFFUSION}`"
+    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=_WITH_DIFFUSION)
 
 
 _ALL = (
@@ -110,24 +120,32 @@ _ALL = (
         trainer=_MN_LOGITS,
         unlabeled_share=_HALF,
     ),
-    _ablation("mn-logits", "earlier defaults: the squared Dice and the mean of logits", trainer=_MN_LOGITS),
-    _ablation(
+    _ablation_with_diffusion(
+        "mn-logits", "earlier defaults: the squared Dice and the mean of logits", trainer=_MN_LOGITS
+    ),
+    _ablation_with_diffusion(
         "mn-logits-paste",
         "the first defaults: the squared Dice, the mean of logits and copy-paste",
         trainer=_MN_LOGITS,
         copy_paste="true",
     ),
-    _ablation("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
-    _ablation("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
-    _ablation("mn-half-unlabeled", "half of each batch is unlabeled", unlabeled_share=_HALF),
     _ablation(
+        _WITH_DIFFUSION,
+        "the unlabeled share's rest is carried to the next batch, not dropped (earlier default)",
+        **_DIFFUSED,
+    ),
+    _ablation_with_diffusion("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
+    _ablation_with_diffusion("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
+    _ablation("mn-half-unlabeled", "half of each batch is unlabeled", unlabeled_share=_HALF),
+    _ablation_with_diffusion(
         "mn-grows-to-half", "the unlabeled share grows, but to half of the batch", trainer="nnUNetTrainerMNGrowsToHalf"
     ),
-    _ablation("mn-floor", "the unlabeled share is rounded down", rounding="floor"),
     _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
-    _ablation("mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"),
-    _ablation("mn-squared-dice", "squared Dice on unlabeled samples", trainer=_MN_SQUARED),
-    _ablation("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
+    _ablation_with_diffusion(
+        "mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"
+    ),
+    _ablation_with_diffusion("mn-squared-dice", "squared Dice on unlabeled samples", trainer=_MN_SQUARED),
+    _ablation_with_diffusion("mn-no-supervised-stage", "no supervised stage", supervised_fraction="0"),
 )
 METHODS = {method.name: method for method in _ALL}
 

@@ -87,12 +87,20 @@ def table(records: Sequence[Record], half: Half) -> str:
     for name in METHODS:
         runs = [r for r in few if r.method == name]
         if runs:
-            lines.append(_row(name, runs, [r for r in few if r.method == OURS], half, labels))
+            lines.append(_row(name, few, half, labels))
     return "\n".join([*lines, *_legend(few)])
 
 
-def _row(name: str, runs: Sequence[Record], ours: Sequence[Record], half: Half, labels: Sequence[str]) -> str:
-    difference = None if name == OURS else paired_difference(runs, ours, half)
+def _from_base(name: str, records: Sequence[Record], half: Half) -> tuple[str, Difference | None]:
+    """What a method is compared with, and the difference; None for ours, and where they share no label set."""
+    base = METHODS[name].ablation_of or OURS
+    runs, theirs = ([r for r in records if r.method == one] for one in (name, base))
+    return base, None if name == OURS else paired_difference(runs, theirs, half)
+
+
+def _row(name: str, records: Sequence[Record], half: Half, labels: Sequence[str]) -> str:
+    runs = [r for r in records if r.method == name]
+    base, difference = _from_base(name, records, half)
     cells = [
         f"`{name}`",
         _folds(runs),
@@ -102,7 +110,7 @@ def _row(name: str, runs: Sequence[Record], ours: Sequence[Record], half: Half, 
         _number([r.mean_hd95(half) for r in runs]),
         str(sum(r.missed(half) for r in runs)),
         f"{np.mean([r.seconds for r in runs]) / 60:.0f}",
-        "" if difference is None else str(difference),
+        "" if difference is None else f"{difference}{'' if base == OURS else f' (against `{base}`)'}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -140,7 +148,7 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
     lines.append("|---|" + "---|" * len(sets))
     for name, method in METHODS.items():
         dice = {(r.fold, r.seed): f"{r.case_dice(half).mean():.3f}" for r in few if r.method == name}
-        if dice and not method.ablation:
+        if dice and method.ablation_of is None:
             lines.append(f"| `{name}` | " + " | ".join(dice.get(one, "") for one in sets) + " |")
     return "\n".join(lines)
 
@@ -182,19 +190,18 @@ def plot(records: Sequence[Record], half: Half, file: Path) -> None:
     of_runs, *others = figure.subplots(1, 2 if ours else 1, sharey=True, squeeze=False)[0]
     for row, name in enumerate(names):
         color = "tab:orange" if name == OURS else "tab:blue" if name in (BASELINE, FAIR_BASELINE) else "tab:gray"
-        runs = [r for r in few if r.method == name]
-        for run in runs:
+        for run in (r for r in few if r.method == name):
             of_runs.plot(run.case_dice(half).mean(), row, marks[run.fold], color=color, alpha=0.7, markersize=5)
-        difference = None if name == OURS else paired_difference(runs, ours, half)
+        base, difference = _from_base(name, few, half)
         if difference is not None:
-            _draw_difference(others[0], row, difference, color)
+            _draw_difference(others[0], row, difference, color, hollow=base != OURS)
     of_runs.set_yticks(range(len(names)), names)
     of_runs.set_ylim(-0.6, len(names) - 0.4)
     of_runs.set_xlabel("mean Dice of each run")
     for axes in others:
         axes.axvline(0, color="tab:orange", lw=1)
         axes.set_xlim(-NEAR, NEAR)
-        axes.set_xlabel(f"difference from {OURS}, same label sets")
+        axes.set_xlabel(f"difference from {OURS}, same label sets\n(hollow: from what the table names)")
     for axes in (of_runs, *others):
         axes.grid(axis="x", alpha=0.3)
     legend = [Line2D([], [], ls="", marker=mark, color="gray", label=f"fold {fold}") for fold, mark in marks.items()]
@@ -202,7 +209,7 @@ def plot(records: Sequence[Record], half: Half, file: Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def _draw_difference(axes: "Axes", row: int, difference: Difference, color: str) -> None:
+def _draw_difference(axes: "Axes", row: int, difference: Difference, color: str, *, hollow: bool) -> None:
     """The mean and its interval, or a number at the edge where it lies beyond."""
     if abs(difference.mean) > NEAR:
         side = np.sign(difference.mean)
@@ -210,4 +217,4 @@ def _draw_difference(axes: "Axes", row: int, difference: Difference, color: str)
         axes.text(side * NEAR * 0.97, row, text, color=color, va="center", ha="left" if side < 0 else "right", size=8)
         return
     axes.plot([difference.low, difference.high], [row, row], color=color, lw=2)
-    axes.plot(difference.mean, row, "o", color=color, markersize=5)
+    axes.plot(difference.mean, row, "o", color=color, markerfacecolor="white" if hollow else color, markersize=5)
