@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000
 FEW = 4  # labels of the main comparison
-NEAR = 0.05  # differences beyond it are written at the edge of the plot
+NEAR = 0.06  # differences beyond it are written at the edge of the plot
 
 
 @dataclass(frozen=True, kw_only=True)
