@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from nnunet_mn.bridge.files import write_whole
-from nnunet_mn.demo_dataset import DATASET_ID, write_dataset
-from nnunet_mn.demo_workspace import CONFIGURATION, PLANS, Workspace
-from nnunet_mn.small_plans import small_plans
-from nnunet_mn.stock_commands import run_stock
+from nnunet_mn.bridge.stock_commands import run_stock
+from nnunet_mn.sandbox.dataset import DATASET_ID, write_dataset
+from nnunet_mn.sandbox.small_plans import small_plans
+from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, Workspace
 
 EPOCHS = 3
 TRAINER = "nnUNetTrainerMN"

@@ -21,7 +21,7 @@ import typer
 from torch import Tensor, nn
 
 from nnunet_mn.config import MNConfig
-from nnunet_mn.cpus import prepare_torch
+from nnunet_mn.device import prepare_torch
 from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.targets import LabelSpace

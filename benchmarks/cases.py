@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunet_mn.bridge.cases import find_unlabeled
-from nnunet_mn.bridge.manifest import Record, Voxels, look_at, settings_hash, with_content
-from nnunet_mn.bridge.sources import UnlabeledCase
-from nnunet_mn.bridge.survey import survey
+from nnunet_mn.bridge.cases.manifest import Record, Voxels, look_at, settings_hash, with_content
+from nnunet_mn.bridge.cases.sources import UnlabeledCase
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
+from nnunet_mn.bridge.preprocessing.to_do import survey
 
 DATASET: dict[str, Any] = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
 PLANS: dict[str, Any] = {

@@ -22,12 +22,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_mn.bridge.foreground import ForegroundLocations, refresh
-from nnunet_mn.bridge.loader import JointCases, MixedLoader, SharedFraction
 from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.bridge.stock_commands import run_stock
+from nnunet_mn.bridge.training.foreground import ForegroundLocations, refresh
+from nnunet_mn.bridge.training.loader import JointCases, MixedLoader, SharedFraction
+from nnunet_mn.sandbox.small_plans import small_plans
 from nnunet_mn.schedule import UnlabeledCounter
-from nnunet_mn.small_plans import small_plans
-from nnunet_mn.stock_commands import run_stock
 
 SHAPE = (40, 80, 80)  # voxels
 PATCH, FEATURES, BATCH, EPOCHS = (16, 32, 32), (8, 16, 32), 2, 5

@@ -15,8 +15,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch.profiler import ProfilerActivity, profile
 
-from nnunet_mn.bridge import assembly
-from nnunet_mn.bridge.plan_cost import (
+from nnunet_mn.bridge.planning.cost import (
     SHARE_OF_TRANSIENTS,
     PlanCost,
     largest_view,
@@ -25,9 +24,10 @@ from nnunet_mn.bridge.plan_cost import (
     network_3d_cost,
     views,
 )
+from nnunet_mn.bridge.planning.measure import GIB
+from nnunet_mn.bridge.training import assembly
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
-from nnunet_mn.memory import GIB
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.targets import LabelSpace

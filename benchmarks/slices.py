@@ -14,7 +14,7 @@ import torch
 import typer
 
 from nnunet_mn.config import MNConfig
-from nnunet_mn.cpus import prepare_torch
+from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.slices import SliceWise
 

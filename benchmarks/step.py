@@ -24,13 +24,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
-from nnunet_mn.bridge import assembly, loader
+from nnunet_mn.bridge.training import assembly, loader
 from nnunet_mn.config import Layer, environment_layer, resolve
-from nnunet_mn.cotraining import CoTrainer, pseudo_mask
+from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import UnlabeledCounter
 from nnunet_mn.slices import every_nth_slice
 from nnunet_mn.targets import LabelSpace, combine, combine_scales
+from nnunet_mn.teaching import pseudo_mask
 
 CLASSES = 3
 SCALES = (1, 2, 4)

@@ -23,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunet_mn.config import Layer, resolve
-from nnunet_mn.cpus import prepare_torch
+from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.slices import SliceWise, along_axis
 

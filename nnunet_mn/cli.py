@@ -110,8 +110,8 @@ def split(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file and keep a copy of it.")] = False,
 ) -> None:
     """Draw labeled, validation and unlabeled cases from a dataset with labels, for experiments."""
-    from nnunet_mn.bridge import splits
-    from nnunet_mn.bridge.datasets import find_dataset
+    from nnunet_mn.bridge.cases import draw_splits as splits
+    from nnunet_mn.bridge.cases.dataset import find_dataset
 
     folders = find_dataset(dataset)
     if folders.raw is None:
@@ -136,9 +136,10 @@ def preprocess(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad images out and list them.")] = False,
 ) -> None:
     """Preprocess the unlabeled images now, not at the start of the training."""
-    from nnunet_mn.bridge.datasets import find_dataset
-    from nnunet_mn.bridge.planned import find_unlabeled_of_all_folds, load_planned
-    from nnunet_mn.bridge.preprocessing import preprocess_unlabeled
+    from nnunet_mn.bridge.cases.dataset import find_dataset
+    from nnunet_mn.bridge.cases.planned import load_planned
+    from nnunet_mn.bridge.cases.unlabeled import find_unlabeled_of_all_folds
+    from nnunet_mn.bridge.preprocessing.run import preprocess_unlabeled
 
     planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
     found = find_unlabeled_of_all_folds(planned)
@@ -168,9 +169,9 @@ def doctor(
     """Check on one page what a training needs; exit code 1 if something would stop it."""
     from rich.console import Console
 
-    from nnunet_mn.bridge.doctor import examine, print_page
-    from nnunet_mn.bridge.doctor_dataset import check_dataset
-    from nnunet_mn.bridge.doctor_environment import check_environment, check_weights
+    from nnunet_mn.bridge.doctor.dataset import check_dataset
+    from nnunet_mn.bridge.doctor.environment import check_environment, check_weights
+    from nnunet_mn.bridge.doctor.page import examine, print_page
     from nnunet_mn.config import environment_layer, resolve
 
     if dataset is None:

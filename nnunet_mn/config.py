@@ -31,9 +31,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-# Fields that decide which tensors a checkpoint holds: it cannot be continued with another value.
-STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "lora_alpha")
-
 
 class Layer(NamedTuple):
     """Some settings and where they come from, for messages."""
@@ -173,16 +170,6 @@ def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
     """The settings in environment variables named `nnUNet_mn_<field>`."""
     found = {k[len(ENVIRONMENT_PREFIX) :]: v for k, v in environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
     return Layer("the environment (nnUNet_mn_<field>)", found)
-
-
-def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:
-    """Sentences about the fields in which `now` differs from a stored configuration so that it cannot continue it."""
-    mine = now.to_dict()
-    return [
-        f"{name} is {mine[name]!r} but the checkpoint was trained with {then[name]!r}"
-        for name in STATE_FIELDS
-        if name in then and mine[name] != then[name]
-    ]
 
 
 def _options(name: str) -> tuple[tuple[Any, ...], bool]:

@@ -12,10 +12,10 @@ from torch.amp.grad_scaler import GradScaler
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss
 from nnunet_mn.mixing import Paste, draw_pastes, paste
-from nnunet_mn.modes import same_in_eval
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.slices import along_axis, every_nth_slice
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
+from nnunet_mn.teaching import pseudo_mask, same_in_eval
 
 MOST_SKIPPED_IN_A_ROW = 20
 
@@ -87,16 +87,6 @@ class Student:
                 f"row (last loss {value}): look for NaN or extreme intensities in the images, or lower the learning "
                 f"rate (nnUNet_mn_lr_2d for the 2D network)"
             )
-
-
-def pseudo_mask(teacher: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tensor:
-    """The teacher's probabilities `(n_u, K, D, H, W)`, in eval mode and without gradient."""
-    was_training = teacher.training
-    teacher.eval()
-    with torch.no_grad():  # not inference mode: its tensors cannot be saved for the student's backward pass
-        probabilities = labels.probabilities(teacher(volumes)[0])
-    teacher.train(was_training)
-    return probabilities
 
 
 @dataclass(kw_only=True)

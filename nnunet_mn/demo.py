@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from nnunet_mn.bridge import registration
 from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.bridge.versions import check_nnunet_version
-from nnunet_mn.demo_dataset import DATASET_ID, N_LABELED, labeled_names, write_dataset
-from nnunet_mn.demo_picture import draw
-from nnunet_mn.demo_results import CLASSES, DemoResult, ModelResult, read_scores, results_table, verdict
-from nnunet_mn.demo_workspace import CONFIGURATION, PLANS, PROCESSES, Workspace
 from nnunet_mn.errors import MNError
-from nnunet_mn.small_plans import small_plans
-from nnunet_mn.stock_commands import epoch_begun, run_stock
+from nnunet_mn.sandbox.dataset import DATASET_ID, N_LABELED, labeled_names, write_dataset
+from nnunet_mn.sandbox.picture import draw
+from nnunet_mn.sandbox.results import CLASSES, DemoResult, ModelResult, read_scores, results_table, verdict
+from nnunet_mn.sandbox.small_plans import small_plans
+from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, PROCESSES, Workspace
 
 BASELINE = ("labeled only", "nnUNetTrainerMNLabeledOnly")
 MN = ("M&N", "nnUNetTrainerMN")

@@ -18,17 +18,17 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from rich.console import Console
 
-from nnunet_mn.bridge.assembly import label_space, slice_axes
-from nnunet_mn.bridge.cases import find_unlabeled
-from nnunet_mn.bridge.fingerprint import MNFingerprintExtractor, fingerprint
+from nnunet_mn.bridge.cases.dataset import unlabeled_folder
+from nnunet_mn.bridge.cases.sources import n_channels
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.last_word import last_word
-from nnunet_mn.bridge.plan_cost import PlanCost
-from nnunet_mn.bridge.planning import CostModel, written_settings
-from nnunet_mn.bridge.preprocessing import unlabeled_folder
-from nnunet_mn.bridge.sources import n_channels
+from nnunet_mn.bridge.planning.cost import PlanCost
+from nnunet_mn.bridge.planning.cost_model import CostModel, written_settings
+from nnunet_mn.bridge.planning.fingerprint import MNFingerprintExtractor, fingerprint
+from nnunet_mn.bridge.training.assembly import label_space, slice_axes
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import environment_layer, resolve
-from nnunet_mn.cpus import cpu_count
+from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.plan_table import plan_table
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
-from nnunet_mn.bridge import ddp
+from nnunet_mn.bridge.training import ddp
 
 SAMPLES = (1, 2)  # of the batch of 3, for each rank
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
-from nnunet_mn.bridge.manifest import ImageFile, Record, append
+from nnunet_mn.bridge.cases.manifest import ImageFile, Record, append
+from nnunet_mn.bridge.cases.roles import labeled_split
+from nnunet_mn.bridge.cases.splits import read_splits
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.errors import MNError
 
 DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_mn.bridge.checkpoint import load_mn, random_state, restore_random_state, save
+from nnunet_mn.bridge.training.checkpoint import load_mn, random_state, restore_random_state, save
 from nnunet_mn.errors import MNError
 
 STOCK = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainerMN", "init_args": {"device": "cpu"}}
@@ -39,7 +39,7 @@ def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
 
     stock = io.BytesIO()
     _write_stock(stock)
-    monkeypatch.setattr(f"nnunet_mn.bridge.checkpoint.{failing}", full)
+    monkeypatch.setattr(f"nnunet_mn.bridge.training.checkpoint.{failing}", full)
     with pytest.raises(MNError, match=r"checkpoint_latest\.pth could not be written.*No space left.*previous one"):
         save(lambda file: file.write(stock.getvalue()), path, mn={"iteration": 2})
     assert load_mn(path) == {"iteration": 1}

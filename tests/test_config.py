@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from nnunet_mn.config import Layer, MNConfig, changed_state_fields, environment_layer, resolve
+from nnunet_mn.bridge.training.checkpoint import changed_state_fields
+from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
 
 

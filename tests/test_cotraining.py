@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.cotraining import CoTrainer, Student, pseudo_mask
+from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.targets import LabelSpace, SoftTarget
+from nnunet_mn.teaching import pseudo_mask
 
 LABELS = LabelSpace(num_channels=3)
 

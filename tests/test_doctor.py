@@ -13,13 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from nnunet_mn import cli
-from nnunet_mn.bridge import doctor_environment as environment
 from nnunet_mn.bridge import registration
-from nnunet_mn.bridge.datasets import find_dataset
-from nnunet_mn.bridge.doctor import Row, examine, print_page
-from nnunet_mn.bridge.doctor_dataset import check_dataset
-from nnunet_mn.bridge.doctor_memory import estimated_gib, judge
-from nnunet_mn.bridge.planned import find_unlabeled_of_all_folds, load_planned
+from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.planned import load_planned
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled_of_all_folds
+from nnunet_mn.bridge.doctor import environment
+from nnunet_mn.bridge.doctor.dataset import check_dataset
+from nnunet_mn.bridge.doctor.memory import estimated_gib, judge
+from nnunet_mn.bridge.doctor.page import Row, examine, print_page
 from nnunet_mn.config import environment_layer, resolve
 from nnunet_mn.errors import MNError
 

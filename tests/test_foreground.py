@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet_mn.bridge import foreground
-from nnunet_mn.bridge.foreground import NEVER, ForegroundLocations, refresh
-from nnunet_mn.bridge.loader import JointCases, MixedLoader, SharedFraction
+from nnunet_mn.bridge.training import foreground
+from nnunet_mn.bridge.training.foreground import NEVER, ForegroundLocations, refresh
+from nnunet_mn.bridge.training.loader import JointCases, MixedLoader, SharedFraction
 from nnunet_mn.schedule import Schedule, UnlabeledCounter
 
 SHAPE = (12, 14, 16)

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-CORE = ("config", "schedule", "slices", "targets", "losses", "metrics", "modes", "networks", "cotraining")
+CORE = ("config", "schedule", "slices", "targets", "losses", "metrics", "device", "teaching", "networks", "cotraining")
 
 SCRIPT = """
 import importlib, sys
@@ -16,7 +16,7 @@ for module in sys.argv[1:]:
     importlib.import_module(f"nnunet_mn.{module}")
 assert not [name for name in sys.modules if name.startswith("nnunet_mn.bridge")]
 try:
-    import nnunet_mn.bridge.loader
+    import nnunet_mn.bridge.training.loader
 except ModuleNotFoundError:
     print("the bridge needs nnU-Net, the core does not")
 """
@@ -29,6 +29,7 @@ def test_the_core_loads_without_nnunet_and_without_the_bridge() -> None:
 
 
 def test_finding_and_checking_cases_needs_no_torch() -> None:
-    script = "import sys, nnunet_mn.bridge.cases, nnunet_mn.bridge.survey; assert 'torch' not in sys.modules"
+    modules = "nnunet_mn.bridge.cases.splits, nnunet_mn.bridge.preprocessing.to_do"
+    script = f"import sys, {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,13 +10,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_mn.bridge.loader import (
+from nnunet_mn.bridge.training.loader import (
     JointCases,
     MixedLoader,
     SharedFraction,
     make_repeatable,
 )
-from nnunet_mn.bridge.workers import start_workers
+from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounter
 

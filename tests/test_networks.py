@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
-from nnunet_mn.modes import same_in_eval
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.adapter import ChannelAdapter, to_pixels
 from nnunet_mn.networks.folding import NormedConv
 from nnunet_mn.slices import SliceWise
+from nnunet_mn.teaching import same_in_eval
 
 LITE0 = "efficientnet-lite0"
 HASH_OF_LITE0 = "3a06ca61478588c9"  # of its frozen ImageNet weights and adapter

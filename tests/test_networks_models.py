@@ -36,9 +36,9 @@ from transformers import (
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
-from nnunet_mn.modes import same_in_eval
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.lora import is_projection
+from nnunet_mn.teaching import same_in_eval
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -23,9 +23,9 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 )
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunet_mn.bridge.fingerprint import labeled_for_planning
-from nnunet_mn.bridge.plan_cost import network_2d_cost
-from nnunet_mn.bridge.planning import CostModel, weights_are_here, written_settings
+from nnunet_mn.bridge.cases.roles import labeled_for_planning
+from nnunet_mn.bridge.planning.cost import network_2d_cost
+from nnunet_mn.bridge.planning.cost_model import CostModel, weights_are_here, written_settings
 from nnunet_mn.bridge.registration import nnunet_package, register, trainers_path
 from nnunet_mn.config import MNConfig, resolve
 from nnunet_mn.errors import MNError
@@ -132,7 +132,7 @@ def test_no_more_processes_start_than_there_are_cpus(
 ) -> None:
     monkeypatch.setattr("nnunet_mn.planners.MNPlanner.default_num_processes", 8)
     monkeypatch.setattr("nnunet_mn.planners.MNPlanner.cpu_count", lambda: 1)
-    monkeypatch.delattr("nnunet_mn.bridge.pool.ProcessPoolExecutor")
+    monkeypatch.delattr("nnunet_mn.bridge.processes.ProcessPoolExecutor")
     _plan(tiny_dataset())
 
 
@@ -315,7 +315,7 @@ def test_a_slice_costs_by_its_size(costs: CostModel) -> None:
 
 
 def test_weights_that_are_not_here_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("nnunet_mn.bridge.planning.is_here", lambda _: False)
+    monkeypatch.setattr("nnunet_mn.bridge.planning.cost_model.is_here", lambda _: False)
     costs = CostModel(MNConfig(), channels=1, labels=LabelSpace(num_channels=2))
     assert "nnunet-mn weights fetch" in costs.warnings[0]
     assert costs.of(ARCHITECTURE, (64, 96, 96), 2).phase_2d_gib(10) > 2

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mn.cotraining import CoTrainer, Student
+from nnunet_mn.device import autocast_type
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.precision import autocast_type
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
 CUDA, CPU, MPS = (torch.device(name) for name in ("cuda", "cpu", "mps"))

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mn.bridge.manifest import ImageFile, Manifest, Record, Voxels, append
-from nnunet_mn.bridge.pool import map_in_processes
-from nnunet_mn.bridge.preprocessing import Preprocessed, preprocess_unlabeled, refuse_copies_of_val, unlabeled_folder
-from nnunet_mn.bridge.sources import UnlabeledCase
+from nnunet_mn.bridge.cases.dataset import unlabeled_folder
+from nnunet_mn.bridge.cases.manifest import ImageFile, Manifest, Record, Voxels, append
+from nnunet_mn.bridge.cases.sources import UnlabeledCase
+from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
+from nnunet_mn.bridge.preprocessing.run import Preprocessed, preprocess_unlabeled
+from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
 
 
@@ -91,7 +93,7 @@ def bench(planned_dataset: Callable[..., Any], tmp_path: Path) -> Bench:
 @pytest.fixture
 def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take files for long unchanged, whatever the clock says: their time of change cannot be set back."""
-    monkeypatch.setattr("nnunet_mn.bridge.manifest.STAMP_NS", 0)
+    monkeypatch.setattr("nnunet_mn.bridge.cases.manifest.STAMP_NS", 0)
 
 
 # ---- what comes out
@@ -153,7 +155,7 @@ def test_unlabeled_folder_lies_beside_the_labeled_one() -> None:
 @pytest.mark.usefixtures("old_files")
 def test_a_second_run_does_nothing_and_needs_no_right_to_write(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     first = bench.run()
-    monkeypatch.setattr("nnunet_mn.bridge.preprocessing.staging_folder", None)
+    monkeypatch.setattr("nnunet_mn.bridge.preprocessing.run.staging_folder", None)
     assert bench.run() == first
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.errors import MNError
-from nnunet_mn.stock_commands import epoch_begun, run_stock
 
 PYTHON = Path(sys.executable).name
 

@@ -17,9 +17,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_mn.bridge import workers
-from nnunet_mn.bridge.checkpoint import load_mn
 from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.bridge.training import workers
+from nnunet_mn.bridge.training.checkpoint import load_mn
 from nnunet_mn.errors import MNError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net and its plots warn

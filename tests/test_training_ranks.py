@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_mn.bridge.ddp import own_seed
 from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.bridge.training.ddp import own_seed
 from nnunet_mn.schedule import Schedule, SharedBatch, UnlabeledCounter
 
 SCRIPT = Path(__file__).with_name("one_training_rank.py")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nnunet_mn.bridge.last_word import WorkerFailures
-from nnunet_mn.bridge.workers import finish_workers, start_workers, worker_count
+from nnunet_mn.bridge.training.workers import finish_workers, start_workers, worker_count
 from nnunet_mn.errors import MNError
 
 # stock's thread that collects batches ends with an error of its own

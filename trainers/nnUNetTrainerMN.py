@@ -16,16 +16,20 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_mn.bridge import assembly, checkpoint, ddp, foreground, loader, workers
-from nnunet_mn.bridge.cases import find_unlabeled, labeled_split, read_splits
+from nnunet_mn.bridge.cases.dataset import unlabeled_folder
+from nnunet_mn.bridge.cases.roles import labeled_split
+from nnunet_mn.bridge.cases.splits import read_splits
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
-from nnunet_mn.bridge.plan_checks import check_preprocessed, dataset_class_of, planned_configuration
-from nnunet_mn.bridge.preprocessing import preprocess_unlabeled, refuse_copies_of_val, unlabeled_folder
-from nnunet_mn.bridge.stopping import OF_RANKS, SIGNALS, StopRequest
+from nnunet_mn.bridge.planning.checks import check_preprocessed, dataset_class_of, planned_configuration
+from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
+from nnunet_mn.bridge.preprocessing.run import preprocess_unlabeled
+from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, workers
+from nnunet_mn.bridge.training.stopping import OF_RANKS, SIGNALS, StopRequest
 from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
-from nnunet_mn.config import Layer, changed_state_fields, environment_layer, resolve
+from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.cpus import prepare_torch
+from nnunet_mn.device import prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
@@ -494,7 +498,7 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _mn_state(self, *, final: bool) -> dict[str, Any]:
         return {
-            **assembly.state(self.cotrainer, with_optimizer=not final),
+            **checkpoint.cotraining_state(self.cotrainer, with_optimizer=not final),
             "trainer": type(self).__name__,
             "config": self.mn_config.to_dict(),
             "batch_size": self.configuration_manager.batch_size,
@@ -530,7 +534,7 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
         """Raise an MNError where the settings no longer fit the checkpoint's state."""
-        wrong = changed_state_fields(self.mn_config, mn["config"])
+        wrong = checkpoint.changed_state_fields(self.mn_config, mn["config"])
         planned = self.configuration_manager.batch_size
         if mn["batch_size"] != planned:
             wrong.append(f"the batch size is {planned} but the checkpoint was trained with {mn['batch_size']}")
@@ -541,7 +545,7 @@ class nnUNetTrainerMN(_LabeledCases):
         for field, value in self.mn_config.to_dict().items():
             if mn["config"].get(field) != value:
                 self.print_to_log_file(f"M&N: {field} changes from {mn['config'].get(field)!r} to {value!r}")
-        assembly.restore(self.cotrainer, mn)
+        checkpoint.restore_cotraining(self.cotrainer, mn)
         if mn["optimizer_2d"] is None and self.current_epoch < self.num_epochs:
             self.print_to_log_file("WARNING: a final checkpoint holds no optimizer of the 2D network: it starts anew")
         self.iteration, self.train_outputs = mn["iteration"], mn["train_outputs"]

@@ -15,10 +15,10 @@ from evidence.workspace import CONFIGURATION, PLANS, Scale, Workspace, scale_key
 from filelock import FileLock
 
 from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
-from nnunet_mn.stock_commands import epoch_begun, run_stock
 
 UPDATES_PER_EPOCH = 50
 VAL_UPDATES_PER_EPOCH = 1  # for the log alone: the final checkpoint counts

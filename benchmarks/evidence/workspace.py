@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.stock_commands import run_stock
 from nnunet_mn.config import ENVIRONMENT_PREFIX, MNConfig
 from nnunet_mn.errors import MNError
-from nnunet_mn.small_plans import small_plans
-from nnunet_mn.stock_commands import run_stock
+from nnunet_mn.sandbox.small_plans import small_plans
 
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetBenchmarkPlans"

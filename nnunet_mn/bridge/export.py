@@ -14,9 +14,9 @@ import torch
 
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.model_card import TrainedFold, model_card
+from nnunet_mn.bridge.stock_commands import run_stock
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.registry import license_of
-from nnunet_mn.stock_commands import run_stock
 
 CHECKPOINT = "checkpoint_final.pth"
 CARD = "model_card.md"

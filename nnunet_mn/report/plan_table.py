@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from nnunet_mn.bridge.plan_cost import CARD, PlanCost
+from nnunet_mn.bridge.planning.cost import CARD, PlanCost
 
 
 def plan_table(costs: Mapping[str, PlanCost], *, target_gib: float, backbone: str) -> Table:

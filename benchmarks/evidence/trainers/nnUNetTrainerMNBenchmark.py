@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_mn.bridge import assembly
+from nnunet_mn.bridge.training import assembly
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.mixing import draw_pastes, paste

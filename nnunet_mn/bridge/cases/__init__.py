@@ -1,0 +1,1 @@
+"""Who is labeled, unlabeled or held out, and where the images are."""

@@ -1,0 +1,64 @@
+"""The folders of a dataset, found as nnU-Net's commands find them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_mn.errors import MNError
+
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+@dataclass(frozen=True)
+class DatasetFolders:
+    """Where a dataset lies on this machine.
+
+    Args:
+        name: `DatasetXXX_Name`.
+        raw: its folder in nnUNet_raw; None where it is not here.
+        preprocessed: its folder in nnUNet_preprocessed, which may not exist yet.
+    """
+
+    name: str
+    raw: Path | None
+    preprocessed: Path
+
+
+def find_dataset(number_or_name: str) -> DatasetFolders:
+    """Find a dataset by its number or its name.
+
+    Raises:
+        MNError: when a folder variable is not set, or no dataset or more than one fits.
+    """
+    roots = [root for root in (_root("nnUNet_raw"), _root("nnUNet_preprocessed")) if root is not None]
+    preprocessed = _root("nnUNet_preprocessed")
+    if preprocessed is None:
+        raise MNError("nnUNet_preprocessed is not set to an existing folder; export it as for nnU-Net's own commands")
+    prefix = f"Dataset{int(number_or_name):03d}_" if number_or_name.isdecimal() else number_or_name
+    names = {path.name for root in roots for path in root.glob("Dataset*") if _fits(path.name, prefix)}
+    if len(names) != 1:
+        found = f"{len(names)} datasets fit ({', '.join(sorted(names))})" if names else "no dataset fits"
+        raise MNError(
+            f"{found} '{number_or_name}' in {' and '.join(map(str, roots))}; give one by its number or its whole name"
+        )
+    (name,) = names
+    raw = _root("nnUNet_raw")
+    return DatasetFolders(name, raw / name if raw is not None and (raw / name).is_dir() else None, preprocessed / name)
+
+
+def _root(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value and Path(value).is_dir() else None
+
+
+def _fits(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) if prefix.endswith("_") else name == prefix
+
+
+def unlabeled_folder(preprocessed_dataset_folder: Path) -> Path:
+    """The folder of the unlabeled cases, beside that of the labeled ones.
+
+    Args:
+        preprocessed_dataset_folder: nnUNet_preprocessed/DATASET/<data_identifier>.
+    """
+    return preprocessed_dataset_folder.with_name(f"{preprocessed_dataset_folder.name}_unlabeled")

@@ -1,0 +1,102 @@
+"""Drawing splits with few labeled cases for experiments on a dataset whose cases all have labels."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_mn.bridge.cases.dataset import DatasetFolders
+from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.errors import MNError
+
+Split = dict[str, list[str]]
+USUAL_FOLDS = 5
+
+
+def draw_splits(cases: Sequence[str], *, labeled: int, val: int | None, folds: int, seed: int) -> list[Split]:
+    """Draw the labeled, validation and unlabeled cases of every fold.
+
+    All folds share the labeled cases, so that an ensemble of them has not seen more labels than one of them. Their
+    validation sets are disjoint, as `nnUNetv2_find_best_configuration` wants, and come from the other end of the
+    shuffled cases: with the same seed a larger `labeled` keeps the labeled and, where `val` is given, the validation
+    cases of a smaller one.
+
+    Args:
+        cases: names of all cases with labels, in any order.
+        labeled: cases to train on with their labels.
+        val: validation cases per fold; None: a fifth of the cases that are not labeled, less where folds are many.
+        folds: number of folds.
+        seed: of the shuffle.
+
+    Raises:
+        MNError: when there are too few cases.
+    """
+    order = [sorted(cases)[i] for i in np.random.default_rng(seed).permutation(len(cases))]
+    rest = len(order) - labeled
+    val = max(1, rest // max(folds, USUAL_FOLDS)) if val is None else val
+    if rest < folds * val:
+        raise MNError(
+            f"{len(order)} cases are too few for {labeled} labeled ones and {folds} disjoint validation sets of "
+            f"{val}; lower --labeled, --val or --folds"
+        )
+    return [_fold(order, labeled=labeled, first=labeled + rest - (k + 1) * val, val=val) for k in range(folds)]
+
+
+def _fold(order: list[str], *, labeled: int, first: int, val: int) -> Split:
+    unlabeled = order[labeled:first] + order[first + val :]
+    return {
+        "train": sorted(order[:labeled]),
+        "val": sorted(order[first : first + val]),
+        "unlabeled": sorted(unlabeled),
+    }
+
+
+def training_cases(raw: Path) -> list[str]:
+    """Names of the cases of a raw dataset that nnU-Net trains on.
+
+    Raises:
+        MNError: when the folder is not a dataset of nnU-Net.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    try:
+        return sorted(get_filenames_of_train_images_and_targets(str(raw)))
+    except (OSError, KeyError, ValueError) as error:
+        raise MNError(
+            f"the cases of {raw} cannot be listed ({error!r}); check its dataset.json and imagesTr"
+        ) from error
+
+
+def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -> tuple[Path, Path | None]:
+    """Write `splits_final.json` where nnU-Net reads it.
+
+    Args:
+        dataset: its folder in nnUNet_preprocessed is made if need be.
+        splits: one entry per fold.
+        force: replace an existing file, keeping a copy.
+
+    Returns:
+        The file, and the copy of the one it replaced.
+
+    Raises:
+        MNError: when there is a file already and `force` is not set, or the folder cannot be written to.
+    """
+    file = dataset.preprocessed / "splits_final.json"
+    if file.exists() and not force:
+        raise MNError(f"{file} exists; --force replaces it and keeps a copy (models trained with it keep their split)")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        backup = _keep_copy(file) if file.exists() else None
+        write_whole(file, json.dumps(splits, indent=2) + "\n")
+    except OSError as error:
+        raise MNError(f"{file} cannot be written ({error.strerror}); what was there before is unchanged") from error
+    return file, backup
+
+
+def _keep_copy(file: Path) -> Path:
+    number = 1
+    while (copy := file.with_name(f"{file.stem}_backup_{number}.json")).exists():
+        number += 1
+    write_whole(copy, file.read_text(encoding="utf-8"))
+    return copy

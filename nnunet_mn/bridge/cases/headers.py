@@ -1,0 +1,103 @@
+"""Spacing and shape of images from their headers, as nnU-Net's readers would report them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel
+import numpy as np
+import SimpleITK
+import tifffile
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from tqdm import tqdm
+
+from nnunet_mn.bridge.processes import map_in_processes
+
+_orientation: Any = nibabel.io_orientation
+
+
+class Header(NamedTuple):
+    """Spacing in mm and shape in voxels of a volume, z first."""
+
+    spacing: tuple[float, ...]
+    shape: tuple[int, ...]
+
+
+def read_headers(
+    reader: type[Any], cases: Mapping[str, Sequence[Path]], *, processes: int
+) -> tuple[dict[str, Header], dict[str, str]]:
+    """Read the header of each case's first channel, with a progress bar.
+
+    Args:
+        reader: nnU-Net's reader of the dataset; of an unknown one, images are read whole.
+        cases: image files by case name.
+        processes: how many; 1 means this process.
+
+    Returns:
+        Headers by name, and why the other cases have none.
+    """
+    headers, unreadable = {}, {}
+    results = map_in_processes(partial(_read, reader), cases.items(), processes=processes)
+    for name, found in tqdm(results, total=len(cases), desc="Reading image headers"):
+        if isinstance(found, Header):
+            headers[name] = found
+        else:
+            unreadable[name] = found
+    return dict(sorted(headers.items())), unreadable  # sorted: results come as they are done
+
+
+def _read(reader: type[Any], case: tuple[str, Sequence[Path]]) -> tuple[str, Header | str]:
+    name, images = case
+    try:
+        header = _READERS.get(reader, partial(_whole, reader))([str(image) for image in images])
+    except Exception as error:  # every reader and file format has errors of its own
+        return name, f"{images[0]} cannot be read ({' '.join(str(error).split())[-200:] or type(error).__name__})"
+    if len(header.shape) != 3 or min(header.shape) < 2 or not (np.asarray(header.spacing) > 0).all():
+        return name, f"{images[0]} has shape {header.shape} and spacing {header.spacing}, but M&N needs 3D volumes"
+    return name, Header(tuple(map(float, header.spacing)), tuple(map(int, header.shape)))
+
+
+def _itk(images: Sequence[str]) -> Header:
+    header = SimpleITK.ImageFileReader()
+    header.SetFileName(images[0])
+    header.ReadImageInformation()
+    # of four axes the first of ITK's reversed order holds the channels
+    spacing, shape = header.GetSpacing()[::-1][-3:], header.GetSize()[::-1][-3:]
+    return Header(tuple(map(abs, spacing)), shape)
+
+
+def _nibabel(images: Sequence[str]) -> Header:
+    image: Any = nibabel.load(images[0])
+    return Header(image.header.get_zooms()[::-1], image.shape[::-1])
+
+
+def _nibabel_reoriented(images: Sequence[str]) -> Header:
+    image: Any = nibabel.load(images[0])
+    order = np.argsort(_orientation(image.affine)[:, 0])  # of the axes once they point along x, y, z
+    zooms = image.header.get_zooms()
+    return Header(tuple(zooms[axis] for axis in order)[::-1], tuple(image.shape[axis] for axis in order)[::-1])
+
+
+def _tiff(images: Sequence[str]) -> Header:
+    with tifffile.TiffFile(images[0]) as file:
+        shape = file.series[0].shape
+    beside = Path(images[0][: -len("_0000") - len(Path(images[0]).suffix)] + ".json")
+    spacing = json.loads(beside.read_bytes())["spacing"] if beside.is_file() else (1.0, 1.0, 1.0)  # as nnU-Net does
+    return Header(spacing, shape)
+
+
+def _whole(reader: type[Any], images: Sequence[str]) -> Header:
+    data, properties = reader().read_images(images)
+    return Header(tuple(properties["spacing"]), data.shape[1:])
+
+
+_READERS: dict[type[Any], Callable[[Sequence[str]], Header]] = {
+    SimpleITKIO: _itk,
+    NibabelIO: _nibabel,
+    NibabelIOWithReorient: _nibabel_reoriented,
+    Tiff3DIO: _tiff,
+}

@@ -1,0 +1,1 @@
+"""`nnunet-mn doctor`."""

@@ -1,0 +1,111 @@
+"""The doctor's checks of a dataset: plans, splits, cases, leaks, what is preprocessed."""
+
+import functools
+from collections.abc import Iterator
+
+from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.cases.manifest import complete_cases
+from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
+from nnunet_mn.bridge.cases.roles import labeled_split, listed_unlabeled
+from nnunet_mn.bridge.cases.splits import Split, read_splits
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
+from nnunet_mn.bridge.doctor.environment import check_weights
+from nnunet_mn.bridge.doctor.memory import check_memory
+from nnunet_mn.bridge.doctor.page import Row, examine
+from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
+from nnunet_mn.errors import MNError
+
+SMALLEST_BATCH = 2
+
+
+def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Iterator[Row]:
+    """Rows about one dataset and one configuration of its plans."""
+    try:
+        folders = find_dataset(number_or_name)
+        planned = load_planned(folders, plans=plans, configuration=configuration)
+        splits, warnings = read_splits(folders.preprocessed, folders.raw)
+    except MNError as error:
+        yield Row("bad", "dataset", str(error))
+        return
+    yield from examine("plans", functools.partial(check_plans, planned))
+    yield from examine("GPU memory", functools.partial(check_memory, planned))
+    yield from examine("2D weights", lambda: check_weights(planned.config()))
+    yield from (_note("splits", warning) for warning in warnings)
+    if splits is None:
+        yield _note("splits", "there is no splits_final.json: nnU-Net will draw five folds of all cases with labels")
+    for fold in range(len(splits)) if splits is not None else ("all",):
+        yield from examine(f"fold {fold}", functools.partial(check_fold, planned, splits, fold))
+    yield from examine("unlabeled", functools.partial(check_preprocessed, planned))
+
+
+def _note(topic: str, text: str) -> Row:
+    return Row("note", topic, text.removeprefix("WARNING: "))
+
+
+def check_plans(planned: PlannedDataset) -> list[Row]:
+    """Whether M&N can train this configuration."""
+    manager, name = planned.configuration_manager, planned.configuration
+    if len(manager.patch_size) != 3 or manager.previous_stage_name is not None:
+        raise MNError(f"configuration '{name}' cannot be co-trained; use 3d_fullres or 3d_lowres")
+    if manager.batch_size < SMALLEST_BATCH:
+        raise MNError(f"configuration '{name}' has a batch of {manager.batch_size}; set its batch_size to 2 or more")
+    patch = "x".join(str(n) for n in manager.patch_size)
+    return [
+        Row("good", "plans", f"{planned.plans_manager.plans_name}, {name}: patch {patch}, batch {manager.batch_size}")
+    ]
+
+
+def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> list[Row]:
+    """The counts of a fold, and cases that are where they must not be."""
+    topic, labeled_here = f"fold {fold}", complete_cases(planned.labeled_folder)
+    train, val = _stock_split(sorted(labeled_here), splits, fold)
+    train, val, warnings = labeled_split(train, val, splits, fold)
+    if missing := sorted({*train, *val} - labeled_here):
+        raise MNError(
+            f"{len(missing)} labeled cases ({name_some(missing)}) are not preprocessed in {planned.labeled_folder}; "
+            f"run nnUNetv2_preprocess, or correct the split"
+        )
+    counts = f"{len(train)} labeled, {len(val)} val"
+    if _is_supervised(planned, splits, fold):
+        return [_note(topic, f"{counts}, no unlabeled: for nnUNetTrainer or nnUNetTrainerMNLabeledOnly")]
+    unlabeled = find_unlabeled(
+        raw=planned.folders.raw,
+        unlabeled_folder=planned.unlabeled_folder,
+        dataset_json=planned.dataset_json,
+        splits=splits,
+        fold=fold,
+        labeled=train,
+        val=val,
+        sources=planned.config().unlabeled_sources,
+    )
+    names = {case.name for case in unlabeled.cases}
+    held_out = [name for name in val if name not in train]
+    done = names & complete_cases(planned.unlabeled_folder)
+    refuse_copies_of_val(planned.unlabeled_folder, planned.labeled_folder, held_out, unlabeled=done)
+    notes = [_note(topic, text) for text in (*warnings, *unlabeled.warnings)]
+    return [Row("good", topic, f"{counts}, {len(names)} unlabeled"), *notes]
+
+
+def _stock_split(cases: list[str], splits: list[Split] | None, fold: int | str) -> tuple[list[str], list[str]]:
+    """What nnU-Net would train on and validate on; without a split file it draws folds of these cases."""
+    if splits is None or isinstance(fold, str):
+        return cases, cases
+    return splits[fold]["train"], splits[fold]["val"]
+
+
+def _is_supervised(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> bool:
+    """Whether a fold lists no unlabeled case while another does, as one for a fully supervised comparison."""
+    folder = planned.folders.raw / "imagesUn" if planned.folders.raw is not None else planned.unlabeled_folder
+    return bool(listed_unlabeled(splits, "all")) and not listed_unlabeled(splits, fold) and not folder.is_dir()
+
+
+def check_preprocessed(planned: PlannedDataset) -> list[Row]:
+    """How many of the unlabeled cases of all folds are preprocessed."""
+    names = {case.name for case in find_unlabeled_of_all_folds(planned).cases}
+    missing = len(names - complete_cases(planned.unlabeled_folder))
+    if not missing:
+        return [Row("good", "unlabeled", f"{len(names)} cases of all folds are preprocessed")]
+    plans = planned.plans_manager.plans_name
+    command = f"nnunet-mn preprocess -d {planned.folders.name} -c {planned.configuration} -p {plans}"
+    return [_note("unlabeled", f"training will preprocess {missing} cases at its start, unless you run '{command}'")]

@@ -1,0 +1,1 @@
+"""Plans for two networks: what they cost and whether they can be trained."""

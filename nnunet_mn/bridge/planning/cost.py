@@ -1,0 +1,234 @@
+"""What a planned M&N training takes: GPU memory of both networks in both phases of a step, and arithmetic.
+
+A step has two phases: in the first the 3D network is trained on what the 2D one has predicted, in the second the other
+way round (`CoTrainer.step`). The weights and optimizers of both stay on the card all the time.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import Tensor, nn
+
+from nnunet_mn.bridge.planning.measure import GIB, Cost, measure_cost, weight_bytes
+from nnunet_mn.bridge.training.assembly import loss_for
+from nnunet_mn.config import MNConfig
+from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
+from nnunet_mn.ranks import ALONE
+from nnunet_mn.schedule import Schedule
+from nnunet_mn.slices import along_axis
+from nnunet_mn.targets import LabelSpace, SoftTarget
+
+# What a card holds beside weights and saved tensors: the context and cuDNN's workspace, and gradients on their way.
+# Both fitted to the memory that nnU-Net documents for its four presets (7.7, 9.1, 22.7 and 36.6 GB,
+# documentation/resenc_presets.md), which they reproduce within 3 %.
+CONTEXT_GIB = 1.74
+SHARE_OF_TRANSIENTS = 0.137
+HALF = 2  # bytes of a number under autocast
+
+CARD = "A100 40 GB"
+# What the same document's 9, 12, 35 and 66 hours for 250,000 steps mean, within 10 %.
+CARD_FLOPS = 55e12
+STEPS_PER_EPOCH, EPOCHS = 250, 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceCost:
+    """The 2D network on one slice.
+
+    Args:
+        cost: of a training pass in half precision, for each further slice.
+        fixed: bytes that a pass keeps however many slices it has, such as weights in another layout.
+        weights: bytes of weights, gradients and optimizer.
+        cast: bytes of the weights' copy in half precision.
+    """
+
+    cost: Cost
+    fixed: int
+    weights: int
+    cast: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCost:
+    """One planned configuration with both networks.
+
+    Args:
+        patch_size: voxels.
+        batch_size: samples a step.
+        views: slices, height and width of a patch along each axis that the 2D network sees it along, see `views`.
+        classes: channels K of the logits.
+        sample: the 3D network on one sample, with its loss.
+        weights_3d: bytes of the 3D network's weights, gradients and optimizer.
+        slice: the 2D network on one slice of the view whose slices are largest.
+        loss_2d: bytes that the loss of the 2D network keeps per sample.
+        config: settings.
+    """
+
+    patch_size: tuple[int, ...]
+    batch_size: int
+    views: tuple[tuple[int, int, int], ...]
+    classes: int
+    sample: Cost
+    weights_3d: int
+    slice: SliceCost
+    loss_2d: int
+    config: MNConfig
+
+    @property
+    def slices(self) -> tuple[int, int]:
+        """Slices that the 2D network learns from in a step, and those of all samples, where slices are largest."""
+        count = largest_view(self.views)[0]
+        return self.batch_size * math.ceil(count / self.config.slice_step), self.batch_size * count
+
+    @property
+    def most_slices(self) -> int:
+        """Slices of all samples where they are smallest."""
+        return self.batch_size * max(count for count, _, _ in self.views)
+
+    @property
+    def networks_gib(self) -> tuple[float, float]:
+        """GiB that weights, gradients and optimizer of the 3D and of the 2D network take all the time."""
+        return self.weights_3d / GIB, (self.slice.weights + self.slice.cast) / GIB
+
+    @property
+    def phase_3d_gib(self) -> float:
+        """GiB at the peak of the phase that trains the 3D network."""
+        return self._peak(self.batch_size * self.sample.saved + 2 * self._pseudo_masks())
+
+    def phase_2d_gib(self, slices_per_forward: int) -> float:
+        """GiB at the peak of the phase that trains the 2D network."""
+        at_once = min(slices_per_forward, self.slices[0])
+        return self._peak(at_once * self.slice.cost.saved + self._kept_in_phase_2d())
+
+    def slices_that_fit(self, target_gib: float) -> int:
+        """The most slices in flight with which the second phase stays below a target, 0 if not even one does."""
+        room = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)
+        fitting = max(0, int(room // max(1, self.slice.cost.saved)))
+        return fitting if fitting < self.slices[1] else self.most_slices
+
+    def flops(self, slices_per_forward: int) -> float:
+        """Floating-point operations of a step, on average over a training."""
+        student, teacher = self.slices[0], self.slices[1] * self._mean_unlabeled()
+        slice_ = self.slice.cost
+        again = slice_.forward if slices_per_forward < student else 0  # chunks are computed twice
+        of_2d = student * (slice_.forward + again + slice_.backward) + teacher * slice_.forward
+        return self.batch_size * (self.sample.forward + self.sample.backward) + of_2d
+
+    def gpu_hours(self, slices_per_forward: int) -> float:
+        """Hours for 1,000 epochs on the card named above, at the pace of nnU-Net's own documented trainings."""
+        return EPOCHS * STEPS_PER_EPOCH * self.flops(slices_per_forward) / CARD_FLOPS / 3600
+
+    def _peak(self, tensors: float) -> float:
+        return CONTEXT_GIB + sum(self.networks_gib) + tensors * (1 + SHARE_OF_TRANSIENTS) / GIB
+
+    def _kept_in_phase_2d(self) -> int:
+        return self._pseudo_masks() + self.batch_size * self.loss_2d + self.slice.fixed
+
+    def _pseudo_masks(self) -> int:
+        """Bytes of one network's probabilities for a batch with one labeled sample."""
+        return 4 * (self.batch_size - 1) * self.classes * math.prod(self.patch_size)
+
+    def _mean_unlabeled(self) -> float:
+        schedule = Schedule.of(self.config, total=EPOCHS)
+        most = (self.batch_size - 1) / self.batch_size
+        return sum(min(schedule.unlabeled_fraction(i), most) for i in range(EPOCHS)) / EPOCHS
+
+
+def network_3d_cost(
+    architecture: dict[str, Any],
+    patch_size: Sequence[int],
+    *,
+    channels: int,
+    labels: LabelSpace,
+    config: MNConfig,
+    precision: torch.dtype = torch.bfloat16,
+) -> tuple[Cost, int]:
+    """Measure a planned 3D network on one sample, without computing anything.
+
+    Args:
+        architecture: of the plans.
+        patch_size: voxels.
+        channels: of an image.
+        labels: of the dataset.
+        config: chooses loss and optimizer.
+        precision: of the network; every GPU's autocast takes half, a CPU fp32.
+
+    Returns:
+        The cost of a sample, its loss in fp32, and the bytes of weights and optimizer.
+    """
+    with torch.device("meta"):
+        network = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            channels,
+            labels.num_channels,
+            allow_init=False,
+            deep_supervision=True,
+        )
+        volume = torch.empty(1, channels, *patch_size, dtype=precision)
+    states = 1 if config.optimizer_3d == "sgd" else 2
+    weights = weight_bytes(network, optimizer_states=states)
+    network.to(precision)
+    loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
+    return measure_cost(lambda: _loss(loss, network(volume)), network), weights
+
+
+def views(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Slices, height and width of a patch as the 2D network sees it along some axes."""
+    shapes = (tuple(along_axis(torch.empty(1, 1, *patch_size, device="meta"), axis).shape[2:]) for axis in axes)
+    return cast(tuple[tuple[int, int, int], ...], tuple(shapes))
+
+
+def largest_view(views: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The view whose slices have the most pixels: the others take less memory and as much arithmetic."""
+    return max(views, key=lambda view: view[1] * view[2])
+
+
+def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConfig) -> int:
+    """Bytes that the loss of the 2D network keeps for one sample, logits included."""
+    shape = (1, labels.num_channels, math.ceil(view[0] / config.slice_step), *view[1:])
+    logits = torch.empty(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
+    return measure_cost(lambda: _loss(loss, [logits]), nn.Module()).saved + HALF * logits.numel()
+
+
+def network_2d_cost(network: nn.Module, size: tuple[int, int], *, channels: int) -> SliceCost:
+    """Run a 2D network on one and on two empty slices and measure it.
+
+    It runs in fp32, of which half is what autocast keeps; its half-precision copy of the weights comes on top.
+
+    Args:
+        network: slices (N, C, H, W) -> logits (N, K, H, W).
+        size: voxels of the slice.
+        channels: C.
+    """
+    network.train()
+    one, two = (_measure_slices(network, torch.zeros(count, channels, *size)) for count in (1, 2))
+    saved = two.saved - one.saved
+    return SliceCost(
+        cost=Cost(saved=saved * HALF // 4, forward=one.forward, backward=one.backward),
+        fixed=max(0, one.saved - saved) * HALF // 4,
+        weights=weight_bytes(network, optimizer_states=2),
+        cast=HALF * sum(parameter.numel() for parameter in network.parameters()),
+    )
+
+
+def _measure_slices(network: nn.Module, slices: Tensor) -> Cost:
+    return measure_cost(lambda: network(slices).mean(), network)
+
+
+def typical_2d_cost(size: tuple[int, int]) -> SliceCost:
+    """SegFormer-B2's cost with LoRA, measured once, for when the weights of the wanted network are not here."""
+    pixels = size[0] * size[1]
+    cost = Cost(saved=1850 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
+    return SliceCost(cost=cost, fixed=5 * 2**20, weights=round(0.175 * GIB), cast=round(0.06 * GIB))
+
+
+def _loss(loss: SoftTargetLoss, outputs: Sequence[Tensor]) -> Tensor:
+    targets = [SoftTarget(torch.empty_like(output, dtype=torch.float32), None) for output in outputs]
+    return DeepSupervisionLoss(loss=loss, weights=(1.0,) * len(outputs))(outputs, targets)

@@ -1,0 +1,155 @@
+"""The dataset's fingerprint for planning: geometry of all images, intensities of labeled cases alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed
+from tqdm import tqdm
+
+from nnunet_mn.bridge.cases.headers import Header, read_headers
+from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.cases.roles import labeled_for_planning, splits_for_planning
+from nnunet_mn.bridge.last_word import last_word
+from nnunet_mn.bridge.processes import map_in_processes
+from nnunet_mn.errors import MNError
+
+FEW_HEADERS = 1000
+REMEDY = "mend the image, or take the case out of the dataset"
+PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
+
+
+class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
+    """nnU-Net's extractor on labeled cases alone: `nnUNetv2_plan_and_preprocess -fpe MNFingerprintExtractor`.
+
+    Stock's reads every label in labelsTr, also of cases that a split calls unlabeled.
+
+    Args:
+        dataset_name_or_id, num_processes, verbose: as stock's.
+
+    Raises:
+        MNError: when no case is labeled, a labeled image cannot be read, or the split file is broken.
+    """
+
+    dataset: dict[str, Any]
+
+    @last_word
+    def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
+        super().__init__(dataset_name_or_id, num_processes, verbose)
+        preprocessed = Path(nnUNet_preprocessed) / self.dataset_name
+        self.splits, self.warnings = splits_for_planning(preprocessed, Path(self.input_folder))
+        labeled = labeled_for_planning(self.dataset, self.splits)
+        self.dataset = {name: self.dataset[name] for name in labeled.names}
+        self.warnings += [] if labeled.warning is None else [labeled.warning]
+
+    @property
+    def reader(self) -> type[Any]:
+        """nnU-Net's reader of the dataset."""
+        first = next(iter(self.dataset.values()))["images"][0]
+        try:
+            reader: type[Any] = determine_reader_writer_from_dataset_json(self.dataset_json, first, verbose=False)
+        except RuntimeError as error:  # stock tries its readers on this image
+            raise MNError(f"{first} cannot be read with any of nnU-Net's readers; {REMEDY}") from error
+        return reader
+
+    @last_word
+    def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
+        """Write the fingerprint as stock does, once the labeled images are found readable."""
+        self.headers()
+        found: dict[str, Any] = super().run(overwrite_existing)
+        return found
+
+    def headers(self) -> dict[str, Header]:
+        """Headers of the labeled images by case name.
+
+        Raises:
+            MNError: when one cannot be read.
+        """
+        images = {name: [Path(image) for image in files["images"]] for name, files in self.dataset.items()}
+        headers, unreadable = _headers(self, images)
+        if unreadable:
+            raise MNError(
+                f"{len(unreadable)} labeled case(s) cannot be planned for: {name_some(list(unreadable.values()))}; "
+                f"{REMEDY}"
+            )
+        return headers
+
+    def analyze(self) -> dict[str, tuple[Any, ...]]:
+        """What stock's `analyze_case` returns, by case name."""
+        samples = int(self.num_foreground_voxels_for_intensitystats // len(self.dataset))
+        work = partial(_analyze, self.analyze_case, self.reader, samples)
+        results = map_in_processes(work, self.dataset.items(), processes=min(self.num_processes, len(self.dataset)))
+        return dict(sorted(tqdm(results, total=len(self.dataset), desc="Reading labeled cases")))
+
+
+def _analyze(
+    analyze_case: Callable[..., tuple[Any, ...]], reader: type[Any], samples: int, case: tuple[str, Mapping[str, Any]]
+) -> tuple[str, tuple[Any, ...]]:
+    name, files = case
+    return name, analyze_case(files["images"], files["label"], reader, samples)
+
+
+def fingerprint(
+    extractor: MNFingerprintExtractor, unlabeled: Mapping[str, Sequence[Path]]
+) -> tuple[dict[str, Any], list[str]]:
+    """A fingerprint as stock's planners read it.
+
+    The shape after cropping of an unlabeled image is its own shape times, along each axis, the median share that
+    cropping leaves of labeled ones.
+
+    Args:
+        extractor: for the labeled cases.
+        unlabeled: image files of the unlabeled cases by name.
+
+    Returns:
+        The fingerprint, and warnings.
+    """
+    own = extractor.headers()
+    analyzed = extractor.analyze()
+    left = np.median([np.divide(analyzed[name][0], header.shape) for name, header in own.items()], axis=0)
+    headers, unreadable = _headers(extractor, unlabeled)
+    warnings = []
+    if unreadable:
+        warnings.append(
+            f"WARNING: {len(unreadable)} unlabeled case(s) are left out of the planning: "
+            f"{name_some(list(unreadable.values()))}"
+        )
+    return {
+        "spacings": [list(map(float, a[1])) for a in analyzed.values()] + [list(h.spacing) for h in headers.values()],
+        "shapes_after_crop": [list(map(int, a[0])) for a in analyzed.values()]
+        + [_cropped(header, left) for header in headers.values()],
+        "foreground_intensity_properties_per_channel": _intensities([a[2] for a in analyzed.values()]),
+        "median_relative_size_after_cropping": float(np.median([a[4] for a in analyzed.values()])),
+    }, warnings
+
+
+def _headers(
+    extractor: MNFingerprintExtractor, cases: Mapping[str, Sequence[Path]]
+) -> tuple[dict[str, Header], dict[str, str]]:
+    few = len(cases) < FEW_HEADERS  # read sooner than processes start
+    return read_headers(extractor.reader, cases, processes=1 if few else extractor.num_processes)
+
+
+def _cropped(header: Header, left: np.ndarray) -> list[int]:
+    return [max(1, round(n * share)) for n, share in zip(header.shape, left, strict=True)]
+
+
+def _intensities(sampled: Sequence[Sequence[np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Statistics of each channel over the foreground voxels drawn from every case.
+
+    Args:
+        sampled: by case, then by channel.
+    """
+    statistics = {}
+    for channel, of_cases in enumerate(zip(*sampled, strict=True)):
+        values = np.concatenate(of_cases)
+        if len(values) == 0:
+            raise MNError("no labeled case has a foreground voxel; check the labels in labelsTr")
+        found = dict(zip(PERCENTILES, np.percentile(values, list(PERCENTILES.values())), strict=True))
+        found |= {"mean": np.mean(values), "std": np.std(values), "min": np.min(values), "max": np.max(values)}
+        statistics[str(channel)] = {key: float(value) for key, value in found.items()}
+    return statistics

@@ -1,0 +1,147 @@
+"""Preprocess one unlabeled case with nnU-Net's own preprocessor and move it in when it is whole."""
+
+import pickle
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_mn.bridge.cases.images import BadImageError, read_images
+from nnunet_mn.bridge.cases.manifest import Record, look_at, with_content
+from nnunet_mn.bridge.cases.sources import UnlabeledCase, n_channels
+from nnunet_mn.bridge.preprocessing.leaks import measure
+from nnunet_mn.errors import MNError
+
+LITTLE_SPACE = 16 * 2**20  # bytes; with less than this free, a failed writing is put down to the disk
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for every case; `settings` from `manifest.settings_hash`."""
+
+    folder: Path
+    staging: Path
+    plans: dict[str, Any]
+    configuration: ConfigurationManager
+    dataset_json: dict[str, Any]
+    settings: str
+
+
+class _CheckedReader:
+    """nnU-Net's reader, which refuses images that cannot be trained on."""
+
+    def __init__(self, reader: Any, channels: int) -> None:
+        self.reader, self.channels = reader, channels
+
+    def read_images(self, images: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        return read_images(self.reader, images, channels=self.channels)
+
+
+class _CheckedPlans(PlansManager):  # type: ignore[misc]
+    """Plans whose reader checks, so that nnU-Net's preprocessor reads each image once and runs unchanged."""
+
+    def __init__(self, plans: dict[str, Any], channels: int) -> None:
+        super().__init__(plans)
+        self.channels = channels
+
+    @property
+    def image_reader_writer_class(self) -> Any:
+        reader_class = super().image_reader_writer_class
+        return lambda: _CheckedReader(reader_class(), self.channels)
+
+
+def prepare_case(job: Job, case: UnlabeledCase) -> Record:
+    """Preprocess a case into the staging folder and rename it into its place.
+
+    Args:
+        job: settings and folders.
+        case: with its images.
+
+    Returns:
+        Its record; with `skipped` when the image is bad.
+
+    Raises:
+        MNError: when the result cannot be written, or memory is short.
+    """
+    checked_ns = time.time_ns()
+    try:
+        before = look_at(case.images)
+        files = with_content(before, case.images)
+    except OSError as error:
+        reason = f"{error.filename} cannot be read ({error.strerror}); restore it or remove the case"
+        return Record(case.name, case.source, (), checked_ns, job.settings, skipped=reason)
+    try:
+        _preprocess(job, case)
+        if look_at(case.images) != before:
+            raise BadImageError(f"{case.images[0]} changed while it was read; run again when it is complete")
+    except BadImageError as error:
+        return Record(case.name, case.source, files, checked_ns, job.settings, skipped=str(error))
+    try:
+        voxels = measure(job.staging / f"{case.name}.b2nd")
+        move_in(case.name, job.staging, job.folder)
+    except (OSError, RuntimeError) as error:
+        raise not_written(job.staging, error) from error
+    return Record(case.name, case.source, files, checked_ns, job.settings, voxels)
+
+
+def _preprocess(job: Job, case: UnlabeledCase) -> None:
+    """Run the plans' preprocessor without a segmentation, as for a test case, and save as stock does for training."""
+    plans = _CheckedPlans(job.plans, n_channels(job.dataset_json))
+    preprocessor = job.configuration.preprocessor_class(verbose=False)
+    images, target = [str(image) for image in case.images], job.staging / case.name
+    try:
+        preprocessor.run_case_save(str(target), images, None, plans, job.configuration, job.dataset_json)
+        _add_class_locations(_files(target)[2], plans, job.dataset_json)
+    except MNError:
+        raise
+    except MemoryError as error:
+        raise MNError(f"{images[0]} does not fit into memory: use fewer processes or a machine with more") from error
+    except Exception as error:  # a custom preprocessor may raise anything
+        if isinstance(error, OSError) or _files(target)[0].exists() or _is_full(job.staging):
+            raise not_written(job.staging, error) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise BadImageError(f"{images[0]} cannot be preprocessed ({reason}); correct or remove the case") from error
+
+
+def _add_class_locations(file: Path, plans: PlansManager, dataset_json: dict[str, Any]) -> None:
+    """Say that no voxel of any class is known, under stock's keys: its loader insists on them."""
+    labels = plans.get_label_manager(dataset_json)
+    keys = list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
+    if labels.has_ignore_label:
+        keys.append([-1, *labels.all_labels])  # all annotated voxels
+    properties = pickle.loads(file.read_bytes())  # written a moment ago by nnU-Net
+    properties["class_locations"] = {
+        tuple(int(label) for label in key) if isinstance(key, (list, tuple)) else int(key): [] for key in keys
+    }
+    file.write_bytes(pickle.dumps(properties))
+
+
+def move_in(name: str, staging: Path, folder: Path) -> None:
+    """Rename a finished case into its place, the volume last and an old one gone first: no mixture ever looks whole."""
+    (folder / f"{name}.b2nd").unlink(missing_ok=True)
+    for source, target in zip(reversed(_files(staging / name)), reversed(_files(folder / name)), strict=True):
+        source.replace(target)
+
+
+def _files(truncated: Path) -> tuple[Path, Path, Path]:
+    """The volume, the nonzero mask and the properties of a preprocessed case."""
+    volume, mask, properties = (truncated.with_name(truncated.name + end) for end in (".b2nd", "_seg.b2nd", ".pkl"))
+    return volume, mask, properties
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < LITTLE_SPACE
+
+
+def not_written(folder: Path, error: Exception) -> MNError:
+    """The error for a writing into a folder beside the preprocessed cases that failed."""
+    free = shutil.disk_usage(folder.parent).free / 2**30 if folder.parent.is_dir() else 0.0
+    return MNError(
+        f"a preprocessed case could not be written to {folder.parent}, which has {free:.2f} GiB free ({error}): make "
+        f"room or check the rights there and run again; finished cases are kept"
+    )

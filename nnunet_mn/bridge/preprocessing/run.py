@@ -1,0 +1,108 @@
+"""Preprocess the unlabeled cases with the plans' own preprocessor: resumable, once, and from images alone."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from tqdm import tqdm
+
+from nnunet_mn.bridge.cases.manifest import append, settings_hash
+from nnunet_mn.bridge.cases.sources import UnlabeledCase
+from nnunet_mn.bridge.preprocessing.lock import Part, staging_folder
+from nnunet_mn.bridge.preprocessing.one_case import Job, not_written, prepare_case
+from nnunet_mn.bridge.preprocessing.to_do import survey
+from nnunet_mn.bridge.processes import map_in_processes
+from nnunet_mn.errors import MNError
+
+MOST_BAD = 20  # bad images before it is taken for a fault of the whole data set
+
+
+class Preprocessed(NamedTuple):
+    """Names of the cases that can be trained on, and of those left out with the reason."""
+
+    names: tuple[str, ...]
+    skipped: dict[str, str]
+
+
+def preprocess_unlabeled(
+    cases: Sequence[UnlabeledCase],
+    *,
+    folder: Path,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict[str, Any],
+    num_processes: int,
+    num_parts: int = 1,
+    part_id: int = 0,
+    skip_bad: bool = False,
+    log: Callable[[str], None] = print,
+) -> Preprocessed:
+    """Preprocess the cases that are missing, or whose images or plans changed; of two at once, one waits.
+
+    Args:
+        cases: from `cases.find_unlabeled`.
+        folder: from `unlabeled_folder`.
+        plans_manager, configuration_manager, dataset_json: nnU-Net's.
+        num_processes: 1 means this process.
+        num_parts, part_id: take every n-th case only, from this one on.
+        skip_bad: leave bad images out, now and later, instead of raising.
+        log: takes lines for the user.
+
+    Raises:
+        MNError: for bad images, once all others are done; when raw data are missing; when writing fails.
+    """
+    if num_processes < 1 or not 0 <= part_id < num_parts:
+        raise MNError(
+            f"{num_processes} processes for part {part_id} of {num_parts} cannot be: take at least 1 process, and a "
+            f"part from 0 to one less than their number"
+        )
+    mine = sorted(cases, key=lambda case: case.name)[part_id::num_parts]
+    settings = settings_hash(plans_manager.plans, configuration_manager.configuration, dataset_json)
+    found = survey(mine, folder, settings)
+    if found.to_do or (found.renewed and os.access(folder.parent, os.W_OK)):
+        part = Part(folder, part_id, num_parts)
+        try:
+            folder.mkdir(exist_ok=True)
+            with staging_folder(part, log) as staging:
+                again = survey(found.to_do, folder, settings)  # another process may have done it meanwhile
+                job = Job(folder, staging, plans_manager.plans, configuration_manager, dataset_json, settings)
+                manifest = part.file(".jsonl")
+                for record in found.renewed + again.renewed:
+                    append(manifest, record)
+                bad = _run(job, again.to_do, num_processes, manifest, skip_bad=skip_bad)
+        except OSError as error:
+            raise not_written(folder, error) from error
+        found.skipped |= again.skipped | bad
+    for name, reason in found.skipped.items():
+        log(f"WARNING: the unlabeled case '{name}' is left out: {reason}")
+    return Preprocessed(tuple(c.name for c in mine if c.name not in found.skipped), found.skipped)
+
+
+def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Path, *, skip_bad: bool) -> dict[str, str]:
+    """Preprocess the cases and record each; bad ones are returned with the reason, or raised at the end."""
+    bad: dict[str, str] = {}
+    if not cases:
+        return bad
+    results = map_in_processes(functools.partial(prepare_case, job), cases, processes=min(processes, len(cases)))
+    with contextlib.closing(results), tqdm(total=len(cases), desc="Preprocessing unlabeled cases") as bar:
+        for record in results:
+            bar.update()
+            if record.skipped is None:
+                append(manifest, record)
+                continue
+            bad[record.name] = record.skipped
+            if skip_bad:
+                (job.folder / f"{record.name}.b2nd").unlink(missing_ok=True)  # of an image that was good once
+                append(manifest, record)
+            elif len(bad) == MOST_BAD:
+                break
+    if bad and not skip_bad:
+        raise MNError(
+            f"{len(bad)} unlabeled case(s) cannot be used, the others are kept: {'; '.join(bad.values())}; or leave "
+            f"them out with `nnunet-mn preprocess --skip-bad`"
+        )
+    return bad

@@ -1,0 +1,129 @@
+"""Builds the co-trainer for what nnU-Net planned, and turns its state into a checkpoint's and back."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import cast
+
+import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_mn.config import MNConfig
+from nnunet_mn.cotraining import CoTrainer, Student
+from nnunet_mn.device import autocast_type
+from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
+from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.ranks import Ranks
+from nnunet_mn.schedule import scale_learning_rates
+from nnunet_mn.slices import SliceWise
+from nnunet_mn.targets import LabelSpace
+
+WEIGHT_DECAY_2D = 0.01  # AdamW's default
+
+
+def label_space(labels: LabelManager) -> LabelSpace:
+    """nnU-Net's labels as the core knows them."""
+    return LabelSpace(
+        num_channels=labels.num_segmentation_heads, regions=labels.has_regions, ignore_label=labels.ignore_label
+    )
+
+
+def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: Ranks) -> SoftTargetLoss:
+    """The loss for one output: nnU-Net's form or, under `preset = "paper"`, the reference's."""
+    if config.preset == "paper":
+        return SoftTargetLoss(regions=labels.regions, background=True, squared=True, average="elements", ranks=ranks)
+    return SoftTargetLoss(regions=labels.regions, batch_dice=batch_dice, ranks=ranks)
+
+
+def slice_axes(config: MNConfig, spacing: Sequence[float]) -> tuple[int, ...]:
+    """Axes along which the 2D network sees volumes: all where nnU-Net's planner would call the spacing isotropic."""
+    nearly_cubes = max(spacing) < ANISO_THRESHOLD * min(spacing)
+    return (0, 1, 2) if config.slice_axes == "auto" and nearly_cubes else (0,)
+
+
+def build(
+    config: MNConfig,
+    network_3d: nn.Module,
+    optimizer_3d: torch.optim.Optimizer,
+    *,
+    scaler_3d: GradScaler | None,
+    deep_supervision_weights: tuple[float, ...],
+    batch_dice: bool,
+    labels: LabelSpace,
+    in_channels: int,
+    spacing: Sequence[float],
+    device: torch.device,
+    ranks: Ranks,
+) -> CoTrainer:
+    """Put the 2D network beside nnU-Net's 3D network.
+
+    Args:
+        config: the settings.
+        network_3d, optimizer_3d, scaler_3d: nnU-Net's, as its trainer holds them, but outside of a wrapper for several
+            GPUs: gradients are summed over the ranks here.
+        deep_supervision_weights: one for each output of the 3D network.
+        batch_dice: as planned.
+        labels: of the dataset.
+        in_channels: channels of an image.
+        spacing: mm between voxels along each axis, as planned.
+        device: where the 2D network goes.
+        ranks: the processes that train together.
+
+    Raises:
+        MNError: when the 2D network's weights cannot be had or do not fit.
+    """
+    autocast = autocast_type(config.precision, device)
+    network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels).to(device)
+    ranks.take_from_first([*network_2d.parameters(), *network_2d.buffers()])
+    optimizer_2d = torch.optim.AdamW(network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D))
+    scale_learning_rates(optimizer_2d, 1)
+    loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
+    scaled = autocast == torch.float16
+    generator = torch.Generator()
+    seed = torch.initial_seed() % 2**63 if config.seed is None else config.seed
+    generator.manual_seed(ranks.number_of_first(seed))  # all ranks train on the same slices
+    return CoTrainer(
+        student_3d=Student(
+            name="3D",
+            network=network_3d,
+            optimizer=optimizer_3d,
+            loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
+            scaler=scaler_3d if scaler_3d is not None and scaled else GradScaler(device.type, enabled=False),
+            ranks=ranks,
+        ),
+        student_2d=Student(
+            name="2D",
+            network=SliceWise(network_2d, slices_per_forward=config.slices_per_forward),
+            optimizer=optimizer_2d,
+            loss=DeepSupervisionLoss(loss=loss),
+            scaler=GradScaler(device.type, enabled=scaled),
+            ranks=ranks,
+        ),
+        labels=labels,
+        teacher=config.teacher,
+        slice_axes=slice_axes(config, spacing),
+        slice_step=config.slice_step,
+        copy_paste=config.copy_paste,
+        generator=generator,
+        autocast=nullcontext if autocast is None else partial(torch.autocast, device.type, dtype=autocast),
+    )
+
+
+def without_ddp(network: nn.Module) -> nn.Module:
+    """nnU-Net's network outside of its wrapper for several GPUs."""
+    return cast(nn.Module, network.module) if isinstance(network, DistributedDataParallel) else network
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """nnU-Net's network outside of the wrappers for several GPUs and for compiled code, which rename its weights."""
+    network = without_ddp(network)
+    return cast(nn.Module, getattr(network, "_orig_mod", network))
+
+
+def network_2d(cotrainer: CoTrainer) -> Network2D:
+    """The 2D network itself, which the co-trainer holds wrapped for volumes."""
+    return cast(Network2D, cotrainer.student_2d.network.network)

@@ -1,0 +1,130 @@
+"""The background processes of a data loader, watched so that the end of one ends the training rather than stops it."""
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing import Value
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnunet_mn.device import cpu_count
+from nnunet_mn.errors import MNError
+
+
+class Flag:
+    """An event without a lock: a worker that is killed while it holds an event's lock stops whoever looks at it."""
+
+    def __init__(self) -> None:
+        self._value = Value("b", 0, lock=False)
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return bool(self._value.value)
+
+    def set(self) -> None:
+        """Set it for all processes."""
+        self._value.value = 1
+
+    def clear(self) -> None:
+        """Take it back."""
+        self._value.value = 0
+
+
+class _Watchful:
+    """What batchgenerators' augmenters, which follow among the bases, lack to tell of a killed worker."""
+
+    _processes: list[Any]
+    abort_event: Flag
+    killed_by: tuple[int, ...] = ()  # signals
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_event = name in ("abort_event", "pause_event") and value is not None
+        super().__setattr__(name, Flag() if is_event else value)
+
+    def _start(self) -> None:
+        super()._start()  # type: ignore[misc]
+        watch = threading.Thread(target=_set_at_first_end, args=(self.abort_event, self._processes), daemon=True)
+        watch.start()
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()  # type: ignore[misc]
+        except RuntimeError as error:  # a worker is gone
+            if not self.killed_by:
+                raise
+            names = ", ".join(sorted({signal.Signals(number).name for number in self.killed_by}))
+            raise MNError(
+                f"a worker of the data loader was killed ({names}), most often because memory ran out: ask for more, "
+                f"or set nnUNet_n_proc_DA to fewer workers, and run the same command with --c to go on"
+            ) from error
+
+    def _finish(self, *args: Any, **named: Any) -> None:
+        ended = [process for process in self._processes if wait([process.sentinel], timeout=0)]
+        super()._finish(*args, **named)  # type: ignore[misc]  # ends those that are left
+        codes = [process.exitcode or 0 for process in ended]
+        self.killed_by = tuple(-code for code in codes if code < 0)
+
+
+def _set_at_first_end(flag: Flag, processes: Sequence[Any]) -> None:
+    """Stock looks at its workers in the thread that collects batches, which a worker's end may itself stop."""
+    wait([process.sentinel for process in processes])
+    flag.set()
+
+
+class _Augmenter(_Watchful, NonDetMultiThreadedAugmenter):  # type: ignore[misc]
+    """Takes batches from whichever worker is first."""
+
+
+class _AugmenterInTurn(_Watchful, MultiThreadedAugmenter):  # type: ignore[misc]
+    """Takes batches from one worker after the other."""
+
+
+def worker_count() -> int:
+    """Augmentation workers: `nnUNet_n_proc_DA`, else stock's number up to the CPUs that this process may use."""
+    wanted = int(get_allowed_n_proc_DA())
+    return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, cpu_count())
+
+
+def start_workers(
+    loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None, in_turn: bool = False
+) -> Any:
+    """Let a loader run in background processes, or in this one for 0 workers.
+
+    Args:
+        loader: what to run.
+        workers: number of processes.
+        cached: batches that may wait.
+        pin_memory: of the batches, for CUDA.
+        seed: of the workers' generators; None draws fresh ones. Stock leaves each worker with the same state of
+            torch's generator, so that their augmentations are alike.
+        in_turn: take batches from one worker after the other, rather than from who is first.
+    """
+    if workers == 0:
+        return SingleThreadedAugmenter(loader, None)
+    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(workers)]
+    if in_turn:
+        each = -(-cached // workers)
+        return _AugmenterInTurn(loader, None, workers, each, seeds=seeds, pin_memory=pin_memory, wait_time=0.002)
+    return _Augmenter(
+        loader, None, num_processes=workers, num_cached=cached, seeds=seeds, pin_memory=pin_memory, wait_time=0.002
+    )
+
+
+def has_lost_one(running: Any) -> bool:
+    """Whether a background process of what `start_workers` returned has ended, so that its next batch is an error."""
+    flag = getattr(running, "abort_event", None)
+    return flag is not None and flag.is_set()
+
+
+def finish_workers(running: Any) -> None:
+    """End the background processes of what `start_workers` returned."""
+    if hasattr(running, "_finish"):
+        running._finish()

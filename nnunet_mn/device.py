@@ -1,0 +1,54 @@
+"""The CPUs that this process may use, and how torch uses them."""
+
+import os
+
+import torch
+
+from nnunet_mn.config import Precision
+from nnunet_mn.errors import MNError
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use, which a cluster's job often has fewer of than the machine."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def prepare_torch() -> None:
+    """Make trainings on the CPU fast: no more threads than CPUs, which nnU-Net asks of the machine, not of the job.
+
+    Gradients of confident predictions are denormal numbers, with which a step takes up to three times as long: they
+    are flushed to zero. Threads inherit this from the one that calls first.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
+    torch.set_flush_denormal(True)
+
+
+FIRST_WITH_BF16 = (8, 0)  # compute capability: NVIDIA Ampere
+
+
+def autocast_type(wanted: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that autocast uses on a device, or None for fp32 throughout.
+
+    Args:
+        wanted: `auto` is bf16 where a CUDA card computes with it, fp16 on older cards and fp32 elsewhere: autocast is
+            slow on the CPU and not reliable on MPS.
+        device: where the networks are.
+
+    Raises:
+        MNError: when the device cannot do what is wanted.
+    """
+    if wanted == "auto":
+        return None if device.type != "cuda" else torch.bfloat16 if _has_bf16(device) else torch.float16
+    if wanted == "fp32":
+        return None
+    if wanted == "fp16" and device.type != "cuda":
+        raise MNError(f"precision is 'fp16', which needs a CUDA card, but the device is '{device}': use auto or fp32")
+    if wanted == "bf16" and (device.type == "mps" or (device.type == "cuda" and not _has_bf16(device))):
+        raise MNError(f"precision is 'bf16', with which the device '{device}' cannot compute: use auto or fp32")
+    return torch.bfloat16 if wanted == "bf16" else torch.float16
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= FIRST_WITH_BF16

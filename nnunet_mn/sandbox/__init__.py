@@ -1,0 +1,1 @@
+"""What the demo and the benchmarks make: data, small plans, folders, pictures."""

@@ -1,0 +1,93 @@
+"""The demo's folder: what lies where, and what the commands that work in it find in their environment."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_mn.config import ENVIRONMENT_PREFIX
+from nnunet_mn.device import cpu_count
+from nnunet_mn.errors import MNError
+from nnunet_mn.sandbox.dataset import DATASET_NAME
+
+CONFIGURATION = "3d_fullres"
+PLANS = "nnUNetDemoPlans"
+BACKBONE = "efficientnet-lite0"
+PROCESSES = 2  # helpers of a command; each takes half a GiB for its imports alone, however small the data
+_MARK = ".nnunet-mn-demo"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below the demo's folder."""
+
+    out: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.out / "nnUNet_raw" / DATASET_NAME
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.out / "nnUNet_preprocessed" / DATASET_NAME
+
+    @property
+    def results(self) -> Path:
+        return self.out / "nnUNet_results" / DATASET_NAME
+
+    @property
+    def test_labels(self) -> Path:
+        return self.out / "test_labels"
+
+    @property
+    def logs(self) -> Path:
+        return self.out / "logs"
+
+    def model(self, trainer: str) -> Path:
+        """The folder that nnU-Net trains fold 0 of a trainer in."""
+        return self.results / f"{trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
+
+    def predictions(self, trainer: str) -> Path:
+        """The folder for a trainer's segmentations of the test cases."""
+        return self.out / "predictions" / trainer
+
+    def prepare(self) -> None:
+        """Make the folder, or clear the previous demo out of it.
+
+        Raises:
+            MNError: when it is a file, or holds something that is not a demo's.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise MNError(f"{self.out} is a file; give --out a folder that is empty or new")
+        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / _MARK).exists():
+            raise MNError(f"{self.out} holds files that no demo has written; give --out a folder that is empty or new")
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / _MARK).touch()
+        for folder in (self.raw, self.preprocessed, self.results, self.test_labels, self.logs, self.predictions("")):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.out / "demo.json", self.out / "demo.png"):  # a failed run must not show an old result
+            file.unlink(missing_ok=True)
+        self.logs.mkdir()
+
+    def environment(self, *, seed: int, epochs: int, iterations: int, val_iterations: int) -> dict[str, str]:
+        """Variables for the children: this process's, but for settings of M&N that would change what the demo shows."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
+        settings = {
+            "backbone": BACKBONE,
+            "optimizer_3d": "adamw",  # of both models, so that unlabeled images are all that tells them apart
+            "seed": seed,
+            "epochs": epochs,
+            "iterations_per_epoch": iterations,
+            "val_iterations_per_epoch": val_iterations,
+        }
+        return {
+            "OMP_WAIT_POLICY": "PASSIVE",  # a spinning thread takes its CPU from the loader: up to 4 times slower
+            **kept,
+            **{f"{ENVIRONMENT_PREFIX}{field}": str(value) for field, value in settings.items()},
+            "nnUNet_raw": str(self.raw.parent),
+            "nnUNet_preprocessed": str(self.preprocessed.parent),
+            "nnUNet_results": str(self.results.parent),
+            "nnUNet_n_proc_DA": str(max(1, min(4, cpu_count() // 2))),  # the other half trains
+            "nnUNet_def_n_proc": str(PROCESSES),
+            "nnUNet_compile": "f",  # compiling would take longer than it saves in so short a training
+        }

@@ -1,0 +1,114 @@
+"""Drawn splits: disjoint where they must be, stable where experiments rely on it, never lost."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from nnunet_mn.bridge import files
+from nnunet_mn.bridge.cases.dataset import DatasetFolders
+from nnunet_mn.bridge.cases.draw_splits import draw_splits, training_cases, write_splits
+from nnunet_mn.errors import MNError
+
+CASES = [f"case_{i:03d}" for i in range(60)]
+
+
+@given(
+    n=st.integers(1, 100),
+    labeled=st.integers(1, 20),
+    val=st.none() | st.integers(1, 20),
+    folds=st.integers(1, 7),
+    seed=st.integers(0, 9),
+)
+@settings(deadline=None)  # a busy machine is no failure
+@example(n=7, labeled=4, val=None, folds=1, seed=0)  # a fifth of the rest is less than one case
+def test_every_fold_parts_all_cases_and_no_case_is_validated_twice(
+    n: int, labeled: int, val: int | None, folds: int, seed: int
+) -> None:
+    cases = [f"c{i}" for i in range(n)]
+    try:
+        splits = draw_splits(cases, labeled=labeled, val=val, folds=folds, seed=seed)
+    except MNError:
+        assert n - labeled < folds * (val or 1)
+        return
+    assert len(splits) == folds
+    for split in splits:
+        assert sorted(split["train"] + split["val"] + split["unlabeled"]) == sorted(cases)
+        assert split["train"] == splits[0]["train"]
+        assert len(split["train"]) == labeled
+        assert len(split["val"]) == (val or len(splits[0]["val"])) > 0
+    assert all(not set(a["val"]) & set(b["val"]) for a, b in combinations(splits, 2))
+
+
+def test_order_of_the_cases_does_not_matter_but_the_seed_does() -> None:
+    draw = {"labeled": 4, "val": 5, "folds": 3}
+    assert draw_splits(CASES, seed=0, **draw) == draw_splits(CASES[::-1], seed=0, **draw)
+    assert draw_splits(CASES, seed=0, **draw) != draw_splits(CASES, seed=1, **draw)
+
+
+def test_more_labels_keep_the_labeled_and_the_validation_cases() -> None:
+    few, many = (draw_splits(CASES, labeled=n, val=6, folds=5, seed=3) for n in (4, 8))
+    assert set(few[0]["train"]) < set(many[0]["train"])
+    assert [fold["val"] for fold in few] == [fold["val"] for fold in many]
+
+
+def test_too_few_cases_are_told_with_the_options_that_help() -> None:
+    with pytest.raises(MNError, match=r"10 cases are too few for 4 labeled ones .* of 2; lower --labeled, --val or"):
+        draw_splits(CASES[:10], labeled=4, val=2, folds=5, seed=0)
+
+
+def test_cases_are_those_that_nnunet_trains_on(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz"):
+        (tmp_path / "imagesTr" / name).touch()
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    assert training_cases(tmp_path) == ["a", "b"]
+
+
+def test_folder_that_is_no_dataset_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MNError, match=r"cannot be listed .*dataset\.json"):
+        training_cases(tmp_path)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetFolders:
+    return DatasetFolders("Dataset001_A", None, tmp_path / "Dataset001_A")
+
+
+SPLITS = [{"train": ["a"], "val": ["b"], "unlabeled": ["c"]}]
+
+
+def test_written_file_is_read_back_as_it_was_drawn(dataset: DatasetFolders) -> None:
+    file, backup = write_splits(dataset, SPLITS, force=False)
+    assert json.loads(file.read_text()) == SPLITS
+    assert backup is None
+
+
+def test_file_is_not_overwritten_unless_forced(dataset: DatasetFolders) -> None:
+    file, _ = write_splits(dataset, SPLITS, force=False)
+    with pytest.raises(MNError, match="--force"):
+        write_splits(dataset, [], force=False)
+    assert json.loads(file.read_text()) == SPLITS
+
+
+def test_every_replaced_file_is_kept(dataset: DatasetFolders) -> None:
+    versions = [[{"train": [name], "val": [], "unlabeled": []}] for name in "abc"]
+    backups = [write_splits(dataset, version, force=True)[1] for version in versions]
+    assert backups[0] is None
+    assert [json.loads(backup.read_text()) for backup in backups[1:] if backup] == versions[:2]
+
+
+def test_full_disk_keeps_the_old_file(dataset: DatasetFolders, monkeypatch) -> None:
+    file, _ = write_splits(dataset, SPLITS, force=False)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(MNError, match="No space left on device"):
+        write_splits(dataset, [], force=True)
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+    assert json.loads(file.read_text()) == SPLITS
