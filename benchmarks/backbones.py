@@ -24,6 +24,7 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.networks.adaptation import BatchStatistics
 from nnunet_mn.targets import LabelSpace
 
 BLOCK = 8  # slices are padded to a multiple, so that those of different volumes fit one batch
@@ -37,18 +38,19 @@ class Variant:
     fields: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = True
     raw_intensities: bool = False
+    batch_statistics: BatchStatistics = "frozen"
     freeze_statistics_after: float | None = None  # share of the updates
 
 
 VARIANTS = {
     "pretrained-full": Variant({"adaptation": "full"}),
-    "random-full": Variant({"adaptation": "full", "batch_statistics": "adapt"}, pretrained=False),
+    "random-full": Variant({"adaptation": "full"}, pretrained=False, batch_statistics="adapt"),
     "pretrained-lora": Variant({"adaptation": "lora"}),
     "pretrained-frozen": Variant({"adaptation": "frozen"}),
     "intensities-as-they-are": Variant({"adaptation": "full"}, raw_intensities=True),
-    "statistics-adapt": Variant({"adaptation": "full", "batch_statistics": "adapt"}),
+    "statistics-adapt": Variant({"adaptation": "full"}, batch_statistics="adapt"),
     "statistics-adapt-then-freeze": Variant(
-        {"adaptation": "full", "batch_statistics": "adapt"}, freeze_statistics_after=0.125
+        {"adaptation": "full"}, batch_statistics="adapt", freeze_statistics_after=0.125
     ),
 }
 
@@ -110,7 +112,9 @@ def batches(volumes: list[tuple[Tensor, Tensor]], size: int, seed: int) -> Itera
 def build(variant: Variant, backbone: str, num_classes: int, seed: int) -> Network2D:
     torch.manual_seed(seed)
     config = MNConfig(backbone=backbone, **variant.fields)
-    network = build_network_2d(config, in_channels=1, num_classes=num_classes)
+    network = build_network_2d(
+        config, in_channels=1, num_classes=num_classes, batch_statistics=variant.batch_statistics
+    )
     if not variant.pretrained:
         for module in network.backbone.modules():
             if hasattr(module, "reset_parameters"):

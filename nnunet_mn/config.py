@@ -21,7 +21,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             {
                 "adaptation": "lora",
                 "rounding": "floor",
-                "lora_dropout": 0.1,
                 "lr_3d": 1e-4,
                 "teacher": "other",
                 "slice_axes": "first",
@@ -69,8 +68,7 @@ class MNConfig:
         unlabeled_share: of each batch after that; None: it grows as the learning rate decays, as in the paper.
         lr_2d: peak learning rate of the 2D network.
         lr_3d: of the 3D network; None means 1e-3 with `adamw` and nnU-Net's 1e-2 with `sgd`.
-        lora_rank, lora_alpha, lora_dropout: of the low-rank updates.
-        batch_statistics: whether batch-norm statistics of the pretrained encoder stay `frozen` or `adapt`.
+        lora_rank: of the low-rank updates.
         teacher: what an unlabeled sample is learned from: the mean of `both` networks' pseudo-masks, or that of the
             `other` one alone, as in the paper.
         slice_axes: along which axes the 2D network sees a volume: the `first` (of largest spacing), as in the paper,
@@ -81,9 +79,7 @@ class MNConfig:
         slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
             it sees all of them.
         slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels. Results do not
-            depend on it while `batch_statistics` are frozen (adapting ones are of the slices in flight) and dropout is
-            off.
-        gradient_checkpointing: recompute the 2D encoder's activations in the backward pass to save memory.
+            depend on it while dropout is off.
         precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`, which is `bf16` where a CUDA card computes
             with it, `fp16` on older cards and `fp32` elsewhere; losses are always fp32.
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.
@@ -108,15 +104,11 @@ class MNConfig:
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
     lr_3d: float | None = field(default=None, metadata=_range(0, 10, low_open=True))
     lora_rank: int = field(default=64, metadata=_POSITIVE)
-    lora_alpha: int = field(default=64, metadata=_POSITIVE)
-    lora_dropout: float = field(default=0.0, metadata=_range(0, 1, high_open=True))
-    batch_statistics: Literal["frozen", "adapt"] = "frozen"
     teacher: Literal["both", "other"] = "both"
     slice_axes: Literal["auto", "first"] = "auto"
     copy_paste: bool = False
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
-    gradient_checkpointing: bool = False
     precision: Precision = "auto"
     epochs: int | None = field(default=None, metadata=_POSITIVE)
     iterations_per_epoch: int | None = field(default=None, metadata=_POSITIVE)
@@ -135,6 +127,14 @@ class MNConfig:
     def __post_init__(self) -> None:
         for name in _FIELDS:
             _check(name, getattr(self, name), source="MNConfig")
+
+    @property
+    def dropout_2d(self) -> float:
+        """Dropout of the low-rank updates.
+
+        Where it is 0, the 2D model's own dropout is off too: then a student's pass serves as the teacher's.
+        """
+        return 0.1 if self.preset == "paper" else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plain dict of numbers, strings and lists."""

@@ -13,8 +13,8 @@ def test_later_layers_win_over_earlier_ones_and_over_defaults() -> None:
 
 
 def test_a_preset_changes_defaults_but_not_what_the_user_sets() -> None:
-    config = resolve(Layer("environment", {"preset": "paper", "lora_dropout": "0.25"}))
-    assert (config.rounding, config.slice_step, config.lora_dropout) == ("floor", 1, 0.25)
+    config = resolve(Layer("environment", {"preset": "paper", "lr_3d": "0.25"}))
+    assert (config.rounding, config.slice_step, config.lr_3d) == ("floor", 1, 0.25)
 
 
 def test_environment_variables_are_read_by_prefix_and_converted() -> None:
@@ -22,13 +22,13 @@ def test_environment_variables_are_read_by_prefix_and_converted() -> None:
         "nnUNet_mn_epochs": "3",
         "nnUNet_mn_lr_2d": "5e-4",
         "nnUNet_mn_unlabeled_sources": "split,imagesTs",
-        "nnUNet_mn_gradient_checkpointing": "true",
+        "nnUNet_mn_foreground_crops": "false",
         "nnUNet_mn_seed": "None",
         "nnUNet_results": "/somewhere",
     }
     config = resolve(Layer("plans", {"seed": 3}), environment_layer(variables))
     assert config == MNConfig(
-        epochs=3, lr_2d=5e-4, unlabeled_sources=("split", "imagesTs"), gradient_checkpointing=True, seed=None
+        epochs=3, lr_2d=5e-4, unlabeled_sources=("split", "imagesTs"), foreground_crops=False, seed=None
     )
 
 
@@ -55,7 +55,7 @@ def test_a_configuration_survives_json() -> None:
         ("backbone", 3, "of type str"),
         ("unlabeled_sources", "imagesVal", "split, imagesUn, imagesTs"),
         ("unlabeled_sources", 3, "split, imagesUn, imagesTs"),
-        ("gradient_checkpointing", "yes", "of type bool"),
+        ("foreground_crops", "yes", "of type bool"),
     ],
 )
 def test_a_bad_value_is_named_with_its_field_source_and_remedy(field: str, value: object, allowed: str) -> None:

@@ -218,22 +218,6 @@ def test_resnets_features_are_the_librarys(saved: Callable[[str], str]) -> None:
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dinov2", "swin", "test_vit"])  # SegFormer can since transformers 5
-def test_gradient_checkpointing_changes_no_gradient(saved: Callable[[str], str], name: str) -> None:
-    slices = torch.randn(1, 2, 40, 40)
-    plain, saving = (build(saved(name), adaptation="full", gradient_checkpointing=on) for on in (False, True))
-    for network in (plain, saving):
-        network(slices).square().mean().backward()
-    for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
-        assert (ours.grad is None) == (theirs.grad is None)
-        assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, atol=1e-6)
-
-
-def test_gradient_checkpointing_that_a_model_cannot_do_is_refused(saved: Callable[[str], str]) -> None:
-    with pytest.raises(MNError, match="gradient_checkpointing is on, but"):
-        build(saved("resnet"), gradient_checkpointing=True)
-
-
 def test_the_papers_preset_keeps_the_models_dropout(saved: Callable[[str], str]) -> None:
     assert not same_in_eval(build(saved("segformer"), preset="paper"))
     assert same_in_eval(build(saved("segformer"), preset="nnunet"))

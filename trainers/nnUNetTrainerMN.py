@@ -185,7 +185,7 @@ class nnUNetTrainerMN(_LabeledCases):
                 f"configuration '{configuration}' plans a batch of {planned.batch_size}, but M&N needs room for a "
                 f"labeled and an unlabeled sample: set its batch_size to 2 or more in the plans"
             )
-        ddp.refuse_ranks(planned.batch_size, self.mn_config)
+        ddp.refuse_ranks(planned.batch_size)
 
     # ---- start and end -------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.networks.backbone import Backbone
 
 Adaptation = Literal["lora", "full", "frozen"]
+BatchStatistics = Literal["frozen", "adapt"]
 
 _NORMS = ("Norm", "GRN")
 
@@ -60,11 +61,11 @@ def _is_of_norm(module: nn.Module, parameter: str) -> bool:
     return any(word in type(module.get_submodule(parameter.rpartition(".")[0])).__name__ for word in _NORMS)
 
 
-def keep_still(backbone: Backbone, config: MNConfig, adaptation: Adaptation) -> None:
+def keep_still(backbone: Backbone, adaptation: Adaptation, *, batch_statistics: BatchStatistics = "frozen") -> None:
     """After `train()`: put back into evaluation mode what must not change."""
     if adaptation == "frozen":
         backbone.encoder.eval()
-    if config.batch_statistics == "frozen":
+    if batch_statistics == "frozen":
         for module in backbone.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()

@@ -64,10 +64,6 @@ class Backbone(nn.Module, ABC):
         """Whether a pretrained decode head has fused the features into one map."""
         return False
 
-    @abstractmethod
-    def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass; raises MNError where the model cannot."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:

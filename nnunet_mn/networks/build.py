@@ -7,7 +7,7 @@ from torch import nn
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks.adaptation import adapt
+from nnunet_mn.networks.adaptation import BatchStatistics, adapt
 from nnunet_mn.networks.adapter import ChannelAdapter
 from nnunet_mn.networks.backbone import Backbone, Measured, measure, probe_image
 from nnunet_mn.networks.folding import fold_norms
@@ -16,13 +16,16 @@ from nnunet_mn.networks.network_2d import Network2D
 from nnunet_mn.networks.registry import ENTRIES, find
 
 
-def build_network_2d(config: MNConfig, *, in_channels: int, num_classes: int) -> Network2D:
+def build_network_2d(
+    config: MNConfig, *, in_channels: int, num_classes: int, batch_statistics: BatchStatistics = "frozen"
+) -> Network2D:
     """Build the 2D network that the settings name, with its pretrained weights.
 
     Args:
         config: its backbone and adaptation.
         in_channels: C of the slices.
         num_classes: K of the logits.
+        batch_statistics: whether the backbone's batch norms keep their statistics or adapt them in training.
 
     Raises:
         MNError: when the backbone is unknown, or its weights are not here, damaged or do not fit.
@@ -31,13 +34,18 @@ def build_network_2d(config: MNConfig, *, in_channels: int, num_classes: int) ->
     fold_norms(backbone.eval(), probe_image(backbone.facts))
     measured = measure(backbone)
     adaptation = adapt(backbone, config)
-    if config.gradient_checkpointing:
-        backbone.checkpoint_gradients()
     adapter = ChannelAdapter(in_channels, mean=backbone.facts.mean, std=backbone.facts.std)
     # A trained adapter before a frozen encoder would need the encoder's activations for its gradient.
     adapter.requires_grad_(adaptation != "frozen")
     head = _build_head(backbone, measured, in_channels=in_channels, num_classes=num_classes)
-    network = Network2D(adapter, backbone, head, geometry=measured.geometry, config=config, adaptation=adaptation)
+    network = Network2D(
+        adapter,
+        backbone,
+        head,
+        geometry=measured.geometry,
+        adaptation=adaptation,
+        batch_statistics=batch_statistics,
+    )
     _freeze_unused(network, in_channels)
     return network.train()
 
@@ -47,7 +55,6 @@ def load_backbone(config: MNConfig) -> Backbone:
     name = config.backbone
     entry = find(name)
     source = entry.source if entry is not None else name
-    dropout = config.preset == "paper"  # else off: then a student's pass serves as the teacher's too
     # Each of the two libraries takes seconds to import, so only the one in use is.
     if source.startswith(("timm:", "pypi:")):
         from nnunet_mn.networks.timm_backbones import load_timm
@@ -60,7 +67,7 @@ def load_backbone(config: MNConfig) -> Backbone:
         )
     from nnunet_mn.networks.huggingface import load_huggingface
 
-    return load_huggingface(name, dropout=dropout)
+    return load_huggingface(name, dropout=config.dropout_2d > 0)
 
 
 def _build_head(backbone: Backbone, measured: Measured, *, in_channels: int, num_classes: int) -> nn.Module:

@@ -33,9 +33,6 @@ class Encoder(Backbone):
         model: nn.Module = self.model
         return model
 
-    def checkpoint_gradients(self) -> None:
-        _checkpoint(self.model, self.facts.name)
-
 
 class Segmenter(Backbone):
     """A segmentation model of transformers, which returns what its decode head gave to its classifier."""
@@ -58,10 +55,6 @@ class Segmenter(Backbone):
     @property
     def is_decoded(self) -> bool:
         return True
-
-    def checkpoint_gradients(self) -> None:
-        # UperNet cannot, but its encoder may, which holds most of the activations.
-        _checkpoint(self.model if self.model.supports_gradient_checkpointing else self.encoder, self.facts.name)
 
 
 class _Tap(nn.Module):
@@ -217,13 +210,3 @@ def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
     tap = _Tap()
     setattr(model.get_submodule(parent), child, tap)
     return tap
-
-
-def _checkpoint(model: Any, name: str) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise MNError(f"gradient_checkpointing is on, but '{name}' does not support it; set it to false")
-    options = {"use_reentrant": False}  # the other kind needs inputs with gradients
-    if hasattr(model, "activation_checkpointing_enable"):  # its name in later versions of transformers 5
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

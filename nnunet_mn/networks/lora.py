@@ -21,7 +21,7 @@ def insert_lora(encoder: nn.Module, config: MNConfig) -> None:
         )
     inject_adapter_in_model(
         LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=targets
+            r=config.lora_rank, lora_alpha=config.lora_rank, lora_dropout=config.dropout_2d, target_modules=targets
         ),
         encoder,
     )

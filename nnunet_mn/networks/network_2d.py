@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.config import MNConfig
-from nnunet_mn.networks.adaptation import Adaptation, is_convolutional, keep_still
+from nnunet_mn.networks.adaptation import Adaptation, BatchStatistics, is_convolutional, keep_still
 from nnunet_mn.networks.adapter import ChannelAdapter
 from nnunet_mn.networks.backbone import Backbone
 from nnunet_mn.networks.geometry import Geometry, crop_slices, pad_slices
@@ -25,8 +24,8 @@ class Network2D(nn.Module):
         backbone: images -> feature maps; already adapted.
         head: feature maps and slices -> logits.
         geometry: the sizes of images that the backbone takes.
-        config: for `batch_statistics`.
         adaptation: which of the backbone's weights are trained.
+        batch_statistics: whether the backbone's batch norms keep their statistics or adapt them in training.
     """
 
     def __init__(
@@ -36,15 +35,15 @@ class Network2D(nn.Module):
         head: nn.Module,
         *,
         geometry: Geometry,
-        config: MNConfig,
         adaptation: Adaptation,
+        batch_statistics: BatchStatistics = "frozen",
     ) -> None:
         super().__init__()
         self.adapter = adapter
         self.backbone = backbone
         self.head = head
         self.geometry = geometry
-        self._config = config
+        self.batch_statistics = batch_statistics
         self._adaptation = adaptation
         # Twice as fast on the CPU for convolutional networks; transformers would copy back and forth.
         self._channels_last = is_convolutional(backbone)
@@ -63,7 +62,7 @@ class Network2D(nn.Module):
 
     def train(self, mode: bool = True) -> "Network2D":
         super().train(mode)
-        keep_still(self.backbone, self._config, self._adaptation)
+        keep_still(self.backbone, self._adaptation, batch_statistics=self.batch_statistics)
         return self
 
     @property

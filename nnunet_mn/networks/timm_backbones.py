@@ -54,9 +54,6 @@ class TimmBackbone(Backbone):
         model: nn.Module = self.model
         return model
 
-    def checkpoint_gradients(self) -> None:
-        self.model.set_grad_checkpointing(True)
-
 
 def _chosen_maps(sides: list[int], image_side: int) -> list[int]:
     """Which maps are used: the deepest of each stride from 4 on, or four of a transformer of one stride."""

@@ -33,13 +33,14 @@ def as_kind(kind: type[Kind], value: Any) -> Kind:
 class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
     """The same 2D network without what it learned from natural images."""
 
-    variant: ClassVar[dict[str, Any]] = {"batch_statistics": "adapt"}  # those of other weights say nothing
-
     def _build_cotrainer(self) -> CoTrainer:
         built = super()._build_cotrainer()
-        for module in assembly.network_2d(built).backbone.modules():
+        network = assembly.network_2d(built)
+        for module in network.backbone.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+        network.batch_statistics = "adapt"  # those of other weights say nothing
+        network.train()
         return built
 
 

@@ -25,7 +25,7 @@ from nnunet_mn.targets import LabelSpace
 # What decides on memory, and so belongs to the plans; a length or a seed does not.
 PLANNED = (
     "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_axes", "slice_step",
-    "slices_per_forward", "gradient_checkpointing",
+    "slices_per_forward",
 )  # fmt: skip
 ALWAYS_WRITTEN = ("backbone", "slices_per_forward")
 

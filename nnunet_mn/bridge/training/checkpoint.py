@@ -175,7 +175,7 @@ def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
 
 
 # Fields that decide which tensors a checkpoint holds: it cannot be continued with another value.
-STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "lora_alpha")
+STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank")
 
 
 def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 
 from nnunet_mn.bridge.training.loader import RankPart
-from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import Schedule, SharedBatch, UnlabeledCounter
@@ -36,12 +35,11 @@ def own_seed(seed: int | None, rank: int, done: int = 0) -> int | None:
     return None if seed is None else (seed + rank + MANY_RANKS * done) % 2**32
 
 
-def refuse_ranks(batch_size: int, config: MNConfig) -> None:
-    """Raise an MNError for what several GPUs cannot train together.
+def refuse_ranks(batch_size: int) -> None:
+    """Raise an MNError when there are more GPUs than samples in a batch.
 
     Args:
         batch_size: as planned, of all GPUs together.
-        config: the settings.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -49,11 +47,6 @@ def refuse_ranks(batch_size: int, config: MNConfig) -> None:
         raise MNError(
             f"-num_gpus {dist.get_world_size()} is more than the batch of {batch_size} samples that the plans divide "
             f"among the GPUs: use at most {batch_size}, or raise batch_size in the plans"
-        )
-    if config.batch_statistics == "adapt":
-        raise MNError(
-            "batch_statistics is 'adapt', but with -num_gpus each GPU would adapt to its own samples: use 'frozen', or "
-            "one GPU"
         )
 
 
