@@ -25,9 +25,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.stock_commands import run_stock
 from nnunet_mn.bridge.training.foreground import ForegroundLocations, refresh
-from nnunet_mn.bridge.training.loader import JointCases, MixedLoader, SharedFraction
+from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
 from nnunet_mn.sandbox.small_plans import small_plans
-from nnunet_mn.schedule import UnlabeledCounter
+from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 SHAPE = (40, 80, 80)  # voxels
 PATCH, FEATURES, BATCH, EPOCHS = (16, 32, 32), (8, 16, 32), 2, 5
@@ -107,13 +107,18 @@ class Truth:
 
 def share_with_foreground(cases: Truth, locations: ForegroundLocations | None) -> float:
     """The share of crops of unlabeled cases that show the organ."""
-    fraction = SharedFraction()
-    fraction.set(1.0)
     loader = MixedLoader(
-        JointCases(cases, cases, locations), counter=UnlabeledCounter(2), fraction=fraction, patch_size=PATCH,
-        final_patch_size=PATCH, label_manager=LabelManager(LABELS, None), oversample_foreground_percent=0.33,
-    )  # fmt: skip
-    loader._forced_share = 1 - round(BATCH * (1 - 0.33)) / BATCH  # of the training's batch
+        JointCases(cases, cases, locations),
+        counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2),
+        part=range(2),
+        first=1,  # one of two samples is unlabeled from then on
+        workers=0,
+        foreground_share=1 - round(BATCH * (1 - 0.33)) / BATCH,  # of the training's batch
+        patch_size=PATCH,
+        final_patch_size=PATCH,
+        label_manager=LabelManager(LABELS, None),
+        oversample_foreground_percent=0.33,
+    )
     np.random.seed(0)
     return float(np.mean([float(next(loader)["data"][1].max() > 0) for _ in range(DRAWN)]))
 

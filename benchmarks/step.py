@@ -28,7 +28,7 @@ from nnunet_mn.bridge.training import assembly, loader
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.ranks import ALONE
-from nnunet_mn.schedule import UnlabeledCounter
+from nnunet_mn.schedule import Schedule, UnlabeledCounts
 from nnunet_mn.slices import every_nth_slice
 from nnunet_mn.targets import LabelSpace, combine, combine_scales
 from nnunet_mn.teaching import pseudo_mask
@@ -36,6 +36,13 @@ from nnunet_mn.teaching import pseudo_mask
 CLASSES = 3
 SCALES = (1, 2, 4)
 LABELS = LabelSpace(num_channels=CLASSES)
+
+
+class HalfUnlabeled(Schedule):
+    """Half of each batch is unlabeled."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return 0.5
 
 
 def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
@@ -78,7 +85,7 @@ def step_and_parts(
         trainer.student_3d.update(outputs, combine_scales(targets, guess, LABELS))
 
     def learn_2d() -> None:
-        slices, mask, pseudo = (every_nth_slice(v, trainer.slice_step, 0) for v in (volumes, targets[0], guess))
+        slices, mask, pseudo = (every_nth_slice(v, trainer.sampler.step, 0) for v in (volumes, targets[0], guess))
         with trainer.autocast():
             outputs = net_2d(slices)
         trainer.student_2d.update(outputs, [combine(mask, pseudo, LABELS)])
@@ -132,10 +139,14 @@ def loaders(folder: Path, patch: tuple[int, int, int], batch_size: int) -> tuple
             patch, (-0.5, 0.5), [[1 / s] * 3 for s in SCALES], (0, 1, 2), False, use_mask_for_norm=[False]
         ),
     }
-    half = loader.SharedFraction()
-    half.set(0.5)
     mixed = loader.MixedLoader(
-        loader.JointCases(labeled, unlabeled), counter=UnlabeledCounter(batch_size), fraction=half, **common
+        loader.JointCases(labeled, unlabeled),
+        counts=UnlabeledCounts(HalfUnlabeled(total=1, supervised=0), batch_size=batch_size),
+        part=range(batch_size),
+        first=0,
+        workers=0,
+        foreground_share=common["oversample_foreground_percent"],
+        **common,
     )
     return nnUNetDataLoader(labeled, batch_size, **common), mixed
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from nnunet_mn.config import Layer, resolve
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks import build_network_2d
+from nnunet_mn.networks.weights import load_learned_state
 from nnunet_mn.slices import SliceWise, along_axis
 
 CONFIGURATION, PLANS = "3d_fullres", "nnUNetBenchmarkPlans.json"
@@ -89,7 +90,7 @@ def judge(checkpoint: dict[str, Any], preprocessed: Preprocessed, fold: int) -> 
         if not rows:
             network_3d = preprocessed.network_3d(checkpoint["network_weights"], volume.shape[1])
             network_2d = build_network_2d(config, in_channels=volume.shape[1], num_classes=preprocessed.n_labels)
-            network_2d.load_learned_state(checkpoint["mn"]["network_2d"])
+            load_learned_state(network_2d, checkpoint["mn"]["network_2d"])
             slice_wise = SliceWise(network_2d).eval()
             divisor = np.prod(preprocessed.configuration.pool_op_kernel_sizes, axis=0)
         with torch.no_grad():

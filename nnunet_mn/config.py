@@ -11,6 +11,8 @@ from nnunet_mn.errors import MNError
 
 ENVIRONMENT_PREFIX = "nnUNet_mn_"
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
+Rounding = Literal["auto", "diffusion", "floor"]
+ScheduleKind = Literal["poly", "cosine"]
 UNLABELED_SOURCES = ("split", "imagesUn", "imagesTs")
 
 # A preset is a set of other defaults: whatever the user sets still wins over it.
@@ -20,13 +22,29 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "paper": MappingProxyType(
             {
                 "adaptation": "lora",
+                "schedule": "cosine",
+                "loss": "paper",
                 "rounding": "floor",
                 "lr_3d": 1e-4,
+                "dropout_2d": 0.1,
                 "teacher": "other",
                 "slice_axes": "first",
                 "slice_step": 1,
+                "foreground_share": 0.5,
             },
         ),
+    }
+)
+
+# Settings of earlier versions, and what took their place.
+REMOVED: Mapping[str, str] = MappingProxyType(
+    {
+        "batch_statistics": "those of the pretrained encoder are always kept; build_network_2d has an argument for it",
+        "copy_paste": "boxes of labeled samples are no longer pasted into unlabeled ones",
+        "gradient_checkpointing": "slices_per_forward bounds the memory of the 2D network",
+        "lora_alpha": "it equals lora_rank",
+        "lora_dropout": "dropout_2d takes its place",
+        "unlabeled_share": "the share grows as the learning rate decays; a subclass may override Schedule",
     }
 )
 
@@ -60,22 +78,22 @@ class MNConfig:
         backbone: the 2D network: a name of the registry, a Hugging Face id or a local folder.
         adaptation: which weights of its encoder are trained: `lora` (low-rank updates), `full`, `frozen` (none), or
             `auto`, which is `lora` for transformers and `full` for convolutional networks.
-        preset: `nnunet` keeps nnU-Net's loss and schedule for the 3D network, `paper` takes the reference's.
+        preset: other defaults for the other settings: `nnunet` keeps nnU-Net's, `paper` takes the reference's.
         optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
+        schedule: of the learning rate: nnU-Net's `poly`, or the reference's `cosine` with a warm-up in each stage.
+        loss: nnU-Net's Dice and cross entropy (`nnunet`), or the reference's with squared denominators (`paper`).
         rounding: how the unlabeled share becomes a number of samples: `floor` is the reference's, `diffusion` carries
             the error to the next batch, and `auto` is `floor` for batches of four and more, `diffusion` for smaller.
         supervised_fraction: share of the training, in iterations, that uses labeled samples only.
-        unlabeled_share: of each batch after that; None: it grows as the learning rate decays, as in the paper.
         lr_2d: peak learning rate of the 2D network.
         lr_3d: of the 3D network; None means 1e-3 with `adamw` and nnU-Net's 1e-2 with `sgd`.
-        lora_rank: of the low-rank updates.
+        lora_rank: of the low-rank updates, and their scale.
+        dropout_2d: of the low-rank updates. At 0 the pretrained model's own dropout is off, too.
         teacher: what an unlabeled sample is learned from: the mean of `both` networks' pseudo-masks, or that of the
             `other` one alone, as in the paper.
         slice_axes: along which axes the 2D network sees a volume: the `first` (of largest spacing), as in the paper,
             or `auto`, which is all three where voxels are nearly cubes: in each step it then teaches along a random
             one and learns along a random one.
-        copy_paste: boxes of labeled samples, with their masks, cover a part of each unlabeled sample that a student
-            sees; teachers see it whole.
         slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
             it sees all of them.
         slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels. Results do not
@@ -87,6 +105,7 @@ class MNConfig:
             these hold none.
         foreground_crops: crops of unlabeled cases show foreground as often as those of labeled ones do, by pseudo-masks
             of the 3D network.
+        foreground_share: share of the crops that show foreground; None means nnU-Net's third.
         checkpoint_every: epochs between two writings of `checkpoint_latest.pth`.
         seed: of every random generator; None means nnU-Net's behavior (not seeded).
 
@@ -98,15 +117,16 @@ class MNConfig:
     adaptation: Literal["auto", "lora", "full", "frozen"] = "auto"
     preset: Literal["nnunet", "paper"] = "nnunet"
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"
-    rounding: Literal["auto", "diffusion", "floor"] = "auto"
+    schedule: ScheduleKind = "poly"
+    loss: Literal["nnunet", "paper"] = "nnunet"
+    rounding: Rounding = "auto"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
-    unlabeled_share: float | None = field(default=None, metadata=_range(0, 1, low_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
     lr_3d: float | None = field(default=None, metadata=_range(0, 10, low_open=True))
     lora_rank: int = field(default=64, metadata=_POSITIVE)
+    dropout_2d: float = field(default=0.0, metadata=_range(0, 1, high_open=True))
     teacher: Literal["both", "other"] = "both"
     slice_axes: Literal["auto", "first"] = "auto"
-    copy_paste: bool = False
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
     precision: Precision = "auto"
@@ -121,20 +141,13 @@ class MNConfig:
         },
     )
     foreground_crops: bool = True
+    foreground_share: float | None = field(default=None, metadata=_range(0, 1))
     checkpoint_every: int = field(default=5, metadata=_POSITIVE)
     seed: int | None = field(default=None, metadata=_range(0, 2**32 - 1))
 
     def __post_init__(self) -> None:
         for name in _FIELDS:
             _check(name, getattr(self, name), source="MNConfig")
-
-    @property
-    def dropout_2d(self) -> float:
-        """Dropout of the low-rank updates.
-
-        Where it is 0, the 2D model's own dropout is off too: then a student's pass serves as the teacher's.
-        """
-        return 0.1 if self.preset == "paper" else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plain dict of numbers, strings and lists."""
@@ -157,6 +170,8 @@ def resolve(*layers: Layer) -> MNConfig:
     values: dict[str, Any] = {}
     for layer in layers:
         for name, raw in layer.values.items():
+            if name in REMOVED:
+                raise MNError(f"{layer.source} sets '{name}' to {raw!r}, but M&N no longer has it: {REMOVED[name]}")
             if name not in _FIELDS:
                 raise MNError(
                     f"{layer.source} sets '{name}' to {raw!r}, but M&N has no such field; allowed: {', '.join(_FIELDS)}"

@@ -1,4 +1,4 @@
-"""The co-training step: two networks see the same batch, each learns from masks and from the other's pseudo-masks."""
+"""The co-training step: two networks see the same batch and learn from labels and from a teacher's masks."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,11 +11,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss
-from nnunet_mn.mixing import Paste, draw_pastes, paste
 from nnunet_mn.ranks import ALONE, Ranks
-from nnunet_mn.slices import along_axis, every_nth_slice
+from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
-from nnunet_mn.teaching import pseudo_mask, same_in_eval
+from nnunet_mn.teaching import Teacher
 
 MOST_SKIPPED_IN_A_ROW = 20
 
@@ -91,36 +90,27 @@ class Student:
 
 @dataclass(kw_only=True)
 class CoTrainer:
-    """Two students that teach each other (arXiv 2509.15167, section 2.2).
+    """Two students that learn from labels and from a teacher's masks (arXiv 2509.15167, section 2.2).
 
     Args:
-        student_3d, student_2d: the networks; the 2D one wrapped so that it takes volumes (`slices.SliceWise`).
+        student_3d, student_2d: the networks. The 2D one is wrapped and takes volumes (`slices.SliceWise`).
+        teacher: what unlabeled samples are learned from.
         labels: how labels become channels.
-        teacher: whose pseudo-masks a student learns from: the `other` network's, as in the paper, or the mean of
-            `both`, which errs less than either where the two err differently.
-        slice_axes: the 2D network sees volumes along these spatial axes, 0 to 2: in each step it teaches along a
-            random one and learns along a random one.
-        slice_step: the 2D network learns from every n-th slice, from a random one on.
-        copy_paste: a box of a labeled sample covers a part of each unlabeled one that a student sees (`mixing`); drawn
-            from torch's default generator, since ranks hold different samples.
-        generator: draws axes and that first slice.
-        autocast: the precision of all forward passes; losses and pseudo-masks are fp32.
+        sampler: draws the slices that the 2D network learns from.
+        autocast: the precision of all forward passes; losses and soft masks are fp32.
     """
 
     student_3d: Student
     student_2d: Student
+    teacher: Teacher
     labels: LabelSpace
-    teacher: Literal["both", "other"] = "other"
-    slice_axes: tuple[int, ...] = (0,)
-    slice_step: int = 1
-    copy_paste: bool = False
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    sampler: SliceSampler = field(default_factory=SliceSampler)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def step(self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int) -> dict[Literal["3d", "2d"], float]:
-        """Update both networks on one batch, each from the other's state before the step.
+        """Update both networks on one batch. Each is taught by the state before the step.
 
-        The reference alternates whole epochs on separate batches; one batch for both halves the loading.
+        The reference alternates whole epochs on separate batches. One batch for both halves the loading.
 
         Args:
             volumes: `(B, C, D, H, W)`, labeled samples first.
@@ -130,54 +120,16 @@ class CoTrainer:
         Returns:
             Both losses.
         """
-        net_3d, net_2d = self.student_3d.network, self.student_2d.network
-        labeled, unlabeled = volumes[:n_labeled], volumes[n_labeled:]  # (n_l, C, D, H, W), (n_u, C, D, H, W)
-        pastes = self._draw_pastes(volumes, n_labeled)
         with self.autocast():
-            axis = self._draw_axis()
-            from_2d = along_axis(self._teach(net_2d, along_axis(unlabeled, axis)), axis)
-            # A 3D network without dropout and batch norm says the same as student and as teacher: one pass serves both
-            one_pass = same_in_eval(net_3d) and not pastes
-            from_3d = None if one_pass else self._teach(net_3d, unlabeled)
-            volumes = torch.cat([labeled, paste(labeled, unlabeled, pastes)]) if pastes else volumes
-            outputs = net_3d(volumes)
-        if from_3d is None:
-            from_3d = self.labels.probabilities(outputs[0][n_labeled:].detach())
-        if self.teacher == "both":
-            from_2d = from_3d = self.labels.mean(from_2d, from_3d)
-        counts = None  # all voxels of unlabeled samples do
-        if pastes:
-            known = self.labels.encode(targets[0][:n_labeled])
-            from_2d, from_3d = (paste(known.values, masks, pastes) for masks in (from_2d, from_3d))
-            if known.mask is not None:
-                counts = paste(known.mask, torch.ones_like(from_3d[:, :1]), pastes)
-        loss_3d = self.student_3d.update(outputs, combine_scales(targets, from_2d, self.labels, counts=counts))
-        del outputs, from_2d  # only one network's activations are held at a time
+            outputs_3d = self.student_3d.network(volumes)
+            masks = self.teacher(volumes[n_labeled:], outputs_3d[0][n_labeled:].detach())
+        loss_3d = self.student_3d.update(outputs_3d, combine_scales(targets, masks.for_3d, self.labels))
+        del outputs_3d  # only one network's activations are held at a time
 
-        axis, first = self._draw_axis(), self._draw(self.slice_step)
-
-        def seen(values: Tensor) -> Tensor:
-            return every_nth_slice(along_axis(values, axis), self.slice_step, first)
-
-        volumes, mask, from_3d = (seen(values) for values in (volumes, targets[0], from_3d))
-        counts = None if counts is None else seen(counts)
+        view = self.sampler.draw_view()
         with self.autocast():
-            outputs = net_2d(volumes)
-        loss_2d = self.student_2d.update(outputs, [combine(mask, from_3d, self.labels, counts=counts)])
+            outputs_2d = self.student_2d.network(view(volumes))
+        target_2d = combine(view(targets[0]), view(masks.for_2d), self.labels)
+        loss_2d = self.student_2d.update(outputs_2d, [target_2d])
+        self.teacher.follow()
         return {"3d": loss_3d, "2d": loss_2d}
-
-    def _draw_pastes(self, volumes: Tensor, n_labeled: int) -> list[Paste]:
-        if not self.copy_paste:
-            return []
-        return draw_pastes(n_labeled, len(volumes) - n_labeled, volumes.shape[2:], torch.default_generator)
-
-    def _draw(self, choices: int) -> int:
-        return int(torch.randint(choices, (), generator=self.generator))
-
-    def _draw_axis(self) -> int:
-        return self.slice_axes[self._draw(len(self.slice_axes))]
-
-    def _teach(self, teacher: nn.Module, unlabeled: Tensor) -> Tensor:
-        if len(unlabeled) == 0:
-            return unlabeled.new_empty(0, self.labels.num_channels, *unlabeled.shape[2:])
-        return pseudo_mask(teacher, unlabeled, self.labels)

@@ -67,14 +67,14 @@ class SoftTargetLoss:
             prediction, values = prediction * target.mask, values * target.mask
         over = tuple(range(2, prediction.ndim))
         overlap = (prediction * values).sum(over)  # (B, K)
-        size = self._size(prediction, values).sum(over)
+        size = self.sizes(prediction, values).sum(over)
         if self.batch_dice:
             overlap, size = self.ranks.total(overlap.sum(0)), self.ranks.total(size.sum(0))
         dice = (2 * overlap + self.smooth) / (size + self.smooth).clamp_min(1e-8)
         return dice.mean() if self.batch_dice else self.ranks.total(dice.sum()) / self._total_count(dice)
 
-    def _size(self, prediction: Tensor, values: Tensor) -> Tensor:
-        """What each voxel of `(B, K, ...)` adds to the Dice's denominator."""
+    def sizes(self, prediction: Tensor, values: Tensor) -> Tensor:
+        """What each voxel of `(B, K, ...)` adds to the Dice's denominator; a subclass may count otherwise."""
         return prediction.square() + values.square() if self.squared else prediction + values
 
     def _total_count(self, values: Tensor) -> float:

@@ -1,5 +1,6 @@
 """A volume as a stack of slices along its first axis, and a 2D network that works on volumes."""
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -37,6 +38,44 @@ def along_axis(volume: Tensor, axis: int) -> Tensor:
 def every_nth_slice(volume: Tensor, step: int, first: int) -> Tensor:
     """Every `step`-th slice from `first` on: `(B, C, D, H, W)` -> `(B, C, ceil((D - first) / step), H, W)`."""
     return volume[:, :, first::step]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSampler:
+    """Draws how the 2D network sees volumes.
+
+    Args:
+        axes: spatial axes along which it may look, 0 to 2.
+        step: it learns from every `step`-th slice.
+        generator: of the draws; ranks that share a batch need the same state.
+    """
+
+    axes: tuple[int, ...] = (0,)
+    step: int = 1
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def draw_axis(self) -> int:
+        """One of the axes."""
+        return self.axes[self._draw(len(self.axes))]
+
+    def draw_view(self) -> "SliceView":
+        """A random axis and a random first slice."""
+        return SliceView(axis=self.draw_axis(), step=self.step, first=self._draw(self.step))
+
+    def _draw(self, choices: int) -> int:
+        return int(torch.randint(choices, (), generator=self.generator))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceView:
+    """Every `step`-th slice along an axis, from the slice `first` on: `(B, C, D, H, W)` -> `(B, C, D', H', W')`."""
+
+    axis: int
+    step: int
+    first: int
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        return every_nth_slice(along_axis(volume, self.axis), self.step, self.first)
 
 
 class SliceWise(nn.Module):

@@ -39,14 +39,6 @@ class LabelSpace:
         """Class or region probabilities of logits `(B, K, ...)`, in fp32."""
         return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
 
-    def mean(self, first: Tensor, second: Tensor) -> Tensor:
-        """The mean of two networks' probabilities `(B, K, ...)`.
-
-        Not that of their logits, in which the surer one has more say: a 3D network is surer than it is right, and
-        would be taught its own errors.
-        """
-        return (first + second) / 2
-
     def encode(self, target: Tensor) -> SoftTarget:
         """Turn a mask as nnU-Net's loader gives it into a soft target.
 
@@ -65,7 +57,7 @@ class LabelSpace:
         return SoftTarget(values.scatter_(1, labels, 1), mask)
 
 
-def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace, *, counts: Tensor | None = None) -> SoftTarget:
+def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarget:
     """The target of a batch whose first samples are labeled and whose last ones are not.
 
     Args:
@@ -73,8 +65,6 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace, *, counts: 
         pseudo_mask: the teacher's probabilities for the unlabeled samples, `(n_u, K, ...)`, n_u from 0 to B, at the
             target's resolution or a finer one, which is brought down by average pooling.
         labels: the dataset's labels.
-        counts: 1 where a voxel of the unlabeled samples counts, `(n_u, 1, ...)` as the pseudo-mask; None: all do.
-            Only looked at where the dataset has an ignore label.
     """
     known = labels.encode(target[: len(target) - len(pseudo_mask)])
     if len(pseudo_mask) == 0:
@@ -82,8 +72,7 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace, *, counts: 
     values = torch.cat([known.values, _pool(pseudo_mask, target.shape[2:])])
     if known.mask is None:
         return SoftTarget(values, None)
-    counts = torch.ones_like(pseudo_mask[:, :1]) if counts is None else counts
-    return SoftTarget(values, torch.cat([known.mask, _pool(counts, target.shape[2:])]))
+    return SoftTarget(values, torch.cat([known.mask, torch.ones_like(values[len(known.values) :, :1])]))
 
 
 def _pool(values: Tensor, size: Sequence[int]) -> Tensor:
@@ -94,8 +83,6 @@ def _pool(values: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool3d(values, (depth, height, width))
 
 
-def combine_scales(
-    targets: Sequence[Tensor], pseudo_mask: Tensor, labels: LabelSpace, *, counts: Tensor | None = None
-) -> list[SoftTarget]:
+def combine_scales(targets: Sequence[Tensor], pseudo_mask: Tensor, labels: LabelSpace) -> list[SoftTarget]:
     """`combine` for the target of every deep-supervision output, finest first."""
-    return [combine(target, pseudo_mask, labels, counts=counts) for target in targets]
+    return [combine(target, pseudo_mask, labels) for target in targets]

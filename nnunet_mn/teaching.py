@@ -1,15 +1,175 @@
-"""Whether a network says in train mode what it would say in evaluation mode."""
+"""Teachers: what both students learn unlabeled samples from.
 
-from collections.abc import Iterator
+A teacher sees the unlabeled volumes and the 3D student's logits for them. It returns soft masks for each student.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from nnunet_mn.slices import SliceSampler, along_axis
 from nnunet_mn.targets import LabelSpace
 
 _RANDOM_RATES = ("drop_prob", "attention_dropout")  # of layers that drop by a function of torch, not by a module
+
+
+class PseudoMasks(NamedTuple):
+    """Soft masks of the unlabeled samples, `(n_u, K, D, H, W)`, one for each student to learn from."""
+
+    for_3d: Tensor
+    for_2d: Tensor
+
+
+@dataclass(kw_only=True, eq=False)
+class Teacher:
+    """Turns unlabeled volumes into soft masks. A teacher defines `__call__`; the rest has a default.
+
+    Args:
+        network_3d: volume `(B, C, D, H, W)` -> list of logits, finest first.
+        network_2d: the same, slice by slice along the first axis (`slices.SliceWise`).
+        labels: how labels become channels.
+        sampler: draws the axis along which the 2D network looks.
+    """
+
+    network_3d: nn.Module
+    network_2d: nn.Module
+    labels: LabelSpace
+    sampler: SliceSampler
+
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+        """Teach.
+
+        Args:
+            unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
+            logits_3d: what the 3D student has just said of them, `(n_u, K, D, H, W)`, without a gradient.
+        """
+        raise NotImplementedError
+
+    def follow(self) -> None:
+        """Called after each step, when both students have learned."""
+        return
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed training needs of the teacher beyond the students: nothing, unless it has own weights."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state_dict`."""
+        return
+
+    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
+        """The 3D network's probabilities. The student's own pass serves where evaluation mode says the same."""
+        if same_in_eval(self.network_3d):
+            return self.labels.probabilities(logits_3d)
+        return pseudo_mask(self.network_3d, unlabeled, self.labels)
+
+    def masks_of_2d(self, unlabeled: Tensor) -> Tensor:
+        """The 2D network's probabilities along a random axis."""
+        return self.masks_along(unlabeled, self.sampler.draw_axis())
+
+    def masks_along(self, unlabeled: Tensor, axis: int) -> Tensor:
+        """The 2D network's probabilities along one axis."""
+        return along_axis(pseudo_mask(self.network_2d, along_axis(unlabeled, axis), self.labels), axis)
+
+
+class OtherNetwork(Teacher):
+    """Each network learns from the other's masks, as in the paper (arXiv 2509.15167, section 2.2)."""
+
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+        of_2d = self.masks_of_2d(unlabeled)
+        return PseudoMasks(for_3d=of_2d, for_2d=self.masks_of_3d(unlabeled, logits_3d))
+
+
+class MeanOfBoth(Teacher):
+    """Both networks learn from the mean of their masks. It errs less where the two err differently."""
+
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+        of_2d = self.masks_of_2d(unlabeled)
+        masks = self.mean(of_2d, self.masks_of_3d(unlabeled, logits_3d))
+        return PseudoMasks(masks, masks)
+
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        """The mean of two networks' probabilities `(n_u, K, D, H, W)`.
+
+        It is not the mean of their logits: there the surer network has more say. A 3D network is surer than it is
+        right, and would be taught its own errors.
+        """
+        return (first + second) / 2
+
+
+@dataclass(kw_only=True, eq=False)
+class MovingAverage(MeanOfBoth):
+    """The teacher is a slow copy of both students (Tarvainen and Valpola, NeurIPS 2017).
+
+    Args:
+        decay: share of the old weights that stays at each step. While few steps are done, less of them stays.
+    """
+
+    decay: float = 0.99
+    steps: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.students = (self.network_3d, self.network_2d)
+        self.network_3d, self.network_2d = (deepcopy(network).requires_grad_(False) for network in self.students)
+
+    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
+        """The slow 3D network's probabilities."""
+        return pseudo_mask(self.network_3d, unlabeled, self.labels)
+
+    def follow(self) -> None:
+        """Move the slow weights towards the students'."""
+        self.steps += 1
+        step = 1 - min(1 - 1 / (self.steps + 1), self.decay)
+        for slow, fast in zip((self.network_3d, self.network_2d), self.students, strict=True):
+            state = fast.state_dict()
+            for name, value in slow.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(state[name], step)
+                else:
+                    value.copy_(state[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The slow weights and the number of steps."""
+        return {**self._networks().state_dict(), "steps": torch.tensor(self.steps)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state_dict`."""
+        self._networks().load_state_dict({name: value for name, value in state.items() if name != "steps"})
+        self.steps = int(state["steps"])
+
+    def _networks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"3d": self.network_3d, "2d": self.network_2d})
+
+
+class FrozenPair(MeanOfBoth):
+    """Two trained networks that learn no more: the 3D one and the mean of the 2D one along all its axes."""
+
+    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
+        """The frozen 3D network's probabilities."""
+        return pseudo_mask(self.network_3d, unlabeled, self.labels)
+
+    def masks_of_2d(self, unlabeled: Tensor) -> Tensor:
+        """The mean of the 2D network's probabilities along all axes."""
+        return torch.stack([self.masks_along(unlabeled, axis) for axis in self.sampler.axes]).mean(0)
+
+
+def pseudo_mask(network: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tensor:
+    """A network's probabilities `(n_u, K, D, H, W)` in evaluation mode and without a gradient."""
+    if len(volumes) == 0:
+        return volumes.new_empty(0, labels.num_channels, *volumes.shape[2:])
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():  # not inference mode: its tensors cannot be saved for a student's backward pass
+        probabilities = labels.probabilities(network(volumes)[0])
+    torch.clear_autocast_cache()  # weights that were cast here have no graph: no training pass may take them
+    network.train(was_training)
+    return probabilities
 
 
 def same_in_eval(network: nn.Module) -> bool:
@@ -28,13 +188,3 @@ def _random_rate(layer: nn.Module) -> float:
         return layer.p
     rates = (getattr(layer, name, 0.0) for name in _RANDOM_RATES)
     return max((rate for rate in rates if isinstance(rate, float)), default=0.0)
-
-
-def pseudo_mask(teacher: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tensor:
-    """The teacher's probabilities `(n_u, K, D, H, W)`, in eval mode and without gradient."""
-    was_training = teacher.training
-    teacher.eval()
-    with torch.no_grad():  # not inference mode: its tensors cannot be saved for the student's backward pass
-        probabilities = labels.probabilities(teacher(volumes)[0])
-    teacher.train(was_training)
-    return probabilities

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.ranks import ALONE, Ranks
-from nnunet_mn.slices import SliceWise
+from nnunet_mn.slices import SliceSampler, SliceWise
 from nnunet_mn.targets import LabelSpace
+from nnunet_mn.teaching import OtherNetwork
 
 JOINT_BATCH = 4
 
@@ -83,9 +84,11 @@ def cotrainer(case: Case, ranks: Ranks, *, seed: int) -> CoTrainer:
         )
         for name, network in networks.items()
     }
-    generator = torch.Generator().manual_seed(ranks.number_of_first(seed))
+    sampler = SliceSampler(step=2, generator=torch.Generator().manual_seed(ranks.number_of_first(seed)))
+    labels = case.spaces()
+    teacher = OtherNetwork(network_3d=networks["3D"], network_2d=networks["2D"], labels=labels, sampler=sampler)
     return CoTrainer(
-        student_3d=students["3D"], student_2d=students["2D"], labels=case.spaces(), slice_step=2, generator=generator
+        student_3d=students["3D"], student_2d=students["2D"], teacher=teacher, labels=labels, sampler=sampler
     )
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from nnunet_mn.bridge.training.checkpoint import changed_state_fields
-from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
+from nnunet_mn.bridge.training.state import changed_state_fields
+from nnunet_mn.config import PRESETS, Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
 
 
@@ -15,6 +15,12 @@ def test_later_layers_win_over_earlier_ones_and_over_defaults() -> None:
 def test_a_preset_changes_defaults_but_not_what_the_user_sets() -> None:
     config = resolve(Layer("environment", {"preset": "paper", "lr_3d": "0.25"}))
     assert (config.rounding, config.slice_step, config.lr_3d) == ("floor", 1, 0.25)
+
+
+def test_a_preset_is_resolved_to_explicit_settings() -> None:
+    stored = resolve(Layer("environment", {"preset": "paper"})).to_dict()
+    assert {name: stored[name] for name in PRESETS["paper"]} == PRESETS["paper"]
+    assert (stored["schedule"], stored["loss"], stored["dropout_2d"]) == ("cosine", "paper", 0.1)
 
 
 def test_environment_variables_are_read_by_prefix_and_converted() -> None:
@@ -49,7 +55,13 @@ def test_a_configuration_survives_json() -> None:
         ("adaptation", None, "one of auto, lora, full, frozen"),
         ("supervised_fraction", 1.0, "[0, 1)"),
         ("supervised_fraction", "nan", "[0, 1)"),
-        ("unlabeled_share", 0.0, "(0, 1]"),
+        ("foreground_share", 1.5, "[0, 1]"),
+        ("unlabeled_share", 0.5, "no longer has it: the share grows as the learning rate decays"),
+        ("lora_alpha", 64, "no longer has it: it equals lora_rank"),
+        ("lora_dropout", 0.1, "no longer has it: dropout_2d takes its place"),
+        ("batch_statistics", "adapt", "no longer has it"),
+        ("gradient_checkpointing", True, "no longer has it: slices_per_forward bounds"),
+        ("copy_paste", True, "no longer has it"),
         ("lr_2d", -1e-3, "(0, 10]"),
         ("seed", -1, "[0, 4.29497e+09]"),
         ("backbone", 3, "of type str"),

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +7,9 @@ from torch import Tensor, nn
 from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
+from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
-from nnunet_mn.teaching import pseudo_mask
+from nnunet_mn.teaching import MeanOfBoth, OtherNetwork, Teacher, pseudo_mask
 
 LABELS = LabelSpace(num_channels=3)
 
@@ -36,14 +36,24 @@ def _student(network: nn.Module, *, rate: float = 0.1, weights: tuple[float, ...
     return Student(name="3D", network=network, optimizer=torch.optim.SGD(network.parameters(), rate), loss=loss)
 
 
-def _trainer(*, slice_step: int = 1, dropout: float = 0.0, seed: int = 0) -> CoTrainer:
+def _trainer(
+    *,
+    slice_step: int = 1,
+    axes: tuple[int, ...] = (0,),
+    dropout: float = 0.0,
+    seed: int = 0,
+    teacher: type[Teacher] = OtherNetwork,
+) -> CoTrainer:
     torch.manual_seed(seed)
+    student_3d = _student(TinyNetwork(scales=2, dropout=dropout), weights=(0.7, 0.3))
+    student_2d = _student(TinyNetwork())
+    sampler = SliceSampler(axes=axes, step=slice_step, generator=torch.Generator().manual_seed(seed))
     return CoTrainer(
-        student_3d=_student(TinyNetwork(scales=2, dropout=dropout), weights=(0.7, 0.3)),
-        student_2d=_student(TinyNetwork()),
+        student_3d=student_3d,
+        student_2d=student_2d,
+        teacher=teacher(network_3d=student_3d.network, network_2d=student_2d.network, labels=LABELS, sampler=sampler),
         labels=LABELS,
-        slice_step=slice_step,
-        generator=torch.Generator().manual_seed(seed),
+        sampler=sampler,
     )
 
 
@@ -94,7 +104,7 @@ def test_a_network_that_says_the_same_in_eval_mode_teaches_and_learns_in_one_pas
 def test_a_network_with_dropout_teaches_in_eval_mode_without_gradient() -> None:
     trainer = _trainer(dropout=0.5)
     trainer.step(*_batch(), n_labeled=1)
-    assert trainer.student_3d.network.calls == [(3, False, False), (4, True, True)]
+    assert trainer.student_3d.network.calls == [(4, True, True), (3, False, False)]
 
 
 def test_without_unlabeled_samples_nobody_teaches() -> None:
@@ -157,12 +167,14 @@ def test_teaching_restores_the_mode_and_keeps_no_graph() -> None:
 
 
 def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_random_axes() -> None:
-    trainer = replace(_trainer(), teacher="both", slice_axes=(0, 1, 2))
+    trainer = _trainer(teacher=MeanOfBoth, axes=(0, 1, 2))
     volumes, targets = torch.randn(4, 1, 4, 6, 8), [torch.randint(0, 3, (4, 1, *s)) for s in ((4, 6, 8), (2, 3, 4))]
     net_3d, net_2d = trainer.student_3d.network, trainer.student_2d.network
     of_3d = pseudo_mask(net_3d, volumes[1:], LABELS)
     means = [
-        LABELS.mean(pseudo_mask(net_2d, volumes[1:].transpose(2, 2 + axis), LABELS).transpose(2, 2 + axis), of_3d)
+        trainer.teacher.mean(
+            pseudo_mask(net_2d, volumes[1:].transpose(2, 2 + axis), LABELS).transpose(2, 2 + axis), of_3d
+        )
         for axis in range(3)
     ]
     learned: dict[str, Tensor] = {}
@@ -177,30 +189,3 @@ def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_random_ax
         torch.testing.assert_close(by_2d.transpose(2, 2 + axis), by_3d)
         seen.add((taught, axis))
     assert seen == {(taught, axis) for taught in range(3) for axis in range(3)}
-
-
-def test_students_see_pasted_boxes_with_their_masks_and_teachers_do_not() -> None:
-    torch.manual_seed(0)
-    trainer = replace(_trainer(), copy_paste=True)
-    volumes, targets = _batch()
-    net_3d, net_2d = trainer.student_3d.network, trainer.student_2d.network
-    from_2d, from_3d = (pseudo_mask(net, volumes[2:], LABELS) for net in (net_2d, net_3d))
-    seen: dict[str, list[Tensor]] = {"3D": [], "2D": []}
-    for name, net in (("3D", net_3d), ("2D", net_2d)):
-        net.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].clone()))
-    learned: dict[str, Tensor] = {}
-    for student in (trainer.student_3d, trainer.student_2d):
-        student.update = lambda _, soft, of=student: learned.update({str(id(of)): soft[0].values}) or 0.0
-    trainer.step(volumes, targets, n_labeled=2)
-    for name, student, masks in (("3D", trainer.student_3d, from_2d), ("2D", trainer.student_2d, from_3d)):
-        as_teacher, as_student = seen[name]
-        target = learned[str(id(student))]
-        assert torch.equal(as_teacher, volumes[2:])
-        assert torch.equal(as_student[:2], volumes[:2])
-        pasted = (as_student[2:] != volumes[2:])[:, 0]  # (n_u, D, H, W)
-        assert 0 < pasted.float().mean() < 0.5
-        for sample in range(2):
-            where, rest = pasted[sample], ~pasted[sample]
-            torch.testing.assert_close(target[2 + sample][:, rest], masks[sample][:, rest])
-            (source,) = (s for s in range(2) if torch.equal(as_student[2 + sample][0, where], volumes[s][0, where]))
-            assert torch.equal(target[2 + sample][:, where], _one_hot(targets[0][source : source + 1])[0][:, where])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nnunet_mn.bridge.training import foreground
 from nnunet_mn.bridge.training.foreground import NEVER, ForegroundLocations, refresh
-from nnunet_mn.bridge.training.loader import JointCases, MixedLoader, SharedFraction
-from nnunet_mn.schedule import Schedule, UnlabeledCounter
+from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
+from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 SHAPE = (12, 14, 16)
 ORGAN = (slice(2, 4), slice(5, 7), slice(8, 9))  # of 4 voxels; the empty case has none
@@ -159,13 +159,18 @@ def test_forced_crops_of_unlabeled_cases_show_the_foreground(locations: Foregrou
 
     if known:
         _refresh(locations, "un_a", "un_b")
-    shared = SharedFraction()
-    shared.set(1.0)
     loader = MixedLoader(
         JointCases(Volumes("a"), Volumes("un_a", "un_b"), locations),
-        counter=UnlabeledCounter(2), fraction=shared, patch_size=(4, 4, 4), final_patch_size=(4, 4, 4),
-        label_manager=LabelManager({"background": 0, "one": 1, "two": 2}, None), oversample_foreground_percent=1.0,
-    )  # fmt: skip
+        counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2),
+        part=range(2),
+        first=1,  # one of two samples is unlabeled from then on
+        workers=0,
+        foreground_share=1.0,
+        patch_size=(4, 4, 4),
+        final_patch_size=(4, 4, 4),
+        label_manager=LabelManager({"background": 0, "one": 1, "two": 2}, None),
+        oversample_foreground_percent=1.0,
+    )
     np.random.seed(0)
     shown = [bool(next(loader)["data"][1].max() > 0) for _ in range(30)]
     assert all(shown) if known else sum(shown) < 15

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_mn.bridge.training.loader import (
     JointCases,
     MixedLoader,
-    SharedFraction,
     make_repeatable,
 )
 from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError
-from nnunet_mn.schedule import UnlabeledCounter
+from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 PATCH = (8, 8, 8)
 FOREGROUND = 7.0  # intensity of foreground voxels
@@ -36,10 +36,27 @@ def _write_case(folder: Path, name: str, *, labeled: bool, classes: tuple[Any, .
     nnUNetDatasetBlosc2.save_case(image, seg, {"class_locations": locations}, str(folder / name), **chunks)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share(Schedule):
+    """The same share of unlabeled samples from the supervised stage's end on."""
+
+    share: float
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return self.share if self.is_cotraining(iteration) else 0.0
+
+
 @pytest.fixture
 def make_loader(tmp_path: Path) -> Callable[..., MixedLoader]:
     def make(
-        *, batch_size: int = 4, fraction: float = 0.5, ignore: bool = False, oversample: float = 0.33
+        *,
+        batch_size: int = 4,
+        fraction: float = 0.5,
+        from_iteration: int = 0,
+        first: int = 0,
+        workers: int = 0,
+        ignore: bool = False,
+        oversample: float = 0.33,
     ) -> MixedLoader:
         labels = {"background": 0, "organ": 1} | ({"ignore": 2} if ignore else {})
         classes = (1, (-1, 0, 1)) if ignore else (1,)
@@ -47,12 +64,14 @@ def make_loader(tmp_path: Path) -> Callable[..., MixedLoader]:
             (tmp_path / kind).mkdir()
             for i in range(3):
                 _write_case(tmp_path / kind, f"{kind}_{i}", labeled=kind == "labeled", classes=classes)
-        shared = SharedFraction()
-        shared.set(fraction)
+        schedule = Share(total=1000, supervised=from_iteration, share=fraction)
         return MixedLoader(
             JointCases(*(nnUNetDatasetBlosc2(str(tmp_path / kind)) for kind in ("labeled", "unlabeled"))),
-            counter=UnlabeledCounter(batch_size),
-            fraction=shared,
+            counts=UnlabeledCounts(schedule, batch_size=batch_size, rounding="diffusion"),
+            part=range(batch_size),
+            first=first,
+            workers=workers,
+            foreground_share=oversample,
             patch_size=PATCH,
             final_patch_size=PATCH,
             label_manager=LabelManager(labels, None),
@@ -74,11 +93,9 @@ def test_labeled_samples_come_first_and_are_counted(make_loader: Callable[..., M
     assert np.mean(counts) == pytest.approx(0.6 * 4, abs=0.1)
 
 
-def test_a_changed_fraction_is_followed_from_the_next_batch_on(make_loader: Callable[..., MixedLoader]) -> None:
-    loader = make_loader(fraction=0)
-    assert next(loader)["n_labeled"] == 4
-    loader.fraction.set(1)
-    assert next(loader)["n_labeled"] == 1
+def test_the_number_of_unlabeled_samples_follows_from_the_iteration(make_loader: Callable[..., MixedLoader]) -> None:
+    loader = make_loader(fraction=1, from_iteration=2)
+    assert [next(loader)["n_labeled"] for _ in range(4)] == [4, 4, 1, 1]
 
 
 def test_a_batch_without_unlabeled_samples_is_oversampled_as_stock_does(
@@ -123,11 +140,25 @@ def test_a_damaged_file_is_named_with_the_command_that_makes_it_anew(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_come_from_this_process_or_from_workers(make_loader: Callable[..., MixedLoader], workers: int) -> None:
-    loader = make_loader(fraction=0.5)
+def test_batches_of_this_process_or_of_workers_come_in_the_order_of_iterations(
+    make_loader: Callable[..., MixedLoader], workers: int
+) -> None:
+    loader = make_loader(fraction=1, from_iteration=7, first=-1, workers=workers)
     running = start_workers(loader, workers=workers, cached=4, pin_memory=False, seed=None)
-    loader.fraction.set(1)
-    assert {next(running)["n_labeled"] for _ in range(20)} >= {1}  # workers see what the trainer sets
+    assert [next(running)["n_labeled"] for _ in range(14)] == [4] * 8 + [1] * 6
+    if workers:
+        running._finish()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_resumed_training_has_the_right_batches_from_its_first_one_on(
+    make_loader: Callable[..., MixedLoader], workers: int
+) -> None:
+    loader = make_loader(fraction=0.6, from_iteration=2, first=19, workers=workers)
+    running = start_workers(loader, workers=workers, cached=6, pin_memory=False, seed=None)
+    drawn = [next(running)["n_labeled"] for _ in range(8)]
+    assert drawn == [4 - loader.counts.of(iteration) for iteration in range(19, 27)]
+    assert 4 not in drawn
     if workers:
         running._finish()
 

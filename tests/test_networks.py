@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.config import MNConfig
+from nnunet_mn.config import Layer, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.adaptation import BatchStatistics
 from nnunet_mn.networks.adapter import ChannelAdapter, to_pixels
 from nnunet_mn.networks.folding import NormedConv
+from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
 from nnunet_mn.slices import SliceWise
 from nnunet_mn.teaching import same_in_eval
 
@@ -26,7 +27,7 @@ def build(
     *, in_channels: int = 1, num_classes: int = 3, batch_statistics: BatchStatistics = "frozen", **fields: Any
 ) -> Network2D:
     torch.manual_seed(0)
-    config = MNConfig(**{"backbone": LITE0, "lora_rank": 4, **fields})
+    config = resolve(Layer("a test", {"backbone": LITE0, "lora_rank": 4, **fields}))
     return build_network_2d(config, in_channels=in_channels, num_classes=num_classes, batch_statistics=batch_statistics)
 
 
@@ -162,13 +163,13 @@ def test_every_norm_of_the_encoder_is_joined(network: Callable[..., Network2D]) 
 @pytest.mark.parametrize("adaptation", ["full", "lora", "frozen"])
 def test_training_changes_what_is_trained_and_nothing_else(network: Callable[..., Network2D], adaptation: str) -> None:
     fresh = network(adaptation)
-    before, frozen = deepcopy(fresh.state_dict()), fresh.frozen_hash()
+    before, frozen = deepcopy(fresh.state_dict()), frozen_hash(fresh)
     for _ in range(2):  # the first step of LoRA changes only one of its two factors
         update(fresh, torch.randn(2, 1, 40, 48))
     trained = {name for name, parameter in fresh.named_parameters() if parameter.requires_grad}
     changed = {name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == trained
-    assert fresh.frozen_hash() == frozen
+    assert frozen_hash(fresh) == frozen
 
 
 @pytest.mark.parametrize(("adaptation", "share"), [("full", (1, 1)), ("lora", (0.02, 0.1)), ("frozen", (0.01, 0.05))])
@@ -217,10 +218,10 @@ def test_training_mode_leaves_frozen_statistics_alone(network: Callable[..., Net
 def test_adapting_statistics_move_and_are_part_of_the_learned_state() -> None:
     adapting = build(batch_statistics="adapt")
     assert not same_in_eval(adapting)
-    before = {name: tensor.clone() for name, tensor in adapting.learned_state().items()}
+    before = {name: tensor.clone() for name, tensor in learned_state(adapting).items()}
     with torch.no_grad():
         adapting(torch.randn(2, 1, 40, 48))
-    moved = [name for name, tensor in adapting.learned_state().items() if not torch.equal(tensor, before[name])]
+    moved = [name for name, tensor in learned_state(adapting).items() if not torch.equal(tensor, before[name])]
     assert any(name.endswith("running_mean") for name in moved)
     assert same_in_eval(adapting.eval())
 
@@ -234,14 +235,14 @@ def test_the_learned_state_restores_the_network(network: Callable[..., Network2D
     slices = torch.randn(2, 1, 40, 48)
     trained, other = network(adaptation), network(adaptation)
     update(trained, slices)
-    other.load_learned_state({name: tensor.clone() for name, tensor in trained.learned_state().items()})
+    load_learned_state(other, {name: tensor.clone() for name, tensor in learned_state(trained).items()})
     with torch.no_grad():
         assert torch.equal(trained(slices), other(slices))
 
 
 def test_a_state_of_another_adaptation_is_refused(network: Callable[..., Network2D]) -> None:
     with pytest.raises(MNError, match="absent instead of"):
-        network("full").load_learned_state(network("frozen").learned_state())
+        load_learned_state(network("full"), learned_state(network("frozen")))
 
 
 def test_parameter_groups_hold_each_trained_parameter_once(network: Callable[..., Network2D]) -> None:
@@ -270,7 +271,7 @@ def test_input_pixels_are_what_the_backbone_sees(network: Callable[..., Network2
 
 
 def test_the_hash_of_frozen_weights_is_the_same_in_every_process(network: Callable[..., Network2D]) -> None:
-    assert network("frozen").frozen_hash() == HASH_OF_LITE0
+    assert frozen_hash(network("frozen")) == HASH_OF_LITE0
 
 
 def test_an_unknown_backbone_names_those_that_exist() -> None:

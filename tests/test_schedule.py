@@ -1,9 +1,13 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnunet_mn.schedule import EpochStartRates, Schedule, UnlabeledCounter, scale_learning_rates
+from nnunet_mn.config import Rounding, ScheduleKind
+from nnunet_mn.schedule import EpochStartRates, Schedule, UnlabeledCounts, scale_learning_rates
 
 
 def _optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -39,15 +43,9 @@ def test_the_unlabeled_share_is_guided_by_the_learning_rate() -> None:
     assert schedule.unlabeled_fraction(half_time) == pytest.approx(0.46, abs=0.01)
 
 
-@pytest.mark.parametrize("preset", ["nnunet", "paper"])
-def test_a_fixed_share_begins_where_the_supervised_stage_ends(preset: str) -> None:
-    schedule = Schedule(total=40, supervised=5, preset=preset, unlabeled_share=0.5)
-    assert [schedule.unlabeled_fraction(t) for t in (0, 4, 5, 39)] == [0, 0, 0.5, 0.5]
-
-
-@pytest.mark.parametrize("preset", ["nnunet", "paper"])
-def test_one_epoch_has_both_stages_and_a_decaying_rate(preset: str) -> None:
-    schedule = Schedule(total=8, supervised=1, preset=preset)
+@pytest.mark.parametrize("kind", ["poly", "cosine"])
+def test_one_epoch_has_both_stages_and_a_decaying_rate(kind: ScheduleKind) -> None:
+    schedule = Schedule(total=8, supervised=1, kind=kind)
     assert [schedule.is_cotraining(t) for t in range(8)] == [False] + [True] * 7
     rates = [schedule.learning_rate_factor(t) for t in range(1, 8)]
     assert rates == sorted(rates, reverse=True)
@@ -55,7 +53,7 @@ def test_one_epoch_has_both_stages_and_a_decaying_rate(preset: str) -> None:
 
 
 def test_the_papers_rate_warms_up_decays_and_restarts() -> None:
-    schedule = Schedule(total=4000, supervised=500, preset="paper")
+    schedule = Schedule(total=4000, supervised=500, kind="cosine")
     rate = schedule.learning_rate_factor
     assert rate(0) == pytest.approx(0.01)
     assert rate(50) == pytest.approx(1)
@@ -65,35 +63,54 @@ def test_the_papers_rate_warms_up_decays_and_restarts() -> None:
     assert [schedule.unlabeled_fraction(t) for t in (499, 500, 2250)] == [0, 0, 0.5]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given(Schedule):
+    """Given shares, one an iteration."""
+
+    shares: tuple[float, ...]
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return self.shares[min(int(iteration), len(self.shares) - 1)]
+
+
+def _counts(shares: Sequence[float], *, batch_size: int, rounding: Rounding) -> list[int]:
+    schedule = Given(total=len(shares), supervised=0, shares=tuple(shares))
+    counts = UnlabeledCounts(schedule, batch_size=batch_size, rounding=rounding)
+    return [counts.of(iteration) for iteration in range(len(shares))]
+
+
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 8])
 def test_diffused_counts_have_the_capped_share_as_running_mean(batch_size: int) -> None:
-    counter = UnlabeledCounter(batch_size)
-    wanted = total = 0.0
-    for fraction in np.linspace(0, 1, 500):
-        count = counter.next(fraction)
-        assert 0 <= count <= batch_size - 1
-        total += count
-        wanted += min(fraction * batch_size, batch_size - 1)
-        assert abs(total - wanted) <= 1
+    fractions = np.linspace(0, 1, 500)
+    counts = np.array(_counts(fractions, batch_size=batch_size, rounding="diffusion"))
+    assert counts.min() >= 0
+    assert counts.max() <= batch_size - 1
+    wanted = np.minimum(fractions * batch_size, batch_size - 1)
+    assert np.abs(np.cumsum(counts) - np.cumsum(wanted)).max() <= 1
 
 
 def test_floor_is_the_references_and_gives_a_batch_of_two_none_for_most_of_the_training() -> None:
-    counter = UnlabeledCounter(5, rounding="floor")
-    assert [counter.next(f) for f in (0, 0.19, 0.2, 0.6, 0.99, 1)] == [0, 0, 1, 3, 4, 4]
-    assert UnlabeledCounter(2, rounding="floor").next(0.49) == 0
-    assert sum(UnlabeledCounter(2, carry=0).next(0.49) for _ in range(1)) == 1
+    assert _counts((0, 0.19, 0.2, 0.6, 0.99, 1), batch_size=5, rounding="floor") == [0, 0, 1, 3, 4, 4]
+    assert _counts((0.49,), batch_size=2, rounding="floor") == [0]
+    assert _counts((0.49,), batch_size=2, rounding="diffusion") == [1]
 
 
 @pytest.mark.parametrize(("batch_size", "rounding"), [(2, "diffusion"), (3, "diffusion"), (4, "floor"), (8, "floor")])
-def test_batches_of_four_and_more_are_rounded_down_unless_told_otherwise(batch_size: int, rounding: str) -> None:
-    auto, same = UnlabeledCounter(batch_size, rounding="auto"), UnlabeledCounter(batch_size, rounding=rounding)
+def test_batches_of_four_and_more_are_rounded_down_unless_told_otherwise(batch_size: int, rounding: Rounding) -> None:
     fractions = [i / 40 for i in range(40)]
-    assert [auto.next(f) for f in fractions] == [same.next(f) for f in fractions]
+    auto = _counts(fractions, batch_size=batch_size, rounding="auto")
+    assert auto == _counts(fractions, batch_size=batch_size, rounding=rounding)
 
 
-def test_a_stored_carry_goes_on_where_it_stopped() -> None:
-    whole, first = UnlabeledCounter(2), UnlabeledCounter(2)
-    expected = [whole.next(0.3) for _ in range(20)]
-    begun = [first.next(0.3) for _ in range(7)]
-    second = UnlabeledCounter(2, carry=first.carry)
-    assert begun + [second.next(0.3) for _ in range(13)] == expected
+def test_before_the_first_iteration_nothing_is_unlabeled_and_after_the_last_one_labeled_sample_stays() -> None:
+    counts = UnlabeledCounts(Schedule(total=40, supervised=0), batch_size=4)
+    assert [counts.of(iteration) for iteration in (-1, 0, 40, 1000)] == [0, 0, 3, 3]
+
+
+def test_labeled_samples_fill_the_parts_of_a_batch_from_the_first_on() -> None:
+    counts = UnlabeledCounts(Schedule(total=40, supervised=5), batch_size=5)
+    parts = [range(2), range(2, 5)]
+    unlabeled = np.array([[counts.in_part(iteration, part) for part in parts] for iteration in range(40)])
+    assert unlabeled.sum(1).tolist() == [counts.of(iteration) for iteration in range(40)]
+    assert unlabeled[:, 1].max() == 3  # a part may be all unlabeled
+    assert unlabeled[:, 0].max() <= 1  # and one labeled sample stays

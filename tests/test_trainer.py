@@ -195,7 +195,7 @@ def test_a_cluster_that_takes_the_machine_away_costs_nothing(
     setattr(stopped, hook, signal_once)
     with pytest.raises(SystemExit, match=f"stopped on SIGTERM in epoch 0 after iteration {iteration} of 4.*--c"):
         stopped.run_training()
-    stopped.stop_request.uninstall()
+    stopped.stopping.stop_listening()
     part = trainings.run(dataset, name="parts", go_on=True)
     assert _same(_checkpoint(whole)["network_weights"], _checkpoint(part)["network_weights"])
     assert _same(_checkpoint(whole)["mn"], _checkpoint(part)["mn"])

@@ -14,7 +14,7 @@ import torch
 
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training.ddp import own_seed
-from nnunet_mn.schedule import Schedule, SharedBatch, UnlabeledCounter
+from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 SCRIPT = Path(__file__).with_name("one_training_rank.py")
 FIELDS = {"backbone": "efficientnet-lite0", "adaptation": "frozen", "seed": 1, "epochs": 2, "iterations_per_epoch": 4,
@@ -69,9 +69,8 @@ def test_two_ranks_stop_together_go_on_together_and_agree_to_the_bit(
     log = second[0]["log"]
     assert log["train_losses_2d"] == second[1]["log"]["train_losses_2d"]
     assert log["mean_fg_dice_2d"] == second[1]["log"]["mean_fg_dice_2d"] or np.isnan(log["mean_fg_dice_2d"]).any()
-    whole_counter = UnlabeledCounter(3)
-    schedule = Schedule(total=8, supervised=2)
-    drawn = [whole_counter.next(schedule.unlabeled_fraction(iteration)) for iteration in range(8)]
+    counts = UnlabeledCounts(Schedule(total=8, supervised=2), batch_size=3)
+    drawn = [counts.of(iteration) for iteration in range(8)]
     assert [3 - n for n in labeled] == drawn[2:]
     assert log["unlabeled_fraction"] == pytest.approx([sum(drawn[:4]) / 12, sum(drawn[4:]) / 12])
     fold = next((tmp_path / "results" / dataset.name).glob("*/fold_0"))
@@ -83,27 +82,3 @@ def test_no_two_ranks_and_no_two_resumptions_share_a_seed() -> None:
     seeds = {own_seed(1, rank, done) for rank in range(64) for done in range(0, 250_000, 250)}
     assert len(seeds) == 64 * 1000
     assert (own_seed(5, 0), own_seed(None, 1, 2)) == (5, None)
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("first", [-1, 5])
-def test_the_parts_of_all_ranks_and_workers_add_up(workers: int, first: int) -> None:
-    schedule = Schedule(total=40, supervised=5)
-    alone = UnlabeledCounter(5)
-    wanted = [alone.next(schedule.unlabeled_fraction(iteration)) for iteration in range(40)]
-    parts = [range(2), range(2, 5)]
-    drawn = np.zeros((2, 40), int)
-    for rank, part in enumerate(parts):
-        for worker in range(workers):
-            batches = SharedBatch(UnlabeledCounter(5), schedule, part=part, first=first)
-            batches.skip(worker)
-            for iteration in range(first + worker, 40, workers):
-                whole, mine = batches.next()
-                batches.skip(workers - 1)
-                if iteration >= 0:
-                    assert whole == wanted[iteration]
-                    drawn[rank, iteration] = mine
-    start = max(first, 0)
-    assert drawn.sum(0)[start:].tolist() == wanted[start:]
-    assert drawn[1].max() == 3  # a rank may be all unlabeled
-    assert drawn[0].max() <= 1  # and one labeled sample stays

@@ -39,13 +39,13 @@ class Batches:
         return {"data": torch.full((2, 2), float(self.drawn))}
 
 
-@pytest.fixture(params=[False, True], ids=["first", "in turn"])
-def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
     """Starts three workers, and ends the test where it hangs."""
     started = []
 
     def run(loader: Batches) -> Any:
-        started.append(start_workers(loader, workers=3, cached=CACHED, pin_memory=False, seed=1, in_turn=request.param))
+        started.append(start_workers(loader, workers=3, cached=CACHED, pin_memory=False, seed=1))
         return started[-1]
 
     def hangs(*_: object) -> None:
@@ -90,9 +90,7 @@ def test_a_worker_killed_between_batches_is_told(start: Callable[..., Any]) -> N
 def test_a_worker_killed_while_the_queue_is_full_is_told(start: Callable[..., Any]) -> None:
     running = start(Batches())
     next(running)
-    collected = running.pin_memory_queue if hasattr(running, "pin_memory_queue") else running.results_loop_queue
-    queues = running._queues if hasattr(running, "_queues") else [running._queue]
-    while not (collected.full() and all(queue.full() for queue in queues)):
+    while not (running.pin_memory_queue.full() and all(queue.full() for queue in running._queues)):
         time.sleep(0.01)
     kill(running)
     draw_until_told(running)
@@ -116,8 +114,7 @@ def test_a_worker_killed_with_the_lock_of_an_event_is_told(start: Callable[..., 
 def test_a_killed_worker_is_told_without_the_thread_that_collects_batches(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("nondet_multi_threaded_augmenter", "multi_threaded_augmenter"):
-        monkeypatch.setattr(f"batchgenerators.dataloading.{module}.results_loop", lambda *_: None)
+    monkeypatch.setattr("batchgenerators.dataloading.multi_threaded_augmenter.results_loop", lambda *_: None)
     running = start(Batches())
     running._start()
     kill(running)

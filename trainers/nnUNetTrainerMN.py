@@ -24,16 +24,16 @@ from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.planning.checks import check_preprocessed, dataset_class_of, planned_configuration
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
 from nnunet_mn.bridge.preprocessing.run import preprocess_unlabeled
-from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, workers
-from nnunet_mn.bridge.training.stopping import OF_RANKS, SIGNALS, StopRequest
-from nnunet_mn.bridge.versions import check_nnunet_version, package_versions
+from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, state, workers
+from nnunet_mn.bridge.training.stopping import Stopping
+from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
-from nnunet_mn.schedule import EpochStartRates, Schedule, UnlabeledCounter, scale_learning_rates
+from nnunet_mn.schedule import EpochStartRates, Schedule, UnlabeledCounts, scale_learning_rates
 
 LOGGED = (
     "train_losses_2d",
@@ -44,7 +44,6 @@ LOGGED = (
     "unlabeled_fraction",
 )
 LR_3D_ADAMW = 1e-3
-PAPER_FOREGROUND_CROPS = 0.5
 FEWEST_FOR_STOCK_SPLIT = 5  # nnU-Net's KFold(5)
 
 
@@ -149,27 +148,27 @@ class nnUNetTrainerMN(_LabeledCases):
     ) -> None:
         self.asked_to_continue = bool(plans.get("continue_training"))  # nnunetv2 2.6 does not say
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.mn_config.preset == "paper":
-            self.oversample_foreground_percent = PAPER_FOREGROUND_CROPS
+        if self.mn_config.foreground_share is not None:
+            self.oversample_foreground_percent = self.mn_config.foreground_share
         self.foreground_share = self.oversample_foreground_percent  # of a whole batch; stock divides it among GPUs
         self.ranks = ddp.find_ranks(self.device)
         self.save_every = 2**62  # stock would write `latest` before it knows the best score; see on_epoch_end
         self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed one is shorter
-        self.schedule = Schedule.of(self.mn_config, total=self.num_epochs * self.iterations)
-        self.fraction = loader.SharedFraction()
+        self.schedule = self.build_schedule()
+        self.counts = UnlabeledCounts(
+            self.schedule, batch_size=self.configuration_manager.batch_size, rounding=self.mn_config.rounding
+        )
         self.failures = WorkerFailures()
         self.iteration = 0  # of the epoch
         self.train_outputs: list[dict[str, float]] = []  # of the epoch so far
         self.counts_2d: list[Counts] = []
         self.val_losses_2d: list[float] = []
-        self.in_step = False
         self.random_state: dict[str, Any] | None = None  # at the end of the epoch's training, before validation
         self.resumed: dict[str, Any] | None = None
-        self.stop_request: StopRequest | None = None
+        self.stopping = Stopping(self.ranks)
         self.n_cases: dict[str, int] = {}
         self.unlabeled_cases: loader.Cases
         self.foreground: foreground.ForegroundLocations
-        self.counter: UnlabeledCounter
         self.cotrainer: CoTrainer
         for key in LOGGED:
             self._log_lists().setdefault(key, [])
@@ -187,52 +186,14 @@ class nnUNetTrainerMN(_LabeledCases):
             )
         ddp.refuse_ranks(planned.batch_size)
 
-    # ---- start and end -------------------------------------------------------------------------------------------
+    # ---- what a subclass may build otherwise ---------------------------------------------------------------------
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        optimizer, _ = super().configure_optimizers()
-        return optimizer, EpochStartRates(
-            optimizer, lambda epoch: self.schedule.learning_rate_factor(epoch * self.iterations)
-        )
+    def build_schedule(self) -> Schedule:
+        """The learning rate and the share of unlabeled samples, by iteration."""
+        return Schedule.of(self.mn_config, total=self.num_epochs * self.iterations)
 
-    def on_train_start(self) -> None:
-        if not self.was_initialized:
-            self.initialize()
-        if self.resumed is not None:
-            self._refuse_to_continue(self.resumed)
-        elif self.asked_to_continue:
-            self._say_that_nothing_is_continued()
-        if self.local_rank == 0:
-            checkpoint.remove_leftovers(Path(self.output_folder))
-        self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
-        whole_batch = self.configuration_manager.batch_size
-        self.counter = UnlabeledCounter(whole_batch, rounding=self.mn_config.rounding)
-        self.foreground = foreground.ForegroundLocations(
-            Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
-        )
-        self.cotrainer = self._build_cotrainer()  # before the unlabeled cases: weights fail in seconds
-        if self.resumed is not None:
-            self._restore(self.resumed)
-        super().on_train_start()
-        if self.resumed is not None:  # now, since stock draws random numbers while loaders start
-            if self.local_rank == 0:
-                checkpoint.restore_random_state(self.resumed["random"])
-            else:  # whose state no checkpoint holds
-                checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank, self._position()))
-        self.resumed = None
-        self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
-        self._refresh_foreground()  # one that was given up, or whose file is gone
-        self.stop_request = StopRequest(SIGNALS if self.ranks.group is None else OF_RANKS)
-
-    def _say_that_nothing_is_continued(self) -> None:
-        line = "#" * 100
-        self.print_to_log_file(
-            f"\n{line}\nWARNING: --c was given, but there is no checkpoint in {self.output_folder}: a new training "
-            f"starts at epoch 0\n{line}",
-            add_timestamp=False,
-        )
-
-    def _build_cotrainer(self) -> CoTrainer:
+    def build_cotrainer(self) -> CoTrainer:
+        """Both students and their teacher."""
         built = assembly.build(
             self.mn_config,
             assembly.without_ddp(self.network),
@@ -249,22 +210,58 @@ class nnUNetTrainerMN(_LabeledCases):
         self.print_to_log_file(assembly.network_2d(built).description)
         return built
 
+    # ---- start and end -------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer, _ = super().configure_optimizers()
+        return optimizer, EpochStartRates(
+            optimizer, lambda epoch: self.schedule.learning_rate_factor(epoch * self.iterations)
+        )
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        if self.resumed is not None:
+            state.refuse_to_continue(self.resumed, self.mn_config, batch_size=self.counts.batch_size)
+        elif self.asked_to_continue:
+            self._say_that_nothing_is_continued()
+        if self.local_rank == 0:
+            checkpoint.remove_leftovers(Path(self.output_folder))
+        self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
+        self.foreground = foreground.ForegroundLocations(
+            Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
+        )
+        self.cotrainer = self.build_cotrainer()  # before the unlabeled cases: weights fail in seconds
+        if self.resumed is not None:
+            self._restore(self.resumed)
+        super().on_train_start()
+        if self.resumed is not None:  # now, since stock draws random numbers while loaders start
+            if self.local_rank == 0:
+                checkpoint.restore_random_state(self.resumed["random"])
+            else:  # whose state no checkpoint holds
+                checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank, self._position()))
+        self.resumed = None
+        self._refresh_foreground()  # one that was given up, or whose file is gone
+        self.stopping.listen()
+
+    def _say_that_nothing_is_continued(self) -> None:
+        line = "#" * 100
+        self.print_to_log_file(
+            f"\n{line}\nWARNING: --c was given, but there is no checkpoint in {self.output_folder}: a new training "
+            f"starts at epoch 0\n{line}",
+            add_timestamp=False,
+        )
+
     @last_word
     def run_training(self) -> None:
         try:
             super().run_training()
         except Exception as error:
-            if self._is_due_to_a_signal(error):
+            if self.stopping.is_due_to_a_signal(error):
                 self._stop()
-            self._finish_loaders()  # or their threads print what they have to say of it after the last word
+            self.stopping.finish_loaders()  # or their threads print what they have to say of it after the last word
             self._tell(error)
             raise
-
-    def _is_due_to_a_signal(self, error: Exception) -> bool:
-        """A signal to the whole job ends the loader's workers too, which surfaces as an error between two steps."""
-        all_know = self.ranks.group is None or isinstance(error, ddp.LoaderFailureError)
-        between_steps = isinstance(error, RuntimeError) and not self.in_step
-        return between_steps and all_know and self.ranks.any(bool(self._asked_to_stop()))
 
     def _tell(self, error: Exception) -> None:
         """Write into the log what ended the training; an MNError where a loader's worker had one to say."""
@@ -278,67 +275,52 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        self._finish_loaders()
-        if self.stop_request is not None:
-            self.stop_request.uninstall()
+        self.stopping.finish_loaders()
+        self.stopping.stop_listening()
 
     # ---- data ----------------------------------------------------------------------------------------------------
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Stock's loaders, except that the training one draws mixed batches: stock has no hook for its class."""
+        """Stock's loaders, but the training one draws mixed batches: stock has no hook for its class."""
         scales = self._get_deep_supervision_scales()
         patch_size = self.configuration_manager.patch_size
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        labels = self.label_manager
-        of_labels = {
-            "is_cascaded": self.is_cascaded,
-            "foreground_labels": labels.foreground_labels,
-            "regions": labels.foreground_regions if labels.has_regions else None,
-            "ignore_label": labels.ignore_label,
-        }
+        of_labels = loader.transform_options(self.label_manager)
         augment = self.get_training_transforms(
-            patch_size, rotation, scales, mirror_axes, dummy_2d,
+            patch_size, rotation, scales, mirror_axes, dummy_2d, is_cascaded=self.is_cascaded,
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **of_labels,
         )  # fmt: skip
+        check = self.get_validation_transforms(scales, is_cascaded=self.is_cascaded, **of_labels)
         if self.mn_config.seed is not None:
             loader.make_repeatable(augment)
         labeled, val = self.get_tr_and_val_datasets()
         common = {
             "final_patch_size": patch_size,
-            "label_manager": labels,
+            "label_manager": self.label_manager,
             "oversample_foreground_percent": self.oversample_foreground_percent,
             "probabilistic_oversampling": self.probabilistic_oversampling,
             "failures": self.failures,
         }
-        n_workers, pin = workers.worker_count(), self.device.type == "cuda"
-        seed = ddp.own_seed(self.mn_config.seed, self.local_rank, self._position())
         self.unlabeled_cases = self._unlabeled_dataset(labeled.identifiers, val.identifiers)
-        cases = loader.JointCases(labeled, self.unlabeled_cases, self.foreground)
-        part = ddp.rank_part(
-            self.ranks, samples=self.batch_size, whole=self.counter, schedule=self.schedule,
-            position=self._position(), workers=n_workers, oversample=self.foreground_share,
-        )  # fmt: skip
+        n_workers = workers.worker_count()
         train_loader = loader.MixedLoader(
-            cases, counter=self.counter, fraction=self.fraction, part=part,
+            loader.JointCases(labeled, self.unlabeled_cases, self.foreground),
+            counts=self.counts, part=ddp.part_of_batch(self.ranks, self.batch_size),
+            first=self._position() - 1,  # stock throws a loader's first batch away
+            workers=n_workers, foreground_share=self.foreground_share,
             patch_size=initial_patch_size, transforms=augment, **common,
         )  # fmt: skip
-        val_loader = loader.TellingLoader(
-            val, self.batch_size, patch_size, transforms=self.get_validation_transforms(scales, **of_labels), **common
+        val_loader = loader.TellingLoader(val, self.batch_size, patch_size, transforms=check, **common)
+        seed = ddp.own_seed(self.mn_config.seed, self.local_rank, self._position())
+        running = loader.start(
+            train_loader, val_loader, workers=n_workers, pin_memory=self.device.type == "cuda", seed=seed
         )
-        train = workers.start_workers(
-            train_loader, workers=n_workers, cached=max(6, n_workers // 2), pin_memory=pin, seed=seed,
-            in_turn=part is not None,
-        )  # fmt: skip
-        validate = workers.start_workers(
-            val_loader, workers=-(-n_workers // 2), cached=max(3, n_workers // 4), pin_memory=pin, seed=seed
-        )
-        self.dataloader_train, self.dataloader_val = train, validate  # to be finished if one does not start
-        next(train), next(validate)
-        if part is None:
-            return train, validate
-        return ddp.RankedLoader(train, self.ranks), ddp.RankedLoader(validate, self.ranks)
+        self.stopping.loaders = running  # to be finished if one does not start
+        for one in running:
+            next(one)
+        return ddp.together(running, self.ranks)
 
     def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> loader.Cases:
         """Find the unlabeled cases and preprocess those that are missing."""
@@ -392,19 +374,18 @@ class nnUNetTrainerMN(_LabeledCases):
         for student in self._students():
             scale_learning_rates(student.optimizer, factor)
         targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
-        self.in_step = True
+        self.stopping.in_step = True
         losses = self.cotrainer.step(
             batch["data"].to(self.device, non_blocking=True),
             [target.to(self.device, non_blocking=True) for target in targets],
             batch["n_labeled"],
         )
-        self.in_step = False
+        self.stopping.in_step = False
         self.iteration += 1
-        self.fraction.set(self.schedule.unlabeled_fraction(self._position()))
         output = {
             "loss": losses["3d"],
             "loss_2d": losses["2d"],
-            "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"]) / self.counter.batch_size,
+            "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"]) / self.counts.batch_size,
         }
         self.train_outputs.append(output)
         self._refresh_foreground()
@@ -487,7 +468,7 @@ class nnUNetTrainerMN(_LabeledCases):
             super().save_checkpoint(filename)  # writes nothing, and says so
             return
         path = Path(filename)
-        mn = self._mn_state(final=path.name == "checkpoint_final.pth")
+        mn = state.mn_state(self, final=path.name == "checkpoint_final.pth")
         checkpoint.save(super().save_checkpoint, path, mn=mn)
 
     def _save_latest(self, *, epochs_done: int) -> None:
@@ -496,30 +477,15 @@ class nnUNetTrainerMN(_LabeledCases):
         self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         self.current_epoch = epoch
 
-    def _mn_state(self, *, final: bool) -> dict[str, Any]:
-        return {
-            **checkpoint.cotraining_state(self.cotrainer, with_optimizer=not final),
-            "trainer": type(self).__name__,
-            "config": self.mn_config.to_dict(),
-            "batch_size": self.configuration_manager.batch_size,
-            "cases": self.n_cases,
-            "dataset": self.plans_manager.dataset_name,
-            "schedule": {"total": self.schedule.total, "supervised": self.schedule.supervised},
-            "iteration": self.iteration,
-            "train_outputs": self.train_outputs,
-            "carry": self.counter.carry,
-            "foreground": self.foreground.position,
-            "random": self.random_state or checkpoint.random_state(),
-            "versions": package_versions(),
-        }
-
     @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         file = Path(filename_or_checkpoint)
         mn, weights = checkpoint.load_mn_and_weights(file)
         now = self.mn_config.to_dict()
         if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
-            self._refuse_to_continue(mn)  # now, since stock cannot load another optimizer's state
+            state.refuse_to_continue(
+                mn, self.mn_config, batch_size=self.counts.batch_size
+            )  # now, since stock cannot load another optimizer's state
         if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
         if not self.was_initialized:
@@ -532,66 +498,36 @@ class nnUNetTrainerMN(_LabeledCases):
         for key in LOGGED:
             self._log_lists().setdefault(key, [])
 
-    def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
-        """Raise an MNError where the settings no longer fit the checkpoint's state."""
-        wrong = checkpoint.changed_state_fields(self.mn_config, mn["config"])
-        planned = self.configuration_manager.batch_size
-        if mn["batch_size"] != planned:
-            wrong.append(f"the batch size is {planned} but the checkpoint was trained with {mn['batch_size']}")
-        if wrong:
-            raise MNError(f"the checkpoint cannot be continued: {'; '.join(wrong)}; put it back or start without --c")
-
     def _restore(self, mn: dict[str, Any]) -> None:
-        for field, value in self.mn_config.to_dict().items():
-            if mn["config"].get(field) != value:
-                self.print_to_log_file(f"M&N: {field} changes from {mn['config'].get(field)!r} to {value!r}")
-        checkpoint.restore_cotraining(self.cotrainer, mn)
+        for change in state.changed_settings(mn, self.mn_config):
+            self.print_to_log_file(f"M&N: {change}")
+        state.restore_cotraining(self.cotrainer, mn)
         if mn["optimizer_2d"] is None and self.current_epoch < self.num_epochs:
             self.print_to_log_file("WARNING: a final checkpoint holds no optimizer of the 2D network: it starts anew")
         self.iteration, self.train_outputs = mn["iteration"], mn["train_outputs"]
-        self.counter.carry = mn["carry"]
         if not self.foreground.use(mn.get("foreground", foreground.NEVER)):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
-        if self.ranks.any(bool(self._asked_to_stop())):
+        if self.stopping.is_asked():
             self._stop()
-        for running in self._broken_loaders():
+        for running in self.stopping.broken_loaders():
             next(running)  # tells now what it would tell when its next batch is wanted, at worst an epoch later
-
-    def _asked_to_stop(self) -> str:
-        """The name of the signal that asked, or nothing."""
-        return "" if self.stop_request is None else self.stop_request.signal_name or ""
-
-    def _broken_loaders(self) -> list[Any]:
-        """Loaders that have lost a worker; of several ranks' loaders only all ranks together ask."""
-        alone = self.ranks.group is None
-        return [running for running in self._loaders() if alone and workers.has_lost_one(running)]
-
-    def _is_ending(self) -> bool:
-        return bool(self._asked_to_stop() or self._broken_loaders())
 
     def _stop(self) -> None:
         """Write what was done of the epoch and end the process."""
         for values in self._log_lists().values():
             del values[self.current_epoch :]
         self._save_latest(epochs_done=self.current_epoch)
-        self._finish_loaders()
+        self.stopping.finish_loaders()
         self.ranks.any(False)  # wait for the rank that writes: when one process ends, torch ends the others
-        reason = self._asked_to_stop() or "a signal to another process"
+        reason = self.stopping.signal_name() or "a signal to another process"
         raise SystemExit(
             f"M&N stopped on {reason} in epoch {self.current_epoch} after iteration {self.iteration} of "
             f"{self.iterations}; run the same command with --c to go on"
         )
-
-    def _finish_loaders(self) -> None:
-        for running in self._loaders():
-            workers.finish_workers(running.loader if isinstance(running, ddp.RankedLoader) else running)
-
-    def _loaders(self) -> tuple[Any, Any]:
-        return self.dataloader_train, self.dataloader_val
 
 
 class nnUNetTrainerMN_1epoch(nnUNetTrainerMN):

@@ -11,7 +11,8 @@ class Method:
 
     Args:
         name: in tables and results.
-        trainer: nnU-Net trainer class, ours or one of `evidence/trainers`.
+        trainer: nnU-Net trainer class, ours or one of `evidence/trainers`. None: the code that it needs is gone, and
+            the method is kept for its records.
         text: what it is, for the table's legend.
         settings: fields of MNConfig that it changes.
         all_labels: trains on every label of the pool (the upper bound) rather than on the fold's few.
@@ -22,7 +23,7 @@ class Method:
     """
 
     name: str
-    trainer: str
+    trainer: str | None
     text: str
     settings: dict[str, str] = field(default_factory=dict)
     all_labels: bool = False
@@ -40,7 +41,6 @@ _LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
 _MN = "nnUNetTrainerMN"
 _MN_SQUARED = "nnUNetTrainerMNSquaredDice"
 _MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
-_HALF = "0.5"
 _WITH_DIFFUSION = "mn-diffusion"
 _DIFFUSED = {"rounding": "diffusion"}
 
@@ -102,7 +102,6 @@ _ALL = (
         "mn-other-teacher", "each network learns from the other's pseudo-masks, as in the paper", teacher="other"
     ),
     _ablation("mn-first-axis", "2D network along the first axis alone, as in the paper", slice_axes="first"),
-    _ablation("mn-copy-paste", "a box of a labeled sample covers a part of each unlabeled one", copy_paste="true"),
     _ablation(
         "mn-mean-of-logits",
         "in the mean of both pseudo-masks the surer network has more say",
@@ -111,23 +110,23 @@ _ALL = (
     _ablation(
         "mn-squared-half",
         "earlier defaults: the squared Dice and half of each batch",
-        trainer=_MN_SQUARED,
-        unlabeled_share=_HALF,
+        trainer="nnUNetTrainerMNSquaredDiceHalf",
     ),
     _ablation(
         "mn-logits-half",
         "earlier defaults: the squared Dice, the mean of logits and half of each batch",
-        trainer=_MN_LOGITS,
-        unlabeled_share=_HALF,
+        trainer="nnUNetTrainerMNSquaredDiceMeanOfLogitsHalf",
     ),
     _ablation_with_diffusion(
         "mn-logits", "earlier defaults: the squared Dice and the mean of logits", trainer=_MN_LOGITS
     ),
-    _ablation_with_diffusion(
-        "mn-logits-paste",
-        "the first defaults: the squared Dice, the mean of logits and copy-paste",
-        trainer=_MN_LOGITS,
-        copy_paste="true",
+    Method(
+        name="mn-logits-paste",
+        trainer=None,
+        text="the first defaults: the squared Dice, the mean of logits and a box of a labeled sample in each unlabeled "
+        "one; kept for its records",
+        settings=_DIFFUSED,
+        ablation_of=_WITH_DIFFUSION,
     ),
     _ablation(
         _WITH_DIFFUSION,
@@ -136,7 +135,7 @@ _ALL = (
     ),
     _ablation_with_diffusion("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
     _ablation_with_diffusion("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
-    _ablation("mn-half-unlabeled", "half of each batch is unlabeled", unlabeled_share=_HALF),
+    _ablation("mn-half-unlabeled", "half of each batch is unlabeled", trainer="nnUNetTrainerMNHalfUnlabeled"),
     _ablation_with_diffusion(
         "mn-grows-to-half", "the unlabeled share grows, but to half of the batch", trainer="nnUNetTrainerMNGrowsToHalf"
     ),
@@ -151,11 +150,12 @@ METHODS = {method.name: method for method in _ALL}
 
 
 def find_method(name: str) -> Method:
-    """The method of that name.
+    """The method of that name, to be trained.
 
     Raises:
-        MNError: when there is none.
+        MNError: when there is none, or it can no longer be trained.
     """
-    if name not in METHODS:
-        raise MNError(f"there is no method '{name}'; choose from {', '.join(METHODS)}")
+    trained = [method.name for method in _ALL if method.trainer is not None]
+    if name not in trained:
+        raise MNError(f"there is no method '{name}' to train; choose from {', '.join(trained)}")
     return METHODS[name]

@@ -1,6 +1,5 @@
 """The 2D network of M&N: slices in, logits of the same size out."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from nnunet_mn.networks.adapter import ChannelAdapter
 from nnunet_mn.networks.backbone import Backbone
 from nnunet_mn.networks.geometry import Geometry, crop_slices, pad_slices
 from nnunet_mn.networks.heads import resize
-from nnunet_mn.networks.weights import check_fit, hash_of
 
 _ENCODER_RATE = 0.1  # of the learning rate, for pretrained weights under `full`: they need less of a change
 
@@ -105,23 +103,3 @@ class Network2D(nn.Module):
         """Pixels at the backbone's input for one slice of height x width voxels."""
         _, (rows, columns) = self.geometry.sizes(height, width)
         return rows * columns
-
-    def learned_state(self) -> dict[str, Tensor]:
-        """What training changes: trained parameters and all buffers."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {name: tensor.detach() for name, tensor in self.state_dict().items() if name not in frozen}
-
-    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `learned_state` returned.
-
-        Raises:
-            MNError: naming the first tensors that differ.
-        """
-        check_fit(state, self.learned_state(), source="the checkpoint's 2D network")
-        with torch.no_grad():
-            for name, tensor in self.learned_state().items():
-                tensor.copy_(state[name])
-
-    def frozen_hash(self) -> str:
-        """A hash of the frozen weights, the same in every process."""
-        return hash_of((name, p) for name, p in self.named_parameters() if not p.requires_grad)

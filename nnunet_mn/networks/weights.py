@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_mn.errors import MNError
 
@@ -112,3 +112,26 @@ def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def learned_state(network: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters and all buffers."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: tensor.detach() for name, tensor in network.state_dict().items() if name not in frozen}
+
+
+def load_learned_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `learned_state` returned.
+
+    Raises:
+        MNError: naming the first tensors that differ.
+    """
+    check_fit(state, learned_state(network), source="the checkpoint's 2D network")
+    with torch.no_grad():
+        for name, tensor in learned_state(network).items():
+            tensor.copy_(state[name])
+
+
+def frozen_hash(network: nn.Module) -> str:
+    """A hash of the frozen weights, the same in every process."""
+    return hash_of((name, p) for name, p in network.named_parameters() if not p.requires_grad)

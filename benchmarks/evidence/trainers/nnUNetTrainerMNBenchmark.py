@@ -1,4 +1,4 @@
-"""Trainers that only the benchmark needs: M&N with one thing changed, and the mean teacher.
+"""Trainers that only the benchmark needs: M&N with one thing changed, a mean teacher, copy-paste.
 
 nnU-Net finds them through `nnUNet_extTrainer`; like all trainers there, they live in one file.
 """
@@ -6,8 +6,8 @@ nnU-Net finds them through `nnUNet_extTrainer`; like all trainers there, they li
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,45 +15,40 @@ from torch.nn import functional
 
 from nnunet_mn.bridge.training import assembly
 from nnunet_mn.cotraining import CoTrainer
-from nnunet_mn.losses import SoftTargetLoss
-from nnunet_mn.mixing import draw_pastes, paste
-from nnunet_mn.networks.weights import check_fit, hash_of
+from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.schedule import Schedule
-from nnunet_mn.targets import LabelSpace, combine_scales
+from nnunet_mn.slices import SliceSampler
+from nnunet_mn.targets import LabelSpace, SoftTarget
+from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNLabeledOnly
-
-Kind = TypeVar("Kind")
-
-
-def as_kind(kind: type[Kind], value: Any) -> Kind:
-    """A dataclass instance as one of a subclass, with the same fields."""
-    return kind(**{f.name: getattr(value, f.name) for f in fields(value) if f.init})
 
 
 class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
     """The same 2D network without what it learned from natural images."""
 
-    def _build_cotrainer(self) -> CoTrainer:
-        built = super()._build_cotrainer()
+    def build_cotrainer(self) -> CoTrainer:
+        built = super().build_cotrainer()
         network = assembly.network_2d(built)
+        network.batch_statistics = "adapt"  # those of other weights say nothing
         for module in network.backbone.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        network.batch_statistics = "adapt"  # those of other weights say nothing
         network.train()
         return built
 
 
-@dataclass(frozen=True, kw_only=True)
-class HardMasks(LabelSpace):
+# ---- teachers --------------------------------------------------------------------------------------------------------
+
+
+class HardMasks(MeanOfBoth):
     """Each network votes for its likeliest class; where they disagree, the mean of both is half and half."""
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return self.encode(logits.argmax(1, keepdim=True)).values
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        votes = (self.labels.encode(masks.argmax(1, keepdim=True)).values for masks in (first, second))
+        return super().mean(*votes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeanOfLogits(LabelSpace):
+class MeanOfLogits(MeanOfBoth):
     """The surer network has more say in the mean of both."""
 
     def mean(self, first: Tensor, second: Tensor) -> Tensor:
@@ -61,50 +56,66 @@ class MeanOfLogits(LabelSpace):
         return ((first.clamp_min(smallest).log() + second.clamp_min(smallest).log()) / 2).softmax(1)
 
 
-class nnUNetTrainerMNLabelSpace(nnUNetTrainerMN):
-    """Base of those that treat pseudo-masks otherwise, of classes rather than regions."""
+class nnUNetTrainerMNTeacher(nnUNetTrainerMN):
+    """Base of those with another teacher, of classes rather than regions."""
 
-    label_space: ClassVar[type[LabelSpace]] = LabelSpace
+    teacher: ClassVar[type[Teacher]] = MeanOfBoth
 
-    def _build_cotrainer(self) -> CoTrainer:
-        built = super()._build_cotrainer()
-        built.labels = as_kind(self.label_space, built.labels)
+    def build_cotrainer(self) -> CoTrainer:
+        built = super().build_cotrainer()
+        built.teacher = self.teacher(
+            network_3d=built.student_3d.network,
+            network_2d=built.student_2d.network,
+            labels=built.labels,
+            sampler=built.sampler,
+        )
         return built
 
 
-class nnUNetTrainerMNHardMasks(nnUNetTrainerMNLabelSpace):
+class nnUNetTrainerMNHardMasks(nnUNetTrainerMNTeacher):
     """Hard pseudo-masks."""
 
-    label_space = HardMasks
+    teacher = HardMasks
 
 
-class nnUNetTrainerMNMeanOfLogits(nnUNetTrainerMNLabelSpace):
+class nnUNetTrainerMNMeanOfLogits(nnUNetTrainerMNTeacher):
     """Both networks' mean pseudo-mask is that of their logits."""
 
-    label_space = MeanOfLogits
+    teacher = MeanOfLogits
+
+
+class nnUNetTrainerMNMovingAverage(nnUNetTrainerMNTeacher):
+    """A slow copy of both networks teaches."""
+
+    teacher = MovingAverage
+
+
+# ---- losses and schedules --------------------------------------------------------------------------------------------
+
+
+def is_soft(values: Tensor) -> Tensor:
+    """Which samples of `(B, K, ...)` have a soft target, that is, a pseudo-mask: `(B,)`."""
+    return ((values > 0) & (values < 1)).flatten(1).any(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SquaredDiceOfPseudoMasks(SoftTargetLoss):
-    """Squared denominators where the target is soft, that is, a pseudo-mask."""
+    """Squared denominators where the target is soft."""
 
-    def _size(self, prediction: Tensor, values: Tensor) -> Tensor:
-        soft = ((values > 0) & (values < 1)).flatten(1).any(1).reshape(-1, *[1] * (values.ndim - 1))
+    def sizes(self, prediction: Tensor, values: Tensor) -> Tensor:
+        soft = is_soft(values).reshape(-1, *[1] * (values.ndim - 1))
         return torch.where(soft, prediction.square() + values.square(), prediction + values)
 
 
 class nnUNetTrainerMNSquaredDice(nnUNetTrainerMN):
     """A Dice with squared denominators for pseudo-masks."""
 
-    def _build_cotrainer(self) -> CoTrainer:
-        built = super()._build_cotrainer()
+    def build_cotrainer(self) -> CoTrainer:
+        built = super().build_cotrainer()
+        loss = SquaredDiceOfPseudoMasks(batch_dice=self.configuration_manager.batch_dice)
         for student in (built.student_3d, built.student_2d):
-            student.loss = replace(student.loss, loss=as_kind(SquaredDiceOfPseudoMasks, student.loss.loss))
+            student.loss = replace(student.loss, loss=loss)
         return built
-
-
-class nnUNetTrainerMNSquaredDiceMeanOfLogits(nnUNetTrainerMNSquaredDice, nnUNetTrainerMNMeanOfLogits):
-    """Both: earlier defaults."""
 
 
 class GrowsToHalf(Schedule):
@@ -114,53 +125,65 @@ class GrowsToHalf(Schedule):
         return min(super().unlabeled_fraction(iteration), 0.5)
 
 
+class HalfUnlabeled(Schedule):
+    """Half of each batch is unlabeled from the end of the supervised stage on."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return 0.5 if self.is_cotraining(iteration) else 0.0
+
+
 class nnUNetTrainerMNGrowsToHalf(nnUNetTrainerMN):
     """At most half of each batch is unlabeled."""
 
-    def on_train_start(self) -> None:
-        self.schedule = as_kind(GrowsToHalf, self.schedule)
-        super().on_train_start()
+    schedule_class: ClassVar[type[Schedule]] = GrowsToHalf
+
+    def build_schedule(self) -> Schedule:
+        return self.schedule_class.of(self.mn_config, total=super().build_schedule().total)
 
 
-class Second3D(nn.Module):
-    """A 3D network from scratch where M&N has its 2D one; only its finest output is used."""
+class nnUNetTrainerMNHalfUnlabeled(nnUNetTrainerMNGrowsToHalf):
+    """Half of each batch is unlabeled."""
 
-    description = "second 3D network instead of a 2D one"
+    schedule_class = HalfUnlabeled
+
+
+class nnUNetTrainerMNSquaredDiceHalf(nnUNetTrainerMNHalfUnlabeled, nnUNetTrainerMNSquaredDice):
+    """An earlier default: the squared Dice and half of each batch."""
+
+
+class nnUNetTrainerMNSquaredDiceMeanOfLogits(nnUNetTrainerMNSquaredDice, nnUNetTrainerMNMeanOfLogits):
+    """Earlier defaults: the squared Dice and the mean of logits."""
+
+
+class nnUNetTrainerMNSquaredDiceMeanOfLogitsHalf(nnUNetTrainerMNHalfUnlabeled, nnUNetTrainerMNSquaredDiceMeanOfLogits):
+    """Earlier defaults: the squared Dice, the mean of logits and half of each batch."""
+
+
+# ---- other students --------------------------------------------------------------------------------------------------
+
+
+class FinestOutput(nn.Module):
+    """A 3D network of which only the finest output is used."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.inner = network
+        self.network = network
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        return [self.inner(volume)[0]]
-
-    @property
-    def network(self) -> "Second3D":
-        return self  # as `SliceWise` names what it wraps
-
-    def learned_state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-    def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        check_fit(state, self.learned_state(), source="the checkpoint's second 3D network")
-        self.load_state_dict(state)
-
-    def frozen_hash(self) -> str:
-        return hash_of([])
+        return [self.network(volume)[0]]
 
 
 class nnUNetTrainerMNTwo3D(nnUNetTrainerMN):
     """Cross pseudo supervision: two 3D networks of different random weights teach each other."""
 
-    def _build_cotrainer(self) -> CoTrainer:
-        built = super()._build_cotrainer()
-        twin = copy.deepcopy(self.network)
-        twin.apply(self._initialize_anew)
-        built.student_2d.network = Second3D(twin)
+    def build_cotrainer(self) -> CoTrainer:
+        built = super().build_cotrainer()
+        twin = FinestOutput(copy.deepcopy(assembly.unwrapped(self.network)).apply(self._initialize_anew))
         optimizer = torch.optim.AdamW(twin.parameters(), self.optimizer.param_groups[0]["peak_lr"])
         optimizer.param_groups[0]["peak_lr"] = optimizer.param_groups[0]["lr"]
-        built.student_2d.optimizer = optimizer
-        built.slice_axes, built.slice_step = (0,), 1  # it sees volumes
+        built.student_2d.network, built.student_2d.optimizer = twin, optimizer
+        built.sampler = SliceSampler(generator=built.sampler.generator)  # it sees volumes
+        built.teacher.network_2d, built.teacher.sampler = twin, built.sampler
         return built
 
     @staticmethod
@@ -171,8 +194,60 @@ class nnUNetTrainerMNTwo3D(nnUNetTrainerMN):
                 nn.init.zeros_(module.bias)
 
 
+# ---- copy-paste ------------------------------------------------------------------------------------------------------
+
+SHORTEST, LONGEST = 0.3, 0.7  # of a box's edge, as a share of the volume's: 3 to 34 % of its voxels
+
+
+class Paste(NamedTuple):
+    """What covers a part of an unlabeled sample.
+
+    Args:
+        source: index of the labeled sample.
+        box: the same place in both, as slices along D, H and W.
+    """
+
+    source: int
+    box: tuple[slice, ...]
+
+
+def draw_pastes(n_labeled: int, n_unlabeled: int, size: Sequence[int], generator: torch.Generator) -> list[Paste]:
+    """One paste for each unlabeled sample; none where no sample is labeled.
+
+    Args:
+        n_labeled, n_unlabeled: samples in the batch.
+        size: D, H, W of a volume, in voxels.
+        generator: draws sources and boxes.
+    """
+    if n_labeled == 0:
+        return []
+    return [
+        Paste(int(torch.randint(n_labeled, (), generator=generator)), _draw_box(size, generator))
+        for _ in range(n_unlabeled)
+    ]
+
+
+def _draw_box(size: Sequence[int], generator: torch.Generator) -> tuple[slice, ...]:
+    shares, places = torch.rand(2, len(size), generator=generator).tolist()
+    shares = [SHORTEST + (LONGEST - SHORTEST) * share for share in shares]
+    edges = [max(1, round(n * share)) for n, share in zip(size, shares, strict=True)]
+    starts = [int((n - edge + 1) * place) for n, edge, place in zip(size, edges, places, strict=True)]
+    return tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+
+
+def paste(labeled: Tensor, unlabeled: Tensor, pastes: Sequence[Paste]) -> Tensor:
+    """Unlabeled samples `(n_u, C, D, H, W)`, each with its box of a labeled one `(n_l, C, D, H, W)`; a copy if any."""
+    if not pastes:
+        return unlabeled
+    mixed = unlabeled.clone()
+    for sample, (source, box) in zip(mixed, pastes, strict=True):
+        where = (slice(None), *box)
+        sample[where] = labeled[source][where]
+    return mixed
+
+
 class nnUNetTrainerCopyPaste(nnUNetTrainerMNLabeledOnly):
-    """Labeled samples alone, each with a box of another: copy-paste's own share of M&N's gain."""
+    """Labeled samples alone, each with a box of another: what copy-paste is worth without unlabeled samples."""
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         volumes = batch["data"]
@@ -187,59 +262,64 @@ class nnUNetTrainerCopyPaste(nnUNetTrainerMNLabeledOnly):
         return step
 
 
+# ---- mean teacher ----------------------------------------------------------------------------------------------------
+
 RAMP_UP = 0.4  # of the training, until consistency has its full weight (Tarvainen and Valpola, 2017)
-CONSISTENCY_WEIGHT = 1.0
-DECAY = 0.99  # of the moving average
 NOISE = 0.1  # standard deviation, in those of the image: student and teacher see different noise
 
 
-class MeanTeacher(CoTrainer):
-    """A 3D student whose teacher is its own moving average (Tarvainen and Valpola 2017; UA-MT's setting for 3D).
+class NoisyMovingAverage(MovingAverage):
+    """The 3D student's slow copy alone teaches, on volumes with noise."""
 
-    The teacher stands where M&N has its 2D network, and so in checkpoints.
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+        masks = self.masks_of_3d(unlabeled + NOISE * torch.randn_like(unlabeled), logits_3d)
+        return PseudoMasks(masks, masks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency(DeepSupervisionLoss):
+    """The supervised loss of labeled samples plus squared differences to the teacher on unlabeled ones.
+
+    Args:
+        labels: how labels become channels.
+        teacher: knows how many steps are done.
+        total: steps of the training.
     """
 
-    def start(self, *, total: int, done: int) -> None:
-        """Make the teacher for a training of `total` steps, or go on with it after some of them."""
-        self.total, self.done = total, done
-        self._teacher = self.student_2d.network.requires_grad_(False)
-        if done == 0:
-            self._teacher.inner.load_state_dict(self.student_3d.network.state_dict())
+    labels: LabelSpace
+    teacher: MovingAverage
+    total: int
 
-    def step(self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int) -> dict[Literal["3d", "2d"], float]:
-        network = self.student_3d.network
-        outputs = network(volumes + NOISE * torch.randn_like(volumes))
-        supervised = self.student_3d.loss(
-            [output[:n_labeled] for output in outputs],
-            combine_scales([t[:n_labeled] for t in targets], volumes.new_empty(0), self.labels),
+    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> Tensor:
+        taught = is_soft(targets[0].values)
+        known = [SoftTarget(t.values[~taught], None if t.mask is None else t.mask[~taught]) for t in targets]
+        supervised = super().__call__([output[~taught] for output in outputs], known)
+        if not taught.any():
+            return supervised
+        said = self.labels.probabilities(outputs[0][taught])
+        ramp = math.exp(-5 * (1 - min(1.0, self.teacher.steps / (RAMP_UP * self.total))) ** 2)
+        return supervised + ramp * (said - targets[0].values[taught]).square().mean()
+
+
+class nnUNetTrainerMeanTeacher(nnUNetTrainerMNTeacher):
+    """The field's standard baseline: half of each batch is unlabeled from the start (UA-MT's setting for 3D).
+
+    The 3D student is evaluated, as everywhere in the comparison. The 2D network learns beside it and teaches nobody.
+    """
+
+    teacher = NoisyMovingAverage
+
+    def build_schedule(self) -> Schedule:
+        return HalfUnlabeled(total=super().build_schedule().total, supervised=0)
+
+    def build_cotrainer(self) -> CoTrainer:
+        built = super().build_cotrainer()
+        student = built.student_3d
+        student.loss = Consistency(
+            loss=student.loss.loss,
+            weights=student.loss.weights,
+            labels=built.labels,
+            teacher=built.teacher,
+            total=self.schedule.total,
         )
-        with torch.no_grad():
-            taught = self.labels.probabilities(self._teacher(volumes + NOISE * torch.randn_like(volumes))[0])
-        consistency = (self.labels.probabilities(outputs[0]) - taught).square().mean()
-        ramp = math.exp(-5 * (1 - min(1.0, self.done / (RAMP_UP * self.total))) ** 2)
-        loss = supervised + CONSISTENCY_WEIGHT * ramp * consistency
-        self.student_3d.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), self.student_3d.clip_norm)
-        self.student_3d.optimizer.step()
-        self.done += 1
-        self._follow(min(1 - 1 / (self.done + 1), DECAY))
-        return {"3d": float(loss.detach()), "2d": float(consistency.detach())}
-
-    def _follow(self, decay: float) -> None:
-        for slow, fast in zip(self._teacher.parameters(), self.student_3d.network.parameters(), strict=True):
-            slow.lerp_(fast.detach(), 1 - decay)
-
-
-class nnUNetTrainerMeanTeacher(nnUNetTrainerMNTwo3D):
-    """The field's standard baseline: half of each batch is unlabeled from the start.
-
-    The student is what is evaluated, as everywhere in the comparison.
-    """
-
-    def on_train_start(self) -> None:
-        self.schedule = replace(self.schedule, supervised=0, unlabeled_share=0.5)
-        super().on_train_start()
-        teacher = as_kind(MeanTeacher, self.cotrainer)
-        teacher.start(total=self.schedule.total, done=self._position())
-        self.cotrainer = teacher
+        return built

@@ -16,13 +16,15 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.device import autocast_type
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.networks import build_network_2d
 from nnunet_mn.ranks import Ranks
 from nnunet_mn.schedule import scale_learning_rates
-from nnunet_mn.slices import SliceWise
+from nnunet_mn.slices import SliceSampler, SliceWise
 from nnunet_mn.targets import LabelSpace
+from nnunet_mn.teaching import MeanOfBoth, OtherNetwork
 
 WEIGHT_DECAY_2D = 0.01  # AdamW's default
+TEACHERS = {"both": MeanOfBoth, "other": OtherNetwork}
 
 
 def label_space(labels: LabelManager) -> LabelSpace:
@@ -33,8 +35,8 @@ def label_space(labels: LabelManager) -> LabelSpace:
 
 
 def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: Ranks) -> SoftTargetLoss:
-    """The loss for one output: nnU-Net's form or, under `preset = "paper"`, the reference's."""
-    if config.preset == "paper":
+    """The loss for one output: nnU-Net's form or the reference's."""
+    if config.loss == "paper":
         return SoftTargetLoss(regions=labels.regions, background=True, squared=True, average="elements", ranks=ranks)
     return SoftTargetLoss(regions=labels.regions, batch_dice=batch_dice, ranks=ranks)
 
@@ -83,34 +85,42 @@ def build(
     scale_learning_rates(optimizer_2d, 1)
     loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
     scaled = autocast == torch.float16
-    generator = torch.Generator()
-    seed = torch.initial_seed() % 2**63 if config.seed is None else config.seed
-    generator.manual_seed(ranks.number_of_first(seed))  # all ranks train on the same slices
+    student_3d = Student(
+        name="3D",
+        network=network_3d,
+        optimizer=optimizer_3d,
+        loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
+        scaler=scaler_3d if scaler_3d is not None and scaled else GradScaler(device.type, enabled=False),
+        ranks=ranks,
+    )
+    student_2d = Student(
+        name="2D",
+        network=SliceWise(network_2d, slices_per_forward=config.slices_per_forward),
+        optimizer=optimizer_2d,
+        loss=DeepSupervisionLoss(loss=loss),
+        scaler=GradScaler(device.type, enabled=scaled),
+        ranks=ranks,
+    )
+    sampler = SliceSampler(
+        axes=slice_axes(config, spacing), step=config.slice_step, generator=_generator(config, ranks)
+    )
+    teacher = TEACHERS[config.teacher](
+        network_3d=network_3d, network_2d=student_2d.network, labels=labels, sampler=sampler
+    )
     return CoTrainer(
-        student_3d=Student(
-            name="3D",
-            network=network_3d,
-            optimizer=optimizer_3d,
-            loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
-            scaler=scaler_3d if scaler_3d is not None and scaled else GradScaler(device.type, enabled=False),
-            ranks=ranks,
-        ),
-        student_2d=Student(
-            name="2D",
-            network=SliceWise(network_2d, slices_per_forward=config.slices_per_forward),
-            optimizer=optimizer_2d,
-            loss=DeepSupervisionLoss(loss=loss),
-            scaler=GradScaler(device.type, enabled=scaled),
-            ranks=ranks,
-        ),
+        student_3d=student_3d,
+        student_2d=student_2d,
+        teacher=teacher,
         labels=labels,
-        teacher=config.teacher,
-        slice_axes=slice_axes(config, spacing),
-        slice_step=config.slice_step,
-        copy_paste=config.copy_paste,
-        generator=generator,
+        sampler=sampler,
         autocast=nullcontext if autocast is None else partial(torch.autocast, device.type, dtype=autocast),
     )
+
+
+def _generator(config: MNConfig, ranks: Ranks) -> torch.Generator:
+    """Of the slices, in the same state on all ranks: they train on the same ones."""
+    seed = torch.initial_seed() % 2**63 if config.seed is None else config.seed
+    return torch.Generator().manual_seed(ranks.number_of_first(seed))
 
 
 def without_ddp(network: nn.Module) -> nn.Module:
@@ -124,6 +134,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return cast(nn.Module, getattr(network, "_orig_mod", network))
 
 
-def network_2d(cotrainer: CoTrainer) -> Network2D:
-    """The 2D network itself, which the co-trainer holds wrapped for volumes."""
-    return cast(Network2D, cotrainer.student_2d.network.network)
+def network_2d(cotrainer: CoTrainer) -> nn.Module:
+    """The 2D network itself. The co-trainer holds it wrapped for volumes; another second student is itself."""
+    network = cotrainer.student_2d.network
+    return cast(nn.Module, network.network) if isinstance(network, SliceWise) else network

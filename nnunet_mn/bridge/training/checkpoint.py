@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.training.assembly import network_2d
-from nnunet_mn.config import MNConfig
-from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
@@ -133,56 +130,3 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():  # another number of cards: their states mean nothing here
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def cotraining_state(cotrainer: CoTrainer, *, with_optimizer: bool) -> dict[str, Any]:
-    """The 2D side of the training as tensors, numbers and strings."""
-    network = network_2d(cotrainer)
-    student = cotrainer.student_2d
-    return {
-        "network_2d": {name: value.cpu() for name, value in network.learned_state().items()},
-        "frozen_hash": network.frozen_hash(),
-        "optimizer_2d": student.optimizer.state_dict() if with_optimizer else None,
-        "scaler_2d": student.scaler.state_dict() if with_optimizer else None,
-        "slices": cotrainer.generator.get_state(),
-        "skipped": [cotrainer.student_3d.skipped, student.skipped],
-    }
-
-
-def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
-    """Undo `cotraining_state`; a final checkpoint's, which holds no optimizer, leaves the optimizer new.
-
-    Raises:
-        MNError: when the stored weights belong to another 2D network.
-    """
-    network = network_2d(cotrainer)
-    if stored["frozen_hash"] != network.frozen_hash():
-        raise MNError(
-            f"the frozen weights of the 2D network ({network.description}) are not those that the checkpoint was "
-            f"trained with: put the same weights in place, or start a new training without --c"
-        )
-    network.load_learned_state(stored["network_2d"])
-    if stored["optimizer_2d"] is not None:
-        optimizer = cotrainer.student_2d.optimizer
-        peaks = [group["peak_lr"] for group in optimizer.param_groups]  # `lr_2d` may have been changed on purpose
-        optimizer.load_state_dict(stored["optimizer_2d"])
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["peak_lr"] = peak
-        if stored["scaler_2d"] and cotrainer.student_2d.scaler.is_enabled():  # the precision may have changed
-            cotrainer.student_2d.scaler.load_state_dict(stored["scaler_2d"])
-    cotrainer.generator.set_state(stored["slices"])
-    cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
-
-
-# Fields that decide which tensors a checkpoint holds: it cannot be continued with another value.
-STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank")
-
-
-def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:
-    """Sentences about the fields in which `now` differs from a stored configuration so that it cannot continue it."""
-    mine = now.to_dict()
-    return [
-        f"{name} is {mine[name]!r} but the checkpoint was trained with {then[name]!r}"
-        for name in STATE_FIELDS
-        if name in then and mine[name] != then[name]
-    ]

@@ -5,10 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nnunet_mn.bridge.training.loader import RankPart
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
-from nnunet_mn.schedule import Schedule, SharedBatch, UnlabeledCounter
 
 MANY_RANKS = 10_007  # more than there are; prime, so that seeds do not soon meet again
 
@@ -50,39 +48,19 @@ def refuse_ranks(batch_size: int) -> None:
         )
 
 
-def rank_part(
-    ranks: Ranks,
-    *,
-    samples: int,
-    whole: UnlabeledCounter,
-    schedule: Schedule,
-    position: int,
-    workers: int,
-    oversample: float,
-) -> RankPart | None:
-    """What this rank draws of each batch; None where it is alone.
+def part_of_batch(ranks: Ranks, samples: int) -> range:
+    """Which samples of the whole batch this rank draws.
 
     Args:
         ranks: all of them.
-        samples: of the batch, drawn here.
-        whole: batch size and rounding of the whole batch.
-        schedule: of the training.
-        position: iterations done; one batch more is drawn, since nnU-Net drops a loader's first one.
-        workers: loader processes of this rank; 0 is this process.
-        oversample: nnU-Net's share of samples that must show foreground.
+        samples: drawn here.
     """
     if ranks.group is None:
-        return None
+        return range(samples)
     sizes: list[int] = [0] * dist.get_world_size(ranks.group)
     dist.all_gather_object(sizes, samples, group=ranks.group)
     before = sum(sizes[: dist.get_rank(ranks.group)])
-    batches = SharedBatch(
-        UnlabeledCounter(whole.batch_size, rounding=whole.rounding),
-        schedule,
-        part=range(before, before + samples),
-        first=position - 1,
-    )
-    return RankPart(batches, max(1, workers), oversample)
+    return range(before, before + samples)
 
 
 class RankedLoader:
@@ -104,3 +82,11 @@ class RankedLoader:
         if self.ranks.any(failure is not None):
             raise LoaderFailureError(str(failure or "the data loader of another GPU's process failed")) from failure
         return batch
+
+
+def together(loaders: tuple[Any, Any], ranks: Ranks) -> tuple[Any, Any]:
+    """The training and the validation loader, each as a `RankedLoader` where there are several ranks."""
+    if ranks.group is None:
+        return loaders
+    train, val = loaders
+    return RankedLoader(train, ranks), RankedLoader(val, ranks)

@@ -196,10 +196,15 @@ def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Vo
     trainer.set_deep_supervision_enabled(False)
     try:
         line = refresh(
-            locations, cases, sliding_window(trainer, network), position=position,
-            regions=trainer.label_manager.has_regions, seed=trainer.mn_config.seed or 0, stop=trainer._is_ending,
+            locations,
+            cases,
+            sliding_window(trainer, network),
+            position=position,
+            regions=trainer.label_manager.has_regions,
+            seed=trainer.mn_config.seed or 0,
+            stop=trainer.stopping.is_ending,
             ranks=trainer.ranks,
-        )  # fmt: skip
+        )
     finally:
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
         network.train(was_training)

@@ -3,18 +3,19 @@
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing import Value
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mn.bridge.last_word import WorkerFailures
 from nnunet_mn.bridge.training.foreground import ForegroundLocations
+from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError
-from nnunet_mn.schedule import SharedBatch, UnlabeledCounter
+from nnunet_mn.schedule import UnlabeledCounts
 
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # what damaged files raise
 
@@ -62,35 +63,6 @@ class JointCases:
         return self.unlabeled if identifier in self._unlabeled_names else self.labeled
 
 
-class SharedFraction:
-    """The wanted share of unlabeled samples, set by the trainer and read by every worker."""
-
-    def __init__(self) -> None:
-        self._value = Value("d", 0.0, lock=False)  # one aligned double: written and read in one piece
-
-    def get(self) -> float:
-        """The share, 0 to 1."""
-        return float(self._value.value)
-
-    def set(self, fraction: float) -> None:
-        """Change the share of batches drawn from now on."""
-        self._value.value = fraction
-
-
-class RankPart(NamedTuple):
-    """What one of several ranks draws of each batch.
-
-    Args:
-        batches: its number of unlabeled samples, batch after batch.
-        workers: how many processes draw them, in turn.
-        oversample: nnU-Net's share of samples that must show foreground, of the whole batch.
-    """
-
-    batches: SharedBatch
-    workers: int
-    oversample: float
-
-
 class TellingLoader(nnUNetDataLoader):  # type: ignore[misc]
     """nnU-Net's loader, whose workers tell the trainer why they end: stock's print it and leave the trainer to guess.
 
@@ -102,6 +74,12 @@ class TellingLoader(nnUNetDataLoader):  # type: ignore[misc]
     def __init__(self, *stock: Any, failures: WorkerFailures | None = None, **named: Any) -> None:
         super().__init__(*stock, **named)
         self.failures = failures
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called in each worker when it starts: one thread, and augmentations of its own."""
+        super().set_thread_id(thread_id)
+        torch.set_num_threads(1)
+        torch.manual_seed(int(np.random.randint(2**31)))
 
     def __next__(self) -> Any:
         try:
@@ -115,14 +93,15 @@ class TellingLoader(nnUNetDataLoader):  # type: ignore[misc]
 class MixedLoader(TellingLoader):
     """Draws `{'data', 'target', 'keys', 'n_labeled'}` with labeled samples first.
 
-    Each worker has its own copy, and so diffuses its own rounding error; batches may wait in the queue for some
-    iterations, which is why each says itself how many of its samples are labeled.
+    Worker `w` of `n` draws the batches of the iterations `first + w`, `first + w + n`, ...
 
     Args:
         cases: labeled and unlabeled cases.
-        counter: turns the share into a number of samples; knows the batch size.
-        fraction: the share, which the trainer changes as training goes on.
-        part: where several ranks share a batch, what this one draws of it; None: all.
+        counts: how many samples of each batch are unlabeled.
+        part: which samples of each batch are drawn here; other ranks draw the others.
+        first: iteration of the first batch.
+        workers: processes that draw in turn; 0 is this process.
+        foreground_share: share of a whole batch's samples that show foreground; stock's own is this rank's.
         stock: the remaining arguments of `TellingLoader`, by name.
     """
 
@@ -130,52 +109,43 @@ class MixedLoader(TellingLoader):
         self,
         cases: JointCases,
         *,
-        counter: UnlabeledCounter,
-        fraction: SharedFraction,
-        part: RankPart | None = None,
+        counts: UnlabeledCounts,
+        part: range,
+        first: int,
+        workers: int,
+        foreground_share: float,
         **stock: Any,
     ) -> None:
-        super().__init__(cases, counter.batch_size if part is None else len(part.batches.part), **stock)
-        self.counter = counter
-        self.fraction = fraction
+        super().__init__(cases, len(part), **stock)
+        self.counts = counts
         self.part = part
+        self.workers = max(1, workers)
+        self._iteration = first
         self._labeled = np.array(cases.labeled.identifiers)
         self._unlabeled = np.array(cases.unlabeled.identifiers)
         self._n_labeled = self.batch_size
         self._is_mixed = False
         self._keys = np.array([], dtype=str)
-        oversample = self.oversample_foreground_percent if part is None else part.oversample
-        self._forced_share = 1 - round(counter.batch_size * (1 - oversample)) / counter.batch_size
+        self._forced_share = 1 - round(counts.batch_size * (1 - foreground_share)) / counts.batch_size
         self._stock_oversample: Callable[[int], bool] = self.__dict__["get_do_oversample"]
         self.get_do_oversample = self._oversample_within_group
 
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called in each worker when it starts."""
+        super().set_thread_id(thread_id)
+        self._iteration += thread_id
+
     def get_indices(self) -> np.ndarray:
         """The names of a batch's cases."""
-        n_unlabeled = self._count_unlabeled()
+        n_unlabeled = self.counts.in_part(self._iteration, self.part)
+        self._is_mixed = self.counts.of(self._iteration) > 0
+        self._iteration += self.workers
         self._n_labeled = self.batch_size - n_unlabeled
         # nnU-Net's workers seed numpy's global generator
         self._keys = np.concatenate(
             [np.random.choice(self._labeled, self._n_labeled), np.random.choice(self._unlabeled, n_unlabeled)]
         )
         return self._keys
-
-    def _count_unlabeled(self) -> int:
-        """How many samples of the next batch, or of this rank's part of it, are unlabeled."""
-        if self.part is None:
-            mine = whole = self.counter.next(self.fraction.get())
-        else:
-            whole, mine = self.part.batches.next()
-            self.part.batches.skip(self.part.workers - 1)
-        self._is_mixed = whole > 0
-        return mine
-
-    def set_thread_id(self, thread_id: int) -> None:
-        """Called in each worker when it starts."""
-        super().set_thread_id(thread_id)
-        if self.part is not None:
-            self.part.batches.skip(thread_id)
-            torch.set_num_threads(1)  # batchgenerators does both of these for its unordered workers alone
-            torch.manual_seed(int(np.random.randint(2**31)))
 
     def generate_train_batch(self) -> dict[str, Any]:
         """A batch as stock draws it, with the number of its labeled samples."""
@@ -216,6 +186,31 @@ class MixedLoader(TellingLoader):
         if not self._is_mixed:
             return bool(self._stock_oversample(sample))
         return bool(np.random.uniform() < self._forced_share)
+
+
+def transform_options(labels: LabelManager) -> dict[str, Any]:
+    """What stock's transforms want to know of the labels."""
+    return {
+        "foreground_labels": labels.foreground_labels,
+        "regions": labels.foreground_regions if labels.has_regions else None,
+        "ignore_label": labels.ignore_label,
+    }
+
+
+def start(
+    train: MixedLoader, val: TellingLoader, *, workers: int, pin_memory: bool, seed: int | None
+) -> tuple[Any, Any]:
+    """Start both loaders with stock's numbers of workers and of waiting batches.
+
+    Args:
+        train, val: the loaders.
+        workers: of the training loader; the validation loader gets half as many.
+        pin_memory, seed: see `start_workers`.
+    """
+    return (
+        start_workers(train, workers=workers, cached=max(6, workers // 2), pin_memory=pin_memory, seed=seed),
+        start_workers(val, workers=-(-workers // 2), cached=max(3, workers // 4), pin_memory=pin_memory, seed=seed),
+    )
 
 
 def make_repeatable(transform: Any) -> None:

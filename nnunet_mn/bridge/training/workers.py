@@ -1,4 +1,4 @@
-"""The background processes of a data loader, watched so that the end of one ends the training rather than stops it."""
+"""The background processes of a data loader. They are watched: when one is killed, the training ends with a reason."""
 
 import os
 import signal
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -18,16 +17,23 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
 
+FINISH_S = 10.0  # seconds to wait for a thread, as stock
+
 
 class Flag:
-    """An event without a lock: a worker that is killed while it holds an event's lock stops whoever looks at it."""
+    """An event without a lock. A worker may be killed while it holds a lock, and then everybody waits for it."""
 
     def __init__(self) -> None:
         self._value = Value("b", 0, lock=False)
+        self._here = False
 
     def is_set(self) -> bool:
         """Whether it was set."""
-        return bool(self._value.value)
+        return self._here or bool(self._value.value)
+
+    def set_here(self) -> None:
+        """Set it for the threads of this process alone."""
+        self._here = True
 
     def set(self) -> None:
         """Set it for all processes."""
@@ -35,14 +41,15 @@ class Flag:
 
     def clear(self) -> None:
         """Take it back."""
-        self._value.value = 0
+        self._here, self._value.value = False, 0
 
 
 class _Watchful:
-    """What batchgenerators' augmenters, which follow among the bases, lack to tell of a killed worker."""
+    """Tells of a killed worker. A mixin for batchgenerators' augmenters, which stand after it among the bases."""
 
     _processes: list[Any]
     abort_event: Flag
+    pin_memory_thread: threading.Thread | None
     killed_by: tuple[int, ...] = ()  # signals
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -68,22 +75,21 @@ class _Watchful:
 
     def _finish(self, *args: Any, **named: Any) -> None:
         ended = [process for process in self._processes if wait([process.sentinel], timeout=0)]
+        if self.pin_memory_thread is not None:  # it reads from workers: it has to end before they do
+            self.abort_event.set_here()
+            self.pin_memory_thread.join(timeout=FINISH_S)
         super()._finish(*args, **named)  # type: ignore[misc]  # ends those that are left
         codes = [process.exitcode or 0 for process in ended]
         self.killed_by = tuple(-code for code in codes if code < 0)
 
 
 def _set_at_first_end(flag: Flag, processes: Sequence[Any]) -> None:
-    """Stock looks at its workers in the thread that collects batches, which a worker's end may itself stop."""
+    """Wait for the first process to end. Stock's thread that collects batches looks too, but may hang by then."""
     wait([process.sentinel for process in processes])
     flag.set()
 
 
-class _Augmenter(_Watchful, NonDetMultiThreadedAugmenter):  # type: ignore[misc]
-    """Takes batches from whichever worker is first."""
-
-
-class _AugmenterInTurn(_Watchful, MultiThreadedAugmenter):  # type: ignore[misc]
+class _Augmenter(_Watchful, MultiThreadedAugmenter):  # type: ignore[misc]  # batchgenerators has no types
     """Takes batches from one worker after the other."""
 
 
@@ -93,29 +99,24 @@ def worker_count() -> int:
     return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, cpu_count())
 
 
-def start_workers(
-    loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None, in_turn: bool = False
-) -> Any:
+def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None) -> Any:
     """Let a loader run in background processes, or in this one for 0 workers.
+
+    Batches come from one worker after the other. Stock takes them from whichever worker is first; then the number of
+    unlabeled samples could not follow from the iteration.
 
     Args:
         loader: what to run.
         workers: number of processes.
         cached: batches that may wait.
         pin_memory: of the batches, for CUDA.
-        seed: of the workers' generators; None draws fresh ones. Stock leaves each worker with the same state of
-            torch's generator, so that their augmentations are alike.
-        in_turn: take batches from one worker after the other, rather than from who is first.
+        seed: of the workers' generators; None draws fresh ones.
     """
     if workers == 0:
         return SingleThreadedAugmenter(loader, None)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(workers)]
-    if in_turn:
-        each = -(-cached // workers)
-        return _AugmenterInTurn(loader, None, workers, each, seeds=seeds, pin_memory=pin_memory, wait_time=0.002)
-    return _Augmenter(
-        loader, None, num_processes=workers, num_cached=cached, seeds=seeds, pin_memory=pin_memory, wait_time=0.002
-    )
+    each = -(-cached // workers)
+    return _Augmenter(loader, None, workers, each, seeds=seeds, pin_memory=pin_memory, wait_time=0.002)
 
 
 def has_lost_one(running: Any) -> bool:

@@ -1,6 +1,18 @@
+"""The benchmark's trainers: their losses, schedules and teachers, and copy-paste."""
+
+import sys
+from pathlib import Path
+
 import torch
 
-from nnunet_mn.mixing import LONGEST, SHORTEST, Paste, draw_pastes, paste
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence" / "trainers"))
+from nnUNetTrainerMNBenchmark import (
+    LONGEST,
+    SHORTEST,
+    Paste,
+    draw_pastes,
+    paste,
+)
 
 SIZE = (10, 20, 30)
 

@@ -1,0 +1,132 @@
+"""The key `mn` of a checkpoint: what a resumed training needs more than stock, and whether it can go on."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from nnunet_mn.bridge.training import checkpoint
+from nnunet_mn.bridge.training.assembly import network_2d
+from nnunet_mn.bridge.training.foreground import ForegroundLocations
+from nnunet_mn.bridge.versions import package_versions
+from nnunet_mn.config import MNConfig
+from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
+from nnunet_mn.schedule import Schedule, UnlabeledCounts
+
+# They decide which tensors a checkpoint holds: it cannot be continued with another value.
+STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank")
+
+
+def cotraining_state(cotrainer: CoTrainer, *, with_optimizer: bool) -> dict[str, Any]:
+    """The 2D side of the training as tensors, numbers and strings."""
+    network = network_2d(cotrainer)
+    student = cotrainer.student_2d
+    return {
+        "network_2d": {name: value.cpu() for name, value in learned_state(network).items()},
+        "frozen_hash": frozen_hash(network),
+        "optimizer_2d": student.optimizer.state_dict() if with_optimizer else None,
+        "scaler_2d": student.scaler.state_dict() if with_optimizer else None,
+        "slices": cotrainer.sampler.generator.get_state(),
+        "teacher": cotrainer.teacher.state_dict(),
+        "skipped": [cotrainer.student_3d.skipped, student.skipped],
+    }
+
+
+def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
+    """Undo `cotraining_state`; a final checkpoint's, which holds no optimizer, leaves the optimizer new.
+
+    Raises:
+        MNError: when the stored weights belong to another 2D network.
+    """
+    network = network_2d(cotrainer)
+    if stored["frozen_hash"] != frozen_hash(network):
+        raise MNError(
+            "the frozen weights of the 2D network are not those that the checkpoint was "
+            "trained with: put the same weights in place, or start a new training without --c"
+        )
+    load_learned_state(network, stored["network_2d"])
+    if stored["optimizer_2d"] is not None:
+        optimizer = cotrainer.student_2d.optimizer
+        peaks = [group["peak_lr"] for group in optimizer.param_groups]  # `lr_2d` may have been changed on purpose
+        optimizer.load_state_dict(stored["optimizer_2d"])
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak_lr"] = peak
+        if stored["scaler_2d"] and cotrainer.student_2d.scaler.is_enabled():  # the precision may have changed
+            cotrainer.student_2d.scaler.load_state_dict(stored["scaler_2d"])
+    cotrainer.sampler.generator.set_state(stored["slices"])
+    if stored.get("teacher"):
+        cotrainer.teacher.load_state_dict(stored["teacher"])
+    cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
+
+
+class Training(Protocol):
+    """What a checkpoint needs of the trainer."""
+
+    cotrainer: CoTrainer
+    mn_config: MNConfig
+    schedule: Schedule
+    counts: UnlabeledCounts
+    foreground: ForegroundLocations
+    plans_manager: Any
+    n_cases: dict[str, int]
+    iteration: int
+    train_outputs: list[dict[str, float]]
+    random_state: dict[str, Any] | None
+
+
+def mn_state(training: Training, *, final: bool) -> dict[str, Any]:
+    """The key `mn` of a checkpoint: what a resumed training needs more than stock.
+
+    Args:
+        training: the trainer.
+        final: the training is over; the 2D network's optimizer is left out, to keep the file small.
+    """
+    return {
+        **cotraining_state(training.cotrainer, with_optimizer=not final),
+        "trainer": type(training).__name__,
+        "config": training.mn_config.to_dict(),
+        "batch_size": training.counts.batch_size,
+        "cases": training.n_cases,
+        "dataset": training.plans_manager.dataset_name,
+        "schedule": {"total": training.schedule.total, "supervised": training.schedule.supervised},
+        "iteration": training.iteration,
+        "train_outputs": training.train_outputs,
+        "foreground": training.foreground.position,
+        "random": training.random_state or checkpoint.random_state(),
+        "versions": package_versions(),
+    }
+
+
+def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:
+    """Sentences about changed settings with which a checkpoint cannot be continued."""
+    mine = now.to_dict()
+    return [
+        f"{name} is {mine[name]!r} but the checkpoint was trained with {then[name]!r}"
+        for name in STATE_FIELDS
+        if name in then and mine[name] != then[name]
+    ]
+
+
+def changed_settings(mn: Mapping[str, Any], now: MNConfig) -> list[str]:
+    """A line for every setting that the checkpoint has, too, with another value."""
+    then = mn["config"]
+    return [
+        f"{name} changes from {then[name]!r} to {value!r}"
+        for name, value in now.to_dict().items()
+        if name in then and then[name] != value
+    ]
+
+
+def refuse_to_continue(mn: Mapping[str, Any], now: MNConfig, *, batch_size: int) -> None:
+    """Raise an MNError where the settings no longer fit the checkpoint's state.
+
+    Args:
+        mn: of the checkpoint.
+        now: the settings.
+        batch_size: as planned now.
+    """
+    wrong = changed_state_fields(now, mn["config"])
+    if mn["batch_size"] != batch_size:
+        wrong.append(f"the batch size is {batch_size} but the checkpoint was trained with {mn['batch_size']}")
+    if wrong:
+        raise MNError(f"the checkpoint cannot be continued: {'; '.join(wrong)}; put it back or start without --c")
