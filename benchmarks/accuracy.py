@@ -1,11 +1,11 @@
-"""Is M&N better than nnU-Net with the same labels? Trains every method alike, evaluates, and writes the tables.
+"""Is M&N better than nnU-Net with the same labels? Train every method alike, evaluate, and write the tables.
 
     python benchmarks/accuracy.py run DATASET_FOLDER --work FOLDER [--methods nnunet,mn] [--folds 0,3,4] [--seeds 0]
     python benchmarks/accuracy.py table [--half report]
 
-DATASET_FOLDER is a raw nnU-Net dataset whose splits_final.json has the key `unlabeled`. Every method gets the same
-number of updates of the same 3D network, plans and patches; the final checkpoint counts, nothing is selected. Finished
-runs are lines of benchmarks/results/accuracy.jsonl and are not repeated; a training that was cut off goes on.
+DATASET_FOLDER is a raw nnU-Net dataset with the key `unlabeled` in splits_final.json. Every method gets the same
+number of updates of the same 3D network, plans and patches. The final checkpoint counts, nothing is selected. Finished
+runs are lines of benchmarks/results/accuracy.jsonl and are not repeated. An interrupted training goes on.
 """
 
 import json
@@ -49,7 +49,7 @@ def run(
     settings: Annotated[str, typer.Option(help="of M&N for every training, as name=value, comma-separated")] = "",
     jobs: Annotated[int, typer.Option(help="trainings at once; the CPUs are shared out among them")] = 1,
 ) -> None:
-    """Train what is missing, and print the mean Dice of the `tune` half after every run."""
+    """Train the missing runs, and print the mean Dice of the `tune` half after every run."""
     if updates % UPDATES_PER_EPOCH:
         raise MNError(f"--updates is {updates}; take a multiple of {UPDATES_PER_EPOCH}, the updates of an epoch")
     scale = Scale(
@@ -96,7 +96,7 @@ def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
 
         def do(one: Run) -> None:
             share = shares.get()
-            os.sched_setaffinity(0, share)  # of this thread, and so of the commands that it starts
+            os.sched_setaffinity(0, share)  # of this thread, and so of its commands
             task = progress.add_task(one.name, total=epochs(space.scale))
             try:
                 record = execute(one, space, lambda epoch: progress.update(task, completed=epoch))
@@ -143,7 +143,7 @@ def table(
 
 
 def _scales(found: list[records.Record]) -> list[tuple[str, int]]:
-    """What was trained alike, the longest trainings first."""
+    """Groups of runs trained alike, the longest trainings first."""
     return sorted({(r.scale, r.updates) for r in found}, key=lambda scale: (-scale[1], scale[0]))
 
 
@@ -156,7 +156,7 @@ def _picture(found: list[records.Record], scale: tuple[str, int]) -> str:
 
 
 def _heading(chosen: list[records.Record]) -> str:
-    """What was trained, by which command, with what, and when."""
+    """The heading of a table: number of updates, versions, date and command."""
     last = max(chosen, key=lambda r: r.date)
     versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
     options = workspace.options(last.scale, last.updates)
@@ -191,7 +191,7 @@ def report(found: list[records.Record]) -> str:
 
 
 def readme_section(found: list[records.Record]) -> str:
-    """What the README quotes of it: the scale at which M&N was trained most often."""
+    """The README's part of the report: the scale with most trainings of M&N."""
     scale = max(_scales(found), key=lambda scale: sum(r.method == OURS for r in _of_scale(found, scale)))
     chosen = _of_scale(found, scale)
     parts = [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]

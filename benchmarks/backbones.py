@@ -1,9 +1,9 @@
-"""Trains the 2D network alone on a few labeled volumes, in several ways, and compares the Dice on validation volumes.
+"""Train the 2D network alone on a few labeled volumes, in several ways, and compare the Dice on validation volumes.
 
     python benchmarks/backbones.py DATASET_FOLDER [--seeds 3] [--updates 300] [--only pretrained-full ...]
 
-DATASET_FOLDER is a raw nnU-Net dataset whose splits_final.json names few labeled cases in its first fold. All runs of
-a seed see the same batches. Writes benchmarks/results/backbones.md.
+DATASET_FOLDER is a raw nnU-Net dataset with few labeled cases in the first fold of its splits_final.json. All runs of a
+seed see the same batches. Writes benchmarks/results/backbones.md.
 """
 
 import json
@@ -27,13 +27,13 @@ from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.adaptation import BatchStatistics
 from nnunet_mn.targets import LabelSpace
 
-BLOCK = 8  # slices are padded to a multiple, so that those of different volumes fit one batch
-SHIFT = 4  # voxels by which a batch is moved at random
+BLOCK = 8  # slices are padded to a multiple: those of different volumes must fit one batch
+SHIFT = 4  # voxels of a batch's random shift, at most
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: fields of MNConfig, and changes that are no fields."""
+    """One way to train: fields of MNConfig, and other changes."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = True
@@ -84,7 +84,7 @@ def _read(path: Path, kind: Any) -> np.ndarray:
 
 
 def common_size(folder: Path, cases: list[str]) -> tuple[int, int]:
-    """A slice size, in voxels, that holds the slices of all cases."""
+    """A slice size, in voxels, large enough for the slices of all cases."""
     ending = json.loads((folder / "dataset.json").read_text())["file_ending"]
     reader, sizes = SimpleITK.ImageFileReader(), []
     for case in cases:

@@ -51,7 +51,7 @@ def make_stand_ins(root: Path, count: int) -> Path:
 
 
 def measure(what: str, step: Callable[[], Result]) -> Result:
-    """Run a step and print its time and the memory that the process has needed so far."""
+    """Run a step and print its time and the peak memory of the process so far."""
     start, cpu = time.perf_counter(), time.process_time()
     result = step()
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu

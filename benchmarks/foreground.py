@@ -1,11 +1,11 @@
-"""What foreground crops of unlabeled cases change where foreground is under 1 % of the volume.
+"""The effect of foreground crops of unlabeled cases, with foreground in less than 1 % of the volume.
 
 Usage: python benchmarks/foreground.py FOLDER [--iterations N] [--seeds N]
 
 Volumes of noise hold one small organ among darker spheres. Stock's commands train M&N with and without
-`foreground_crops`, everything else alike. For each refresh it counts how many crops of unlabeled cases show the organ,
-by the generator's truth, which no training sees; then both models predict test cases, and their Dice is compared over
-all seeds.
+`foreground_crops`, everything else alike. After each refresh the script counts the crops of unlabeled cases with the
+organ in them. It counts by the generator's truth; no training sees that. Then both models predict test cases, and
+their Dice is compared over all seeds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ DRAWN = 400  # crops
 
 
 def make_volume(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A volume (Z, Y, X) and its mask: a bright bent ellipsoid, and darker ones that are not wanted."""
+    """A volume (Z, Y, X) and its mask: a bright ellipsoid, and darker ones outside of the mask."""
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), axis=-1)
     image = np.full(SHAPE, 100.0)
     mask = np.zeros(SHAPE, np.uint8)
@@ -91,7 +91,7 @@ def write_dataset(root: Path, seed: int) -> Path:
 
 
 class Truth:
-    """The unlabeled cases with their masks in place of their images, to see what a crop shows."""
+    """The unlabeled cases with their masks in place of their images: a crop then shows its foreground."""
 
     def __init__(self, dataset: Any, masks: Path) -> None:
         self.dataset, self.masks = dataset, masks
@@ -195,7 +195,7 @@ def run_seed(root: Path, seed: int, iterations: int, *, share_only: bool) -> dic
 
 
 def share_after_supervised_stage(root: Path, truth: Path, base: dict[str, str]) -> None:
-    """The share of crops that show the organ once a network has learned from the labeled cases alone."""
+    """Print the share of crops with the organ in them, after a training on the labeled cases alone."""
     environment, which = {**base, "nnUNet_results": str(root / "results")}, ["-tr", LABELED_ONLY, "-p", PLANS]
     run_stock(
         ["nnUNetv2_train", str(DATASET), "3d_fullres", "0", *which, "-device", "cpu"], environment=environment,

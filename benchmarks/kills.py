@@ -1,12 +1,12 @@
-"""Kill trainings at random instants and look at what is left.
+"""Kill trainings at random instants and check the files that they leave.
 
 Usage: python benchmarks/kills.py [--kills N] [--seed S] [--dataset ID]
 
-Every training is run in a process of its own by the functions that `nnUNetv2_train` calls and killed with SIGKILL,
-every second time when it is seen writing a checkpoint, else at a random instant of its start or its epochs. The same
-command with --c goes on until the training ends; then the next one begins, until there were enough kills. After every
-kill each checkpoint must be whole and at most `checkpoint_every` epochs may be lost; each training that ended must
-equal, to the bit, one that was never killed.
+Every training runs in a process of its own, by the functions behind `nnUNetv2_train`. It is killed with SIGKILL: every
+second time while it writes a checkpoint, else at a random instant of its start or its epochs. The same command with
+--c goes on until the training ends. Then the next one begins, until there were enough kills. After every kill each
+checkpoint must be whole and at most `checkpoint_every` epochs may be lost. Each finished training must equal, to the
+bit, one without a kill.
 """
 
 import argparse
@@ -54,12 +54,12 @@ from nnunet_mn.sandbox.dataset import DATASET_ID, write_dataset  # noqa: E402
 from nnunet_mn.sandbox.small_plans import small_plans  # noqa: E402
 from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS  # noqa: E402
 
-LONGEST = 300  # seconds of one training process before it is taken for stuck
+LONGEST = 300  # seconds of one training process; a longer one is stuck
 
 
 @dataclass
 class Figures:
-    """What was seen."""
+    """All counts."""
 
     kills: int = 0
     in_writing: int = 0
@@ -71,7 +71,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Training:
-    """Where one training keeps its files."""
+    """The files of one training."""
 
     dataset: int
     plans: str
@@ -83,7 +83,7 @@ class Training:
         return next(iter(self.results.glob("*/*/fold_0")), self.results / "nothing-yet")
 
     def log(self) -> Path:
-        """What its last process printed."""
+        """The output of its last process."""
         return self.results.with_suffix(".log")
 
 
@@ -104,7 +104,7 @@ def train(training: Training, *, go_on: bool) -> None:
 
 
 def start(training: Training, *, go_on: bool) -> int:
-    """Fork a process that trains; a fork saves the seconds that imports take."""
+    """Fork a process that trains; a fork saves the seconds of the imports."""
     process = os.fork()
     if process:
         return process
@@ -123,7 +123,7 @@ def start(training: Training, *, go_on: bool) -> int:
 
 
 def wait(process: int, until: Callable[[], bool]) -> int | None:
-    """The exit status of a process that ended before the condition came true, else None."""
+    """Wait for a condition; the exit status of a process that ended before, else None."""
     deadline = time.monotonic() + LONGEST
     while not until():
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -161,7 +161,7 @@ def kill_once(training: Training, rng: random.Random, figures: Figures, *, durat
 
 
 def seen_writing(training: Training, skip: int) -> Callable[[], bool]:
-    """A condition that holds while a checkpoint is being written, after some others were."""
+    """A condition: a checkpoint is being written, after `skip` others."""
     seen: list[bool] = [False]
     left = [skip]
 
@@ -176,7 +176,7 @@ def seen_writing(training: Training, skip: int) -> Callable[[], bool]:
 
 
 def look(training: Training, figures: Figures, whole_before: int) -> None:
-    """What must hold after a kill."""
+    """Check the files after a kill."""
     whole = epochs_in_checkpoint(training)
     expect(whole >= whole_before, f"a checkpoint was lost: {whole_before} epochs, then {whole}")
     figures.before_a_checkpoint += whole == 0
@@ -192,7 +192,7 @@ def look(training: Training, figures: Figures, whole_before: int) -> None:
 
 
 def epochs_in_checkpoint(training: Training) -> int:
-    """Epochs that --c would not repeat; every checkpoint there must be whole."""
+    """The number of epochs that --c would not repeat; every checkpoint must be whole."""
     epochs = {}
     for file in training.fold.glob("checkpoint_*.pth"):
         stored = torch.load(file, map_location="cpu", weights_only=False)
@@ -214,7 +214,7 @@ def compare(training: Training, undisturbed: Training) -> None:
             stored["logging"] = {k: v for k, v in stored["logging"].items() if "timestamps" not in k}
             del stored["init_args"]
         different = [key for key in one if not same(one[key], other[key])]
-        expect(not different, f"{name} differs from that of a training that was never killed in {different}")
+        expect(not different, f"{name} differs from that of a training without kills in {different}")
     left = [file.name for file in training.fold.iterdir() if file.name.endswith(".tmp")]
     expect(not left, f"{left} were left behind")
 
@@ -279,7 +279,7 @@ def run(dataset: int, plans: str, *, kills: int, rng: random.Random) -> Figures:
     """Kill trainings until there were enough kills and all trainings have ended."""
     figures = Figures()
     os.environ |= {"nnUNet_extTrainer": str(trainers_path())}
-    recursive_find_trainer_class_by_name("nnUNetTrainerMN")  # this and the next for imports that forks then share
+    recursive_find_trainer_class_by_name("nnUNetTrainerMN")  # this and the next line import for all forks
     build_network_2d(resolve(environment_layer()), in_channels=1, num_classes=2)
     undisturbed = Training(dataset, plans, SCRATCH / "undisturbed")
     begun = time.monotonic()

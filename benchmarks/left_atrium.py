@@ -3,9 +3,9 @@
     python benchmarks/left_atrium.py SCANS TRAIN_LIST TEST_LIST --raw $nnUNet_raw [--dataset 501]
 
 SCANS holds one folder a case with `lgemri.nrrd` and `laendo.nrrd`, as the challenge delivers them. The lists name a
-case a line: 80 for training, in the order in which published methods label the first of them, and 20 for testing.
-Fold 0 has 4 labeled cases, fold 1 has 8, fold 2 all 80; the test cases are every fold's `val`, on which nothing is
-chosen: the benchmark takes the final checkpoint.
+case a line: 80 for training and 20 for testing. Published methods label the first cases of the training list. Fold 0
+has 4 labeled cases, fold 1 has 8, fold 2 all 80. The test cases are every fold's `val`. Nothing is chosen on them: the
+benchmark takes the final checkpoint.
 """
 
 import json

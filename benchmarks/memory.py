@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/memory.py [--device cuda] [--patch D H W] [--batch N]
 
-On the CPU, where nothing runs in half precision, it compares the tensors of the step alone, in fp32, by the allocations
-that torch's profiler records; on a GPU the whole estimate with the memory that torch has reserved.
+On the CPU nothing runs in half precision. There it compares the tensors of the step alone, in fp32, by the allocations
+in torch's profiler. On a GPU it compares the whole estimate with the memory reserved by torch.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def batch_of(patch: tuple[int, ...], size: int, scales: int, device: torch.devic
 
 
 def measure_cpu(cotrainer: CoTrainer, volumes: torch.Tensor, masks: list[torch.Tensor]) -> tuple[float, float]:
-    """Bytes that a step's tensors take at most before and after the 3D network is updated."""
+    """Peak bytes of a step's tensors, before and after the update of the 3D network."""
     between: list[int] = []
     update = cotrainer.student_3d.update
 
@@ -98,7 +98,7 @@ def measure_cpu(cotrainer: CoTrainer, volumes: torch.Tensor, masks: list[torch.T
 
 
 def measure_cuda(cotrainer: CoTrainer, volumes: torch.Tensor, masks: list[torch.Tensor]) -> float:
-    """GiB that the card gave to this process."""
+    """GiB of the card in use after a step."""
     cotrainer.step(volumes, masks, 1)
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()

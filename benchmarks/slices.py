@@ -24,7 +24,7 @@ MEGABYTE = 2**20
 def measure(
     backbone: str, adaptation: str, slices_per_forward: int, shape: tuple[int, ...], device: str
 ) -> tuple[float, float, float]:
-    """Seconds of a student step and of a teacher pass, and the peak memory in MB that they add."""
+    """Seconds of a student step and of a teacher pass, and the peak memory in MB added by both."""
     prepare_torch()
     torch.manual_seed(0)
     config = MNConfig(backbone=backbone, adaptation=adaptation)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Times one co-training step against its four parts alone, and a mixed batch against a stock one.
+"""Time one co-training step against its four parts alone, and a mixed batch against a stock one.
 
     python benchmarks/step.py [--device cuda] [--backbone efficientnet-lite0]
 
-All times of a round are taken one after the other and compared within the round, so that a machine whose speed drifts
+All times of a round are taken one after the other and compared within the round: a drift of the machine's speed then
 changes both sides. The last line is `step_ratio R loader_ratio L`, medians over the rounds.
 """
 
@@ -70,7 +70,7 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
 def step_and_parts(
     trainer: CoTrainer, volumes: torch.Tensor, targets: list[torch.Tensor], n_labeled: int
 ) -> dict[str, Callable[[], object]]:
-    """The step, and what it consists of, each as a function without arguments."""
+    """The step and its parts, each as a function without arguments."""
     net_3d, net_2d = trainer.student_3d.network, trainer.student_2d.network
     unlabeled = volumes[n_labeled:]
     guess = torch.full((len(unlabeled), CLASSES, *volumes.shape[2:]), 1 / CLASSES, device=volumes.device)

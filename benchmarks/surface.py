@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/surface.py FOLDER [--only NAME ...]
 
-Every scenario combines several features in one dataset and calls the functions behind stock's commands in this process,
-with threads in place of worker processes and few voxels for intensity statistics, which would take most of the time. A
-row of the table says whether its scenario ran to the end; the folder keeps all that was printed.
+Every scenario combines several features in one dataset. It calls the functions behind stock's commands in this process,
+with threads in place of worker processes. Intensity statistics take few voxels, since all would take most of the time.
+A row of the table says whether its scenario ran to the end. The folder keeps all output.
 """
 
 import argparse

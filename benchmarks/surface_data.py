@@ -40,7 +40,7 @@ class Decoder(nn.Module):
 
 
 class OwnNetwork(nn.Module):
-    """Three convolutions; `decoder.deep_supervision` is what nnU-Net's trainer switches."""
+    """Three convolutions; nnU-Net's trainer switches `decoder.deep_supervision`."""
 
     def __init__(self, input_channels, num_classes, features, strides, deep_supervision=False):
         super().__init__()
@@ -97,7 +97,7 @@ class Dataset:
         return _folder("nnUNet_results") / self.name / f"{trainer}__{self.plans}__{configuration}"
 
     def run(self, *command: str, **environment: str) -> str:
-        """One of nnU-Net's commands; returns what it printed."""
+        """Run one of nnU-Net's commands; its output."""
         self.commands += 1
         log = self.root / f"{self.commands:02d}_{command[0]}.txt"
         variables = {"nnUNet_n_proc_DA": "0" if command[0] == "nnUNetv2_train" else "1", **environment}
@@ -228,7 +228,7 @@ def changed_environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def prepare_process(root: Path) -> None:
-    """Folders, settings and threads for all scenarios; before nnU-Net is imported, whose older versions look once."""
+    """Set up folders, settings and threads; to be called before nnU-Net's import: older versions look only then."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(root / name)

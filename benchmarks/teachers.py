@@ -1,11 +1,11 @@
-"""How good the pseudo-masks of a benchmark's trainings are: the Dice of each teacher, on cases that none learned from.
+"""The quality of the pseudo-masks in a benchmark's trainings: the Dice of each teacher, on cases unseen by it.
 
 Usage: python benchmarks/teachers.py WORK/runs/NAME > benchmarks/results/teachers.txt
 
 WORK is the folder of `accuracy.py run --work`, NAME one of its lengths and settings. Every finished training there of
-`nnUNetTrainerMN` is loaded, and both networks predict the `tune` half of the fold's validation cases as they were
-preprocessed, whole, without mirroring. Then the Dice of both while they were trained, from nnU-Net's log, which looks
-at one batch an epoch.
+`nnUNetTrainerMN` is loaded. Both networks predict the `tune` half of the fold's validation cases as they were
+preprocessed, whole, without mirroring. A second table has the Dice of both during the training, from nnU-Net's log: it
+looks at one batch an epoch.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Preprocessed:
             yield torch.from_numpy(np.asarray(image[:]))[None].float(), np.asarray(mask[:])[0]
 
     def network_3d(self, weights: dict[str, Any], channels: int) -> nn.Module:
-        """The trained 3D network, which says one map of logits."""
+        """The trained 3D network, with one map of logits as its output."""
         planned = self.configuration
         network = get_network_from_plans(
             planned.network_arch_class_name, planned.network_arch_init_kwargs,
@@ -63,7 +63,7 @@ class Preprocessed:
 
 
 def dice(probabilities: Tensor, truth: np.ndarray, n_labels: int) -> float:
-    """Mean over the classes that are there."""
+    """Mean over the classes in the truth."""
     found = probabilities.argmax(1)[0].numpy()
     return float(np.mean([
         2 * np.sum((found == label) & (truth == label)) / (np.sum(found == label) + np.sum(truth == label))

@@ -64,7 +64,7 @@ def register() -> None:
 
 @app.command(epilog="Example: nnunet-mn unregister")
 def unregister() -> None:
-    """Remove what `register` has written."""
+    """Remove the files that `register` wrote."""
     from nnunet_mn.bridge import registration
 
     removed = registration.unregister()
@@ -76,7 +76,7 @@ def unregister() -> None:
 
 @app.command(epilog='Example: export nnUNet_extTrainer="$(nnunet-mn trainers-path)"')
 def trainers_path() -> None:
-    """Print the folder for nnUNet_extTrainer, where site-packages is read-only (nnunetv2 >= 2.8)."""
+    """Print the folder for nnUNet_extTrainer, for a read-only site-packages (nnunetv2 >= 2.8)."""
     from nnunet_mn.bridge import registration
 
     typer.echo(registration.trainers_path())
@@ -166,7 +166,7 @@ def doctor(
     configuration: Configuration = "3d_fullres",
     plans: Plans = "nnUNetPlans",
 ) -> None:
-    """Check on one page what a training needs; exit code 1 if something would stop it."""
+    """Check the needs of a training on one page; exit code 1 if something would stop it."""
     from rich.console import Console
 
     from nnunet_mn.bridge.doctor.dataset import check_dataset
@@ -198,7 +198,7 @@ def export(
 
 
 @app.command(
-    # its arguments belong to the inner app, which imports torch and is therefore not mounted at start
+    # its arguments belong to the inner app; that imports torch, so it is not mounted at start
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     epilog="Example: nnunet-mn weights list",
 )

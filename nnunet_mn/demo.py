@@ -31,7 +31,7 @@ _CURVES = ("mean_fg_dice", "mean_fg_dice_2d", "unlabeled_fraction", "train_losse
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much the demo does."""
+    """The size of the demo."""
 
     epochs: int
     iterations: int  # updates per epoch
@@ -48,9 +48,9 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
     """Run the whole demo, show its progress, and leave `demo.json` and `demo.png`.
 
     Args:
-        out: folder for everything; new, empty, or of an earlier demo, which is replaced.
+        out: folder for everything; new, empty, or of an earlier demo: that one is replaced.
         seed: of the data and of both trainings.
-        quick: few updates, which show that everything runs and no more.
+        quick: few updates, to show that everything runs.
 
     Raises:
         MNError: when the folder holds other things, the demo's weights are missing, or one of nnU-Net's commands
@@ -80,14 +80,14 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
 
 
 class _Stages:
-    """Runs the commands one after the other and shows where the demo stands."""
+    """Runs the commands one after the other and shows the progress."""
 
     def __init__(self, progress: Progress, space: Workspace, environment: dict[str, str]) -> None:
         self.progress, self.space, self.environment = progress, space, environment
 
     @contextmanager
     def stage(self, text: str, *, total: int | None = None) -> Iterator[Any]:
-        """One line of the display, replaced at the end by the seconds that it took."""
+        """One line of the display; at the end its seconds take its place."""
         start, task = time.monotonic(), self.progress.add_task(text, total=total)
         yield task
         self.progress.remove_task(task)
@@ -120,7 +120,7 @@ def _check_weights() -> None:
 
 
 def _trainers_variable() -> dict[str, str]:
-    """What lets nnU-Net find the trainers: a variable where it knows one, else registered files."""
+    """Let nnU-Net find the trainers: by a variable if its version knows one, else by registered files."""
     if check_nnunet_version().release >= (2, 8):
         return {"nnUNet_extTrainer": str(registration.trainers_path())}
     registration.register()
@@ -173,7 +173,7 @@ def _run_model(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelRes
 
 
 def _read_curves(checkpoint: Path) -> dict[str, list[float]]:
-    """What the training logged, from its own checkpoint."""
+    """The log of the training, from its own checkpoint."""
     import torch  # here, not above: the display should not wait for it
 
     logged = torch.load(checkpoint, map_location="cpu", weights_only=False)["logging"]

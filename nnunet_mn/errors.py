@@ -1,15 +1,14 @@
-"""The one error that users are meant to read."""
+"""The one error for users to read."""
 
 
 class MNError(RuntimeError):
-    """A mistake that the user can mend; its message is one sentence with the value and the fix."""
+    """A mistake for the user to mend; its message is one sentence with the value and the fix."""
 
 
 class LastWordError(MNError, SystemExit):
     """An MNError that nobody catches: it ends the process with exit code 1 and its sentence instead of a traceback.
 
-    Raised where nnU-Net's commands call a trainer or planner, and nowhere else: an interactive session would end with
-    it.
+    Raised only in calls from nnU-Net's commands to a trainer or planner: it would end an interactive session.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -19,13 +19,13 @@ class SoftTargetLoss:
     Args:
         regions: channels are regions (sigmoid, Bernoulli KL) rather than classes (softmax).
         batch_dice: one Dice over the batch rather than the mean of each sample's.
-        background: whether the first class counts in the Dice (nnU-Net: only for regions; reference: always).
+        background: the first class counts in the Dice (nnU-Net: only for regions; reference: always).
         squared: a Dice with squared denominators, as in V-Net and the reference. With a soft target it is highest for
-            the target itself; the linear one, nnU-Net's, where a prediction is 1 wherever the target exceeds half of
-            the present Dice: unsure pseudo-masks grow, which the squared one leaves too small.
-        average: KL over `voxels` (nnU-Net's cross entropy) or over all `elements`, that is voxels and channels.
+            the target itself. nnU-Net's linear Dice is highest for a mask: 1 for each voxel with a target above half
+            of the present Dice, else 0. It lets unsure pseudo-masks grow; the squared one leaves them too small.
+        average: KL over `voxels` (nnU-Net's cross entropy) or over all `elements` (voxels and channels).
         smooth: added to numerator and denominator of the Dice.
-        ranks: the processes that share a batch; the value is the joint batch's on each of them.
+        ranks: the processes with parts of the batch; each gets the value of the joint batch.
     """
 
     regions: bool = False
@@ -50,11 +50,11 @@ class SoftTargetLoss:
         return self._mean(divergence, target.mask) - self._dice(prediction, target)
 
     def _mean(self, divergence: Tensor, mask: Tensor | None) -> Tensor:
-        """Average `(B, K, ...)` over the voxels that count."""
+        """Average `(B, K, ...)` over the unmasked voxels."""
         if mask is None:
             voxels = self._total_count(divergence) / divergence.shape[1]
             total = self.ranks.total(divergence.sum()) / voxels
-            # nnU-Net averages the BCE over regions too, but only where there is no ignore label
+            # nnU-Net averages the BCE over regions too, but only without an ignore label
             return total / divergence.shape[1] if self.regions or self.average == "elements" else total
         total = self.ranks.total((divergence * mask).sum()) / self.ranks.total(mask.sum()).clamp_min(1e-8)
         return total / divergence.shape[1] if self.average == "elements" else total

@@ -1,9 +1,9 @@
-"""Several processes that train on one batch together, each on its part of the samples.
+"""Several processes train on one batch together, each on its part of the samples.
 
 Each rank computes the loss of the joint batch from sums over all ranks, but differentiates its own part alone. The sum
-of all ranks' gradients is then the gradient of the joint loss, whatever the parts' sizes, and with terms that couple
-the samples too (batch Dice). torch's DistributedDataParallel averages gradients instead, which is wrong for unequal
-parts; it also wants every forward pass to go through it, which recomputed slices and two passes a step do not.
+of all ranks' gradients is then the gradient of the joint loss. This holds for parts of any size, and for terms across
+samples too (batch Dice). torch's DistributedDataParallel averages gradients instead: wrong for unequal parts. It also
+wants every forward pass to go through it, but recomputed slices and two passes a step do not.
 """
 
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ class Ranks:
 
     Args:
         group: their process group; None: this process is alone.
-        device: where flags are exchanged; NCCL can do so on the GPU only.
+        device: for the exchange of flags; NCCL can do so on the GPU only.
     """
 
     group: dist.ProcessGroup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, of which only this rank's part has a gradient."""
+        """The sum over all ranks; only this rank's part has a gradient."""
         return value if self.group is None else cast(Tensor, _Total.apply(value, self.group))
 
     def any(self, flag: bool) -> bool:
@@ -73,7 +73,7 @@ ALONE = Ranks()
 
 
 def _flattened(tensors: Iterable[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
-    """All tensors of one type in one vector, for one exchange instead of hundreds, with the tensors it is made of."""
+    """A vector of all tensors of each type, and these tensors: one exchange instead of hundreds."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault(tensor.dtype, []).append(tensor)

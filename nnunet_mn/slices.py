@@ -1,4 +1,4 @@
-"""A volume as a stack of slices along its first axis, and a 2D network that works on volumes."""
+"""A volume as a stack of slices along its first axis, and a 2D network for volumes."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,12 +11,12 @@ PIXELS_PER_FORWARD = 2**20  # activations of a few GB for the encoders we know
 
 
 class SliceNetwork(Protocol):
-    """What a 2D network must offer: `(N, C, H, W)` -> logits `(N, K, H, W)`, and its input size."""
+    """The interface of a 2D network: `(N, C, H, W)` -> logits `(N, K, H, W)`, and its input size."""
 
     def __call__(self, slices: Tensor) -> Tensor: ...
 
     def input_pixels(self, height: int, width: int) -> int:
-        """Pixels a slice of `height` x `width` has where the encoder sees it."""
+        """Pixels at the encoder's input for a slice of `height` x `width` voxels."""
         ...
 
 
@@ -31,7 +31,7 @@ def slices_to_volume(slices: Tensor, batch_size: int) -> Tensor:
 
 
 def along_axis(volume: Tensor, axis: int) -> Tensor:
-    """See a volume along another spatial axis, 0 to 2, which changes places with the first one; its own inverse."""
+    """Swap the first spatial axis of a volume with another one, 0 to 2; its own inverse."""
     return volume.transpose(2, 2 + axis)
 
 
@@ -85,8 +85,8 @@ class SliceWise(nn.Module):
 
     Args:
         network: the 2D network.
-        slices_per_forward: most slices in flight; more of them are worked off chunk after chunk, whose activations
-            are computed again in the backward pass. None: as many as hold 2^20 pixels at the encoder's input.
+        slices_per_forward: most slices in flight; more of them are worked off chunk after chunk, and the backward
+            pass computes their activations again. None: as many as hold 2^20 pixels at the encoder's input.
     """
 
     def __init__(self, network: SliceNetwork, *, slices_per_forward: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Masks and pseudo-masks as the soft targets that both networks learn from."""
+"""Masks and pseudo-masks as soft targets for both networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class SoftTarget(NamedTuple):
 
     Args:
         values: class probabilities, `(B, K, ...)`.
-        mask: 1 where a voxel counts, `(B, 1, ...)`; None where all do.
+        mask: 1 for voxels that count, else 0, `(B, 1, ...)`; None: all count.
     """
 
     values: Tensor
@@ -28,7 +28,7 @@ class LabelSpace:
     Args:
         num_channels: classes with background, or regions; the logits' channels K.
         regions: the channels are overlapping regions (sigmoid) rather than classes (softmax).
-        ignore_label: the value of voxels that must not count, where the dataset has one.
+        ignore_label: the value of voxels that must not count; None: the dataset has none.
     """
 
     num_channels: int
@@ -43,8 +43,8 @@ class LabelSpace:
         """Turn a mask as nnU-Net's loader gives it into a soft target.
 
         Args:
-            target: labels `(B, 1, ...)`, or one channel a region `(B, K, ...)`, with one more for the ignore label
-                if the dataset has one.
+            target: labels `(B, 1, ...)`, or one channel a region `(B, K, ...)`. An ignore label adds a channel to
+                regions.
         """
         if self.regions:
             values = target[:, : self.num_channels].float()
@@ -58,12 +58,12 @@ class LabelSpace:
 
 
 def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarget:
-    """The target of a batch whose first samples are labeled and whose last ones are not.
+    """The target of a batch: labeled samples first, then unlabeled ones.
 
     Args:
         target: the loader's masks of the whole batch, `(B, ...)`; those of unlabeled samples are not looked at.
-        pseudo_mask: the teacher's probabilities for the unlabeled samples, `(n_u, K, ...)`, n_u from 0 to B, at the
-            target's resolution or a finer one, which is brought down by average pooling.
+        pseudo_mask: the teacher's probabilities for the unlabeled samples, `(n_u, K, ...)`, n_u from 0 to B. They
+            have the target's resolution, or a finer one: then they are brought down by average pooling.
         labels: the dataset's labels.
     """
     known = labels.encode(target[: len(target) - len(pseudo_mask)])

@@ -1,4 +1,4 @@
-"""A trained model as a zip for stock nnU-Net, without what only M&N's training needs."""
+"""A trained model as a zip for stock nnU-Net, without the parts for M&N's training alone."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class _Model:
 
     @property
     def folds(self) -> list[Path]:
-        """The folds that were trained to their end."""
+        """The folds with a finished training."""
         return sorted(file.parent for file in self.folder.glob(f"fold_*/{CHECKPOINT}"))
 
 
@@ -85,12 +85,12 @@ def _model(folder: Path) -> _Model:
 
 def _existing(file: Path) -> Path:
     if not file.is_file():
-        raise MNError(f"{file} is missing; run nnUNetv2_train with --val for this fold, which finishes its validation")
+        raise MNError(f"{file} is missing; run nnUNetv2_train with --val for this fold to finish its validation")
     return file
 
 
 def _stage(fold: Path, target: Path) -> Mapping[str, Any]:
-    """Copy what nnU-Net exports of a fold, the checkpoint without its `mn` part, which is returned."""
+    """Copy the files of a fold for nnU-Net's export; take the `mn` part out of the checkpoint and return it."""
     for name in _OF_FOLD:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_existing(fold / name), target / name)
@@ -104,7 +104,7 @@ def _stage(fold: Path, target: Path) -> Mapping[str, Any]:
 
 
 def _stage_common(folder: Path, target: Path) -> None:
-    """Copy what nnU-Net exports of all folds together."""
+    """Copy the files of all folds together for nnU-Net's export."""
     for name in _OF_MODEL:
         shutil.copyfile(_existing(folder / name), target / name)
     for name in ("summary.json", "postprocessing.json", "postprocessing.pkl"):

@@ -1,16 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Write files whole or not at all."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:
-    """Write a text file through a temporary one beside it, so that a kill leaves the old or the new file.
+    """Write a text file through a temporary one beside it; a kill leaves the old or the new file.
 
     Args:
-        file: in a folder that exists.
+        file: in an existing folder.
         text: its whole content.
-        mode: permission bits; None: what a new file gets here.
+        mode: permission bits; None: those of any new file here.
 
     Raises:
         OSError: when it cannot be written; the old file stays, and nothing else.

@@ -1,4 +1,4 @@
-"""What goes wrong in a planning or a training is told to the user last of all, and in a training's main log."""
+"""The last line of a failed command: one sentence for the user, in the training's main log too."""
 
 import functools
 import multiprocessing
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from nnunet_mn.errors import LastWordError, MNError
 
-MOST_TOLD = 4000  # characters: a pipe takes 64 KiB, and a worker with more would wait for a reader
+MOST_TOLD = 4000  # characters; a pipe takes 64 KiB, and beyond it a worker would wait for a reader
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def last_word(method: Method) -> Method:
-    """Let a trainer's or planner's method end nnU-Net's command with an MNError's sentence, without a traceback."""
+    """Wrap a trainer's or planner's method: an MNError ends nnU-Net's command with its sentence, not a traceback."""
 
     @functools.wraps(method)
     def wrapped(owner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -38,7 +38,7 @@ class Failure(NamedTuple):
 
 
 class WorkerFailures:
-    """What loaders' workers, which are other processes, have to say before they end."""
+    """Messages from loaders' workers, sent from their processes before they end."""
 
     def __init__(self) -> None:
         self._queue: Any = multiprocessing.SimpleQueue()
@@ -50,5 +50,8 @@ class WorkerFailures:
         self._queue.put((sentence, told[-MOST_TOLD:]))
 
     def first(self) -> Failure | None:
-        """What was told first; the rest may have been cut off in the middle, which reading would wait for."""
+        """The first message, or None.
+
+        Later ones are not read: one may have been cut off in the middle, and reading would wait for its rest.
+        """
         return None if self._queue.empty() else Failure(*self._queue.get())

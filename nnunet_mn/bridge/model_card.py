@@ -1,4 +1,4 @@
-"""A page about a trained model for whoever gets its zip."""
+"""A page about a trained model, for those who get its zip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ UNKNOWN = "not recorded"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFold:
-    """What a model card says about one fold.
+    """One fold's part of a model card.
 
     Args:
         name: its folder, such as `fold_0`.
         cases: numbers of `labeled`, `unlabeled` and `val` cases; empty if the training did not record them.
         config: the settings of the training.
-        versions: of the packages that it ran with.
+        versions: of the packages in that training.
         dice: mean validation Dice of each class or region, and of the foreground.
         n_validated: cases behind these means.
     """
@@ -42,7 +42,7 @@ def model_card(title: str, folds: Sequence[TrainedFold], *, license: str) -> str
             f"# {title}",
             "",
             "A 3D network of nnU-Net, trained with labeled and unlabeled cases by nnunet-mn (arXiv 2509.15167). It "
-            "runs on stock nnU-Net; the 2D network that took part in the training is not included.",
+            "runs on stock nnU-Net. The 2D network of the training is not included.",
             "",
             "## Data",
             "",
@@ -54,8 +54,8 @@ def model_card(title: str, folds: Sequence[TrainedFold], *, license: str) -> str
             "",
             "## Pretrained 2D network",
             "",
-            f"`{first.config['backbone']}`; license of its weights: {license}. Whether it binds a network that was "
-            f"trained with its pseudo-masks is for the user to judge.",
+            f"`{first.config['backbone']}`; license of its weights: {license}. The 3D network was trained with its "
+            f"pseudo-masks. Does the license bind the 3D network too? The user has to judge.",
             "",
             "## Settings and versions",
             "",

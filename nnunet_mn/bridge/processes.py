@@ -30,12 +30,12 @@ def map_in_processes(
         processes: how many; 1 means this process.
 
     Raises:
-        MNError: when a process was killed. What `work` raises comes through; items not yet begun are then dropped.
+        MNError: when a process was killed. Errors of `work` come through; items not yet begun are then dropped.
     """
     if processes == 1:
         yield from map(work, items)
         return
-    # Spawned, not forked: the parent may have threads (CUDA, ITK) that a forked child would inherit half-way.
+    # Spawned, not forked: a forked child would inherit the parent's threads (CUDA, ITK) half-way.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
         yield from _as_completed(pool, work, iter(items), at_once=2 * processes)
@@ -51,7 +51,7 @@ def map_in_processes(
 def _as_completed(
     pool: ProcessPoolExecutor, work: Callable[[Item], Result], items: Iterator[Item], *, at_once: int
 ) -> Iterator[Result]:
-    """Keep a bounded number of items in flight, so that memory does not grow with their number."""
+    """Keep a bounded number of items in flight, and with it the memory."""
     pending: set[Future[Result]] = {pool.submit(work, item) for item in itertools.islice(items, at_once)}
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -61,7 +61,7 @@ def _as_completed(
 
 
 def _start_worker() -> None:
-    """One thread per worker, and an end with the parent: a worker waits for work forever when the parent is killed."""
+    """One thread per worker, and an end with the parent: else it would wait for work of a killed parent forever."""
     torch.set_num_threads(1)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     parent = multiprocessing.parent_process()

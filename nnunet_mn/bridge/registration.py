@@ -1,7 +1,7 @@
 """Make nnU-Net find the plug-in: a small marked module inside the installed nnunetv2 package.
 
-nnU-Net imports every module of a folder on its way to a class, so what is written there must never harm it: the
-plug-in is imported only when one of its own names is asked for (PEP 562).
+nnU-Net imports every module of a folder on its way to a class, so our module must never harm it. It imports the
+plug-in only when one of the plug-in's own names is asked for (PEP 562).
 """
 
 import importlib
@@ -19,7 +19,7 @@ from nnunet_mn.errors import MNError
 
 
 class Hook(NamedTuple):
-    """Some classes of the plug-in and the file that leads nnU-Net to them."""
+    """Some classes of the plug-in, and the file where nnU-Net finds them."""
 
     file: str  # relative to the nnunetv2 package
     module: str
@@ -72,10 +72,10 @@ def __getattr__(name):
 
 
 def register(package: Path | None = None) -> list[Path]:
-    """Write the files through which nnU-Net finds the plug-in; those that are up to date are left alone.
+    """Write the files through which nnU-Net finds the plug-in; files that are up to date are left alone.
 
     Args:
-        package: folder of the nnunetv2 package; None: the one that Python imports here.
+        package: folder of the nnunetv2 package; None: the installed one.
 
     Returns:
         The registered files.
@@ -103,13 +103,13 @@ def unregister(package: Path | None = None) -> list[Path]:
     """Remove the registered files and their bytecode.
 
     Args:
-        package: folder of the nnunetv2 package; None: the one that Python imports here.
+        package: folder of the nnunetv2 package; None: the installed one.
 
     Returns:
         The removed files.
 
     Raises:
-        MNError: when nnunetv2 is missing, its folder is read-only, or a file of that name does not carry the mark.
+        MNError: when nnunetv2 is missing, its folder is read-only, or such a file does not carry the mark.
     """
     package = package or nnunet_package()
     for hook in HOOKS:
@@ -123,23 +123,23 @@ def unregister(package: Path | None = None) -> list[Path]:
 
 
 def registered_files(package: Path | None = None) -> list[Path]:
-    """The files of ours that lie in the nnunetv2 package now, up to date or not."""
+    """Our files in the nnunetv2 package now, up to date or not."""
     package = package or nnunet_package()
     return [package / hook.file for hook in HOOKS if _is_ours(package / hook.file)]
 
 
 def trainers_path() -> Path:
-    """The folder for `nnUNet_extTrainer`, where nnunetv2 >= 2.8 looks for trainers that it does not hold itself."""
+    """The folder for `nnUNet_extTrainer`: nnunetv2 >= 2.8 looks there for trainers besides its own."""
     return _folder("nnunet_mn.trainers")
 
 
 def nnunet_package() -> Path:
-    """The folder of the nnunetv2 package that Python imports here, found without importing it."""
+    """The folder of the installed nnunetv2 package, found without importing it."""
     return _folder("nnunetv2")
 
 
 def hook_source(hook: Hook) -> str:
-    """The text of the file that leads nnU-Net to the classes of one hook."""
+    """The text of one hook's file."""
     return _TEMPLATE.format(mark=MARK, module=hook.module, names=hook.names)
 
 
@@ -167,7 +167,7 @@ def _remove(file: Path) -> None:
 
 @contextmanager
 def _changing(package: Path) -> Iterator[None]:
-    """Say what to do instead where the package cannot be changed."""
+    """Turn a refusal to write into an MNError with the remedy."""
     try:
         yield
     except OSError as error:

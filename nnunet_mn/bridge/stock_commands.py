@@ -21,11 +21,11 @@ def run_stock(
     Args:
         command: the name of a console script of this Python environment, and its arguments; no shell sees them.
         environment: all variables of the child.
-        log: file that takes what the command prints.
+        log: file for the output of the command.
         on_line: called with every line as it comes; a progress bar's carriage return ends a line too.
 
     Returns:
-        Seconds that it took.
+        Its seconds.
 
     Raises:
         MNError: when the command is missing, or fails; with the log's path and last line.
@@ -55,13 +55,13 @@ def run_stock(
 
 
 def epoch_begun(line: str) -> int | None:
-    """The epoch, from 0, that nnU-Net's log line says has begun, if it is such a line."""
+    """The number of the epoch, from 0, if this line of nnU-Net's log announces one; else None."""
     found = _EPOCH.search(line)
     return int(found[1]) if found else None
 
 
 def _script(name: str) -> str:
-    """The console script beside this Python, so that it works without activating the environment; else on the path."""
+    """The console script beside this Python, for environments that are not activated; else the one on the path."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:

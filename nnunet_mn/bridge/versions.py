@@ -1,4 +1,4 @@
-"""Which nnunetv2 is installed and whether the plug-in supports it."""
+"""The installed version of nnunetv2, and the versions that the plug-in supports."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -24,7 +24,7 @@ def nnunet_version() -> Version:
 
 
 def supported_range() -> SpecifierSet:
-    """The versions of nnunetv2 that the plug-in was checked with, as its own metadata state them."""
+    """The supported versions of nnunetv2, from the plug-in's own metadata. Each was checked."""
     return _requirement().specifier
 
 
@@ -41,7 +41,7 @@ def check_nnunet_version() -> Version:
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of the plug-in and of the packages that decide what a checkpoint means."""
+    """The versions of the plug-in and of the packages behind a checkpoint."""
     return {name: version(name) for name in ("nnunet-mn", "nnunetv2", "torch", "transformers", "peft", "timm")}
 
 

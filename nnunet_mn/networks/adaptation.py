@@ -1,4 +1,4 @@
-"""Which of a backbone's weights are trained, and which of its layers never leave evaluation mode."""
+"""The adaptation of a backbone: its trained weights, and its layers that stay in evaluation mode."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -23,14 +23,14 @@ def is_convolutional(backbone: Backbone) -> bool:
 
 
 def chosen_adaptation(config: MNConfig, backbone: Backbone) -> Adaptation:
-    """What `auto` means for a backbone: LoRA for transformers, all weights for convolutional networks."""
+    """The meaning of `auto` for a backbone: LoRA for transformers, all weights for convolutional networks."""
     if config.adaptation != "auto":
         return config.adaptation
     return "full" if is_convolutional(backbone) else "lora"
 
 
 def adapt(backbone: Backbone, config: MNConfig) -> Adaptation:
-    """Decide for each of a backbone's weights whether it is trained, and insert LoRA where it is asked for.
+    """Freeze the backbone's weights that are not trained, and insert LoRA if the settings ask for it.
 
     Under `lora` the encoder's norms and biases are trained too, and of a pretrained decode head the biases alone, as
     in the reference. Under `frozen` a decode head is trained, as every head is.
@@ -42,7 +42,7 @@ def adapt(backbone: Backbone, config: MNConfig) -> Adaptation:
         beside = list(_trained_beside_lora(backbone))
         backbone.requires_grad_(False)
         insert_lora(backbone.encoder, config)
-        for parameter in beside:  # afterwards, since peft freezes all that is not its own
+        for parameter in beside:  # afterwards, since peft freezes all but its own
             parameter.requires_grad_(True)
     elif adaptation == "frozen":
         backbone.encoder.requires_grad_(False)
@@ -62,7 +62,7 @@ def _is_of_norm(module: nn.Module, parameter: str) -> bool:
 
 
 def keep_still(backbone: Backbone, adaptation: Adaptation, *, batch_statistics: BatchStatistics = "frozen") -> None:
-    """After `train()`: put back into evaluation mode what must not change."""
+    """After `train()`: put the layers that must not change back into evaluation mode."""
     if adaptation == "frozen":
         backbone.encoder.eval()
     if batch_statistics == "frozen":

@@ -1,4 +1,4 @@
-"""From the channels and intensities of a medical image to the three-channel images that backbones were trained on."""
+"""From the channels and intensities of a medical image to the three-channel images of natural pretraining."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ PIXEL_MEAN, PIXEL_STD = 0.449, 0.226
 def to_pixels(intensities: Tensor) -> Tensor:
     """Map nnU-Net's normalized intensities to the range of pixels in natural images.
 
-    Zero mean and unit deviation become the mean and the deviation of natural images; what would be darker than
-    black or brighter than white is clipped, as it is in a photograph.
+    Zero mean and unit deviation become the mean and the deviation of natural images. Values below black or above
+    white are clipped, as in a photograph.
 
     Args:
         intensities: of any shape, z-scored or otherwise of about zero mean and unit deviation.
@@ -24,7 +24,7 @@ def to_pixels(intensities: Tensor) -> Tensor:
 class ChannelAdapter(nn.Module):
     """Slices of C channels -> images of three channels, normalized as the backbone's training images were.
 
-    A learned 1x1 convolution, which starts as the mean over the channels, three times: a single channel is repeated
+    A learned 1x1 convolution. It starts as the mean over the channels, three times: a single channel is repeated
     exactly, and pretrained features are in range from the first step.
 
     Args:

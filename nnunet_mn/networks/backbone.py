@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from nnunet_mn.networks.geometry import Geometry, Shape
 from nnunet_mn.networks.registry import Kind
 
-_PROBE = 64  # pixels a side of the image by which a backbone's feature maps are measured
+_PROBE = 64  # pixels a side of the image for measuring feature maps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a backbone besides its weights.
+    """The facts about a backbone besides its weights.
 
     Args:
         name: as the user wrote it.
         license: of its weights.
-        kind: transformer or convolutional; None where it follows from its layers.
+        kind: transformer or convolutional; None: its layers decide.
         mean, std: of the pixels it was trained on, on a scale from 0 to 1, per channel.
         patch: pixels; both sides of its input must be multiples of it.
         shape: of its input.
@@ -42,7 +42,7 @@ class Backbone(nn.Module, ABC):
 
     Args:
         model: the library's module.
-        facts: what is known of it.
+        facts: its name, license and input.
     """
 
     def __init__(self, model: nn.Module, facts: Facts) -> None:
@@ -57,7 +57,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def encoder(self) -> nn.Module:
-        """The part that was pretrained on natural images, without a decode head."""
+        """The part pretrained on natural images, without a decode head."""
 
     @property
     def is_decoded(self) -> bool:
@@ -79,7 +79,7 @@ class Measured:
 
 
 def accepted_shape(model: Any, *, patch: int, image_size: int | None) -> Shape:
-    """Find out which sizes of images a model takes, by trying: the libraries do not say.
+    """Find out by trying what sizes of images a model takes: the libraries do not say.
 
     Args:
         model: images to anything, in evaluation mode.
@@ -96,7 +96,7 @@ def _runs(model: Any, height: int, width: int) -> bool:
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, height, width))
-    except (RuntimeError, ValueError):  # what the models raise for a size that they do not take
+    except (RuntimeError, ValueError):  # raised by the models for a wrong size
         return False
     return True
 
@@ -106,13 +106,13 @@ def _probe_side(patch: int) -> int:
 
 
 def probe_image(facts: Facts) -> Tensor:
-    """A black image of a size that a backbone takes, to see what it does."""
+    """A black image of a size that a backbone takes."""
     side = facts.shape if isinstance(facts.shape, int) else _probe_side(facts.patch)
     return torch.zeros(1, 3, side, side)
 
 
 def measure(backbone: Backbone) -> Measured:
-    """Run a backbone once to see what its feature maps are like."""
+    """Run a backbone once and measure its feature maps."""
     image = probe_image(backbone.facts)
     backbone.eval()
     with torch.no_grad():

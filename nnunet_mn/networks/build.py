@@ -19,7 +19,7 @@ from nnunet_mn.networks.registry import ENTRIES, find
 def build_network_2d(
     config: MNConfig, *, in_channels: int, num_classes: int, batch_statistics: BatchStatistics = "frozen"
 ) -> Network2D:
-    """Build the 2D network that the settings name, with its pretrained weights.
+    """Build the 2D network of the settings, with its pretrained weights.
 
     Args:
         config: its backbone and adaptation.
@@ -51,7 +51,7 @@ def build_network_2d(
 
 
 def load_backbone(config: MNConfig) -> Backbone:
-    """The backbone that the settings name, with its pretrained weights."""
+    """The backbone of the settings, with its pretrained weights."""
     name = config.backbone
     entry = find(name)
     source = entry.source if entry is not None else name
@@ -82,7 +82,7 @@ def _build_head(backbone: Backbone, measured: Measured, *, in_channels: int, num
 
 
 def _freeze_unused(network: Network2D, in_channels: int) -> None:
-    """Freeze parameters that no logit depends on, such as a last norm: distributed training refuses them."""
+    """Freeze parameters without effect on any logit, such as a last norm: distributed training refuses them."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
     with torch.enable_grad():

@@ -21,7 +21,7 @@ Name = Annotated[str, typer.Argument(help="A name from the list, a Hugging Face 
 
 @app.command("list", epilog="Example: nnunet-mn weights list")
 def list_() -> None:
-    """Show the backbones known by name, with their licenses, and whether their weights are on this machine."""
+    """Show the known backbones, their licenses, and whether their weights are on this machine."""
     table = Table("name", "source", "M parameters", "pretrained on", "license", "here")
     for entry, is_here in list_backbones():
         table.add_row(
@@ -40,7 +40,7 @@ def fetch(
     name: Name,
     to: Annotated[Path | None, typer.Option(help="A folder; the Hugging Face cache if not given.")] = None,
 ) -> None:
-    """Download weights where there is a network, and say what to export where there is none."""
+    """Download weights, and print the variables to export on a machine without a network."""
     files, exports = fetch_backbone(name, to=to)
     for file in files:
         typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")

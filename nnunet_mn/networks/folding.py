@@ -1,4 +1,4 @@
-"""Convolutions that include the batch norm after them, which alone would cost a pass over the activations."""
+"""Convolutions that include the batch norm after them: one pass over the activations is saved."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_SAME = "Conv2dSame"  # timm's convolution with TensorFlow's padding, which depends on the size of the input
+_SAME = "Conv2dSame"  # timm's convolution with TensorFlow's padding: it depends on the size of the input
 
 
 class NormedConv(nn.Module):
@@ -45,7 +45,7 @@ class NormedConv(nn.Module):
 
 
 def _pad_same(maps: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Zeros around maps so that a convolution returns ceil(size / stride) cells, the odd one at the end."""
+    """Add zeros around maps: a convolution then returns ceil(size / stride) cells. An odd zero goes to the end."""
     pads: list[int] = []
     for size, kernel, stride, dilation in zip(
         maps.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], conv.dilation[::-1], strict=True
@@ -56,11 +56,11 @@ def _pad_same(maps: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def fold_norms(model: nn.Module, image: Tensor) -> None:
-    """Join every convolution with the batch norm that directly follows it, in place; outputs stay the same.
+    """Join every convolution with the batch norm directly after it, in place; outputs stay the same.
 
     Args:
         model: images to anything, in evaluation mode.
-        image: (1, 3, H, W), of any content; which norm follows which convolution is seen from one pass.
+        image: (1, 3, H, W), of any content; one pass with it shows the order of the layers.
     """
     names = {module: name for name, module in model.named_modules()}
     for conv, norm in _follow(model, image):
@@ -69,7 +69,7 @@ def fold_norms(model: nn.Module, image: Tensor) -> None:
 
 
 def _follow(model: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Pairs of a convolution and a batch norm whose input is its output, each used once."""
+    """Pairs of a convolution and the batch norm that takes its output, each used once."""
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
     hooks = []
@@ -89,7 +89,7 @@ def _follow(model: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNo
 
 
 def _plain(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """The same batch norm without what a library has added, which `_rest` keeps."""
+    """The same batch norm without additions of a library; `_rest` keeps those."""
     plain = nn.BatchNorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum)
     plain.weight, plain.bias = norm.weight, norm.bias
     plain.running_mean, plain.running_var = norm.running_mean, norm.running_var
@@ -98,7 +98,7 @@ def _plain(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:
-    """What is left of a batch norm: timm's contains the activation."""
+    """The rest of a batch norm: timm's contains the activation."""
     activation = getattr(norm, "act", None)
     return activation if isinstance(activation, nn.Module) else nn.Identity()
 

@@ -1,4 +1,4 @@
-"""The size at which a backbone sees a slice: padded to whole blocks, and each block enlarged by one exact factor."""
+"""The size of a slice at a backbone's input: padded to whole blocks, each block enlarged by one exact factor."""
 
 from dataclasses import dataclass
 from math import ceil, floor
@@ -15,7 +15,7 @@ SHORTEST_SIDE = 64  # pixels at the encoder's input, at least: the deepest of fi
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What a backbone asks of the size of its input.
+    """A backbone's demands on the size of its input.
 
     Args:
         stride: pixels a side per cell of its finest feature map.
@@ -38,7 +38,7 @@ class Geometry:
         return (blocks[0] * voxels, blocks[1] * voxels), (blocks[0] * pixels, blocks[1] * pixels)
 
     def _scale(self, short: int) -> tuple[int, int]:
-        """How many voxels become how many pixels, so that a padded slice is enlarged by exactly their ratio."""
+        """Voxels and the pixels made of them; a padded slice is enlarged by exactly their ratio."""
         voxels = min(self.block, VOXELS_PER_CELL * self.block / self.stride, self.block * short / SHORTEST_SIDE)
         if voxels >= 1:
             return floor(voxels), self.block

@@ -1,4 +1,4 @@
-"""What turns a backbone's features and the slice itself into logits."""
+"""Heads: a backbone's features and the slice itself -> logits."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH = 64  # channels to which each feature map is projected; the pilot's, enough for the few classes of a dataset
+WIDTH = 64  # channels of each projected feature map; the pilot's, enough for the few classes of a dataset
 LOGIT_SCALE = 4  # Adam moves a weight by its rate, whatever the gradient: at 1, logits of few inputs grow too slowly
 
 
@@ -14,8 +14,8 @@ class FeatureHead(nn.Module):
     """Features at several strides and the slice -> logits of the slice's size.
 
     In the style of SegFormer's all-MLP head (Xie et al., NeurIPS 2021, section 3.2): every map is projected to the
-    same width, resized to the finest, and all are fused. Joined with the slice, whose detail a pretrained encoder
-    has lost at its finest stride, they are doubled in resolution by a transposed convolution. Two departures, each
+    same width, resized to the finest, and all are fused. Then they are joined with the slice: a pretrained encoder
+    has lost its detail at the finest stride. A transposed convolution doubles the resolution. Two departures, each
     measured on hippocampus MRI with a frozen EfficientNet-Lite0, 4 volumes and 100 updates: a 3x3 convolution after
     the fusion (Dice 0.77 against 0.73), and the norm after the doubling (0.70 against 0.00).
 
@@ -58,11 +58,11 @@ class FusedHead(nn.Module):
     """The fused features of a pretrained decode head and the slice -> logits of the slice's size.
 
     As in the reference: both are joined at the features' stride and one transposed convolution leads back to pixels
-    (Yeung et al., MLMI 2025). Where the slice was enlarged for the backbone, the pixels of a voxel are averaged.
+    (Yeung et al., MLMI 2025). If the slice was enlarged for the backbone, the pixels of a voxel are averaged.
 
     Args:
         channels: of the fused features.
-        stride: pixels per cell of the fused features, which is the size of the transposed convolution's kernel.
+        stride: pixels per cell of the fused features, and the size of the transposed convolution's kernel.
         in_channels: C of the slices.
         num_classes: K.
     """
@@ -79,14 +79,14 @@ class FusedHead(nn.Module):
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, and for free where the size is right already."""
+    """Resize maps bilinearly; free if the size is right already."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _average(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """The mean of what each cell of a smaller map covers, and for free where the size is right already."""
+    """Shrink maps by the mean over each cell; free if the size is right already."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return functional.adaptive_avg_pool2d(maps, (size[0], size[1]))

@@ -1,4 +1,4 @@
-"""Where a model's files are on this machine, and how they get here: the Hugging Face cache or a local folder."""
+"""The files of a model on this machine, in the Hugging Face cache or a local folder, and their download."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def model_folder(source: str, *, name: str) -> Path:
 
     Args:
         source: a local folder or a Hugging Face id.
-        name: what the user called it, for messages.
+        name: the user's name of it, for messages.
 
     Raises:
         MNError: when they are not here and cannot be fetched, or are damaged.
@@ -36,7 +36,7 @@ def model_folder(source: str, *, name: str) -> Path:
         if not (folder / CONFIG).is_file() or not weight_files(folder):
             raise MNError(
                 f"The folder {folder} holds no model that save_pretrained wrote ({CONFIG} and model.safetensors); "
-                "name one that does"
+                "name another folder"
             )
     else:
         folder = cached_folder(source) or fetch(source, name=name)
@@ -46,7 +46,7 @@ def model_folder(source: str, *, name: str) -> Path:
 
 
 def cached_folder(source: str) -> Path | None:
-    """The folder in the cache that holds a Hugging Face model whole, or None; opens no connection."""
+    """The folder of a complete Hugging Face model in the cache, or None; opens no connection."""
     try:
         config = try_to_load_from_cache(source, CONFIG)
     except HFValidationError:
@@ -63,7 +63,7 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
 
     Args:
         source: a Hugging Face id.
-        name: what the user called it, for messages.
+        name: the user's name of it, for messages.
         to: a folder; None means the Hugging Face cache.
 
     Raises:
@@ -85,7 +85,7 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights, in their preferred format; empty if there are none."""
+    """The files of a model's weights, in their preferred format; empty if there are none."""
     names = (name for single, index, _ in _WEIGHTS for name in (single, index))
     best = next((folder / name for name in names if (folder / name).is_file()), None)
     if best is None:
@@ -97,7 +97,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a truncated weight file, or one that holds more than tensors, before a library opens it."""
+    """Refuse a truncated weight file, or one with more than tensors in it, before a library opens it."""
     if path.suffix != ".safetensors" or not path.is_file():
         read_tensors(path)
         return

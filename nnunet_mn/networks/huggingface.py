@@ -1,4 +1,4 @@
-"""Backbones from transformers: segmentation models with their decode head, and encoders that AutoBackbone loads."""
+"""Backbones from transformers: segmentation models with their decode head, and encoders as AutoBackbone loads them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ from nnunet_mn.networks.hub import image_statistics, model_folder
 from nnunet_mn.networks.registry import find, license_of
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PLAIN_STAGES = 6  # more stages than this are the layers of a plain transformer, of which four are taken
+_PLAIN_STAGES = 6  # more stages than this are the layers of a plain transformer; four of them are taken
 _SEGMENTER = "ForSemanticSegmentation"
-# The norms that AutoBackbone adds to the outputs of its stages exist in no checkpoint of a classifier.
+# AutoBackbone adds norms to the outputs of its stages; no checkpoint of a classifier has them.
 _NEW_IN_BACKBONES = "hidden_states_norms."
 
 
 class Encoder(Backbone):
-    """A backbone of transformers, which returns the feature maps of its stages."""
+    """A backbone of transformers: images -> the feature maps of its stages."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.model(images).feature_maps)
@@ -35,7 +35,7 @@ class Encoder(Backbone):
 
 
 class Segmenter(Backbone):
-    """A segmentation model of transformers, which returns what its decode head gave to its classifier."""
+    """A segmentation model of transformers: images -> the input of its classifier, made by its decode head."""
 
     def __init__(self, model: nn.Module, facts: Facts) -> None:
         super().__init__(model, facts)
@@ -58,7 +58,7 @@ class Segmenter(Backbone):
 
 
 class _Tap(nn.Module):
-    """Stands where a classifier stood and keeps what that would have seen."""
+    """Takes the place of a classifier and keeps its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class _Tap(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         self._seen = features
-        return features[:, :1]  # the model goes on with one channel, which costs it next to nothing
+        return features[:, :1]  # the model goes on with one channel, nearly for free
 
     def take(self) -> Tensor:
-        """The features, which are forgotten here."""
+        """The features; this object forgets them."""
         features, self._seen = self._seen, None
         if features is None:
             raise RuntimeError("the segmentation model did not reach its classifier")
@@ -80,11 +80,11 @@ def load_huggingface(name: str, *, dropout: bool) -> Backbone:
     """Load a model of the hub, of its cache or of a local folder.
 
     Args:
-        name: of the registry, a Hugging Face id, or a folder that save_pretrained wrote.
+        name: of the registry, a Hugging Face id, or a folder written by save_pretrained.
         dropout: whether the model's own dropout and drop path stay on in training.
 
     Raises:
-        MNError: when its files are not here, damaged, or of a kind of model that has no feature maps.
+        MNError: when its files are missing or damaged, or its kind of model has no feature maps.
     """
     entry = find(name)
     source = entry.source if entry is not None else name
@@ -97,8 +97,8 @@ def load_huggingface(name: str, *, dropout: bool) -> Backbone:
     mapping = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING if is_segmenter else MODEL_FOR_BACKBONE_MAPPING
     if type(config) not in mapping:
         raise MNError(
-            f"'{name}' is a '{config.model_type}', which is neither a model for semantic segmentation nor a backbone "
-            "with feature maps in transformers; use one such as SegFormer, UperNet, DINOv2, Swin or ConvNeXt"
+            f"'{name}' is a '{config.model_type}', neither a model for semantic segmentation nor a backbone with "
+            "feature maps in transformers; use one such as SegFormer, UperNet, DINOv2, Swin or ConvNeXt"
         )
     if is_segmenter:
         config.use_auxiliary_head = False  # it serves the pretraining only
@@ -125,7 +125,7 @@ def _read_config(folder: Path) -> Any:
     except (ValueError, KeyError, OSError) as error:
         raise MNError(
             f"transformers cannot read the configuration in {folder} ({str(error).partition(chr(10))[0]}); "
-            "name a model that it knows without code of others"
+            "name a model of transformers itself, one without code of others"
         ) from error
 
 
@@ -138,9 +138,9 @@ def _ask_for_stages(config: Any) -> None:
 
 
 def _load(model_class: Any, folder: Path, config: Any) -> nn.Module:
-    """Let transformers load weights whose files have been checked; every tensor must come from them.
+    """Let transformers load weights from checked files; every tensor must come from them.
 
-    Its own reading is restricted to tensors too (`weights_only`, its default since 4.41, where it was no argument).
+    Its own reading is restricted to tensors too: `weights_only` is its default since 4.41, but no argument there.
     """
     try:
         with _quietly():
@@ -159,7 +159,7 @@ def _load(model_class: Any, folder: Path, config: Any) -> nn.Module:
     if missing:
         raise MNError(
             f"The weights in {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
-            "name a model whose weights are complete"
+            "name a model with complete weights"
         )
     loaded: nn.Module = model
     return loaded
@@ -167,7 +167,7 @@ def _load(model_class: Any, folder: Path, config: Any) -> nn.Module:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep transformers from reporting the classifier and auxiliary head that are left out on purpose."""
+    """Keep transformers silent about the classifier and auxiliary head: they are left out on purpose."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -179,7 +179,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _switch_off_dropout(config: Any) -> None:
-    """Set every dropout and drop-path rate to 0, so that a student's pass is the teacher's too."""
+    """Set every dropout and drop-path rate to 0: a student's pass is then the teacher's too."""
     for key, value in list(vars(config).items()):
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
@@ -188,13 +188,13 @@ def _switch_off_dropout(config: Any) -> None:
 
 
 def _size(config: Any, field: str) -> int | None:
-    """A size in pixels that the configuration of a model or of its backbone states; None if neither does."""
+    """A size in pixels from the configuration of a model or of its backbone; None if neither has it."""
     size = getattr(config, field, None) or getattr(getattr(config, "backbone_config", None), field, None)
     return max(size) if isinstance(size, (tuple, list)) else size
 
 
 def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
-    """Put a tap in place of the convolution that runs last, which is the classifier in every segmentation model."""
+    """Put a tap in place of the layer that runs last: in every segmentation model, the classifier."""
     ran: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))

@@ -1,4 +1,4 @@
-"""Which backbones' weights are on this machine, fetching them, and trying them out."""
+"""Backbones' weights: list those on this machine, fetch them, and try them out."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ _SLICE = (1, 1, 64, 64)  # of the trial pass
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What a trial of a backbone showed.
+    """The result of a trial of a backbone.
 
     Args:
         description: its name, size, trained share and license.
@@ -36,7 +36,7 @@ class Checked:
 
 
 def list_backbones() -> list[tuple[Entry, bool]]:
-    """Every backbone that M&N knows by name, and whether its weights are on this machine; opens no connection."""
+    """Every backbone with a name, and whether its weights are on this machine; opens no connection."""
     return [(entry, is_here(entry.source)) for entry in ENTRIES]
 
 
@@ -55,7 +55,7 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
         to: a folder; None means the Hugging Face cache.
 
     Returns:
-        The weight files, and what to export where the training runs.
+        The weight files, and the variables to export for a training.
 
     Raises:
         MNError: when the weights are embedded, or cannot be fetched.
@@ -72,7 +72,7 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
 
 
 def _hub_id(source: str) -> str:
-    """The Hugging Face id that a source stands for."""
+    """The Hugging Face id of a source."""
     if not source.startswith(_TIMM):
         return source
     from nnunet_mn.networks.timm_backbones import hub_id_of  # timm takes seconds to import
@@ -81,7 +81,7 @@ def _hub_id(source: str) -> str:
 
 
 def _exports(source: str, folder: Path, *, is_cache: bool) -> str:
-    """The environment variables that make a training find fetched weights without a network."""
+    """A line of shell: with it a training finds the fetched weights without a network."""
     if is_cache:
         hub = folder.parents[2]  # .../hub/models--<owner>--<name>/snapshots/<revision>
         return f"export HF_HUB_CACHE={hub} HF_HUB_OFFLINE=1 nnUNet_mn_backbone={source}"

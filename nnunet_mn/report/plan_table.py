@@ -1,4 +1,4 @@
-"""The table that planning ends with."""
+"""The table at the end of planning."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from nnunet_mn.bridge.planning.cost import CARD, PlanCost
 
 
 def plan_table(costs: Mapping[str, PlanCost], *, target_gib: float, backbone: str) -> Table:
-    """What each configuration takes, one column each.
+    """Memory and time of each configuration, one column each.
 
     Args:
         costs: by configuration; their settings hold the slices in flight.

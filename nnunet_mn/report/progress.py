@@ -1,4 +1,4 @@
-"""`progress_mn.png`: what both networks did, epoch by epoch."""
+"""`progress_mn.png`: the training of both networks, epoch by epoch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

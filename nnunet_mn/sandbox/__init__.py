@@ -1,1 +1,1 @@
-"""What the demo and the benchmarks make: data, small plans, folders, pictures."""
+"""Products of the demo and the benchmarks: data, small plans, folders, pictures."""

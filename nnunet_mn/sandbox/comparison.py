@@ -1,4 +1,4 @@
-"""The picture that sets two models side by side: contours on slices, learning curves, and Dice case by case."""
+"""A picture of two models side by side: contours on slices, learning curves, and Dice case by case."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def plot_comparison(
         classes: names of the foreground classes and their labels.
         slices: one row each: truth, then the models.
         curves: learning curves.
-        curves_label: what they show.
+        curves_label: of their vertical axis.
         case_dice: for each model the Dice of every test case, in one order.
         aspect: height of a pixel over its width.
     """

@@ -1,4 +1,4 @@
-"""The demo's raw nnU-Net dataset: phantoms, few labeled, many unlabeled, and a test set whose labels lie elsewhere."""
+"""The demo's raw nnU-Net dataset of phantoms: few labeled, many unlabeled, and a test set with labels elsewhere."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def write_dataset(dataset: Path, test_labels: Path, *, seed: int, n_unlabeled: i
 
     Args:
         dataset: folder to be made, `nnUNet_raw/DatasetXXX_Name`.
-        test_labels: folder to be made for the test cases' labels, where no training looks.
+        test_labels: folder to be made for the test cases' labels; no training looks there.
         seed: same seed, same voxels; a case does not depend on how many others there are.
         n_unlabeled, n_test: number of cases in `imagesUn` and `imagesTs`.
     """
@@ -55,7 +55,7 @@ def _generator(seed: int, role: str, index: int) -> np.random.Generator:
 
 
 def _write_case(name: str, phantom: Phantom, images: Path, labels: Path | None) -> None:
-    """Write one case's image, and its label where there is a folder for it."""
+    """Write one case's image, and its label if there is a folder for it."""
     _write_volume(phantom.image, images / f"{name}_0000.nii.gz")
     if labels is not None:
         _write_volume(phantom.label, labels / f"{name}.nii.gz")
@@ -69,5 +69,5 @@ def _write_volume(voxels: NDArray[Any], path: Path) -> None:
 
 
 def _dataset_json() -> dict[str, object]:
-    """What nnU-Net wants to know; only labeled cases count as training cases."""
+    """The content of dataset.json; only labeled cases count as training cases."""
     return {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": N_LABELED, "file_ending": ".nii.gz"}

@@ -32,7 +32,7 @@ class Organ:
     head_radius: float
     tail_radius: float
     bend: float  # sideways shift of both ends against the middle
-    split: float  # where the tail ends and the head begins, as a share of the length
+    split: float  # border of tail and head, as a share of the length
 
 
 def make_phantom(rng: np.random.Generator) -> Phantom:
@@ -74,7 +74,7 @@ def organ_distance(organ: Organ, points: Array) -> tuple[Array, Array]:
     along = local[..., 0] / organ.length + 0.5
     inside = np.clip(along, 0, 1)
     across = local[..., 1] - organ.bend * (4 * (inside - 0.5) ** 2 - 0.5)
-    thickening = 1 / (1 + np.exp(-10 * (inside - organ.split)))  # the head starts where the organ swells
+    thickening = 1 / (1 + np.exp(-10 * (inside - organ.split)))  # the organ swells into its head
     radius = organ.tail_radius + (organ.head_radius - organ.tail_radius) * thickening
     past_end = (along - inside) * organ.length
     return along, np.sqrt(past_end**2 + across**2 + (1.25 * local[..., 2]) ** 2) - radius
@@ -112,14 +112,14 @@ def _draw_neighbors(rng: np.random.Generator, points: Array, organ: Organ) -> li
 
 
 def _draw_fluid(rng: np.random.Generator, points: Array, organ: Organ) -> Array:
-    """A dark cavity in the hollow of the bend, the landmark that tells the organ from its neighbors."""
+    """A dark cavity in the hollow of the bend: by this landmark the organ differs from its neighbors."""
     center = organ.center + organ.rotation[1] * (organ.bend * 0.5 + organ.head_radius * rng.uniform(0.8, 1.1))
     radii = np.array([rng.uniform(7, 12), rng.uniform(3, 5), rng.uniform(4, 8)])
     return _ellipsoid(points, center, radii, organ.rotation)
 
 
 def _acquire(rng: np.random.Generator, image: Array) -> Array:
-    """What the scanner adds: contrast, bias field, blur, Rician noise and an arbitrary scale."""
+    """Add the scanner's effects: contrast, bias field, blur, Rician noise and an arbitrary scale."""
     image = np.clip(image, 0, None) ** rng.uniform(0.7, 1.5)
     image = image * np.exp(rng.uniform(0.15, 0.4) * _texture(rng, sigma_mm=35.0))
     image = ndimage.gaussian_filter(image, [0.7 / s for s in SPACING])

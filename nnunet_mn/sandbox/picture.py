@@ -1,4 +1,4 @@
-"""The demo's picture: which slices and curves it shows."""
+"""The demo's picture: its slices and curves."""
 
 import numpy as np
 
@@ -12,8 +12,8 @@ def draw(result: DemoResult, space: Workspace, *, iterations: int) -> None:
     """Write `demo.png`.
 
     Args:
-        result: what was measured.
-        space: where the images and segmentations lie.
+        result: all measurements.
+        space: the folder of the images and segmentations.
         iterations: updates per epoch.
     """
     plot_comparison(
@@ -28,13 +28,13 @@ def draw(result: DemoResult, space: Workspace, *, iterations: int) -> None:
 
 
 def typical_cases(result: DemoResult) -> list[str]:
-    """The test cases at the quartiles of the difference between the models: not the ones that look best."""
+    """The test cases at the quartiles of the difference between the models, not the best-looking ones."""
     ranked = sorted(result.mn.scores, key=lambda case: result.mn.case_dice(case) - result.baseline.case_dice(case))
     return [ranked[round(share * (len(ranked) - 1))] for share in (0.75, 0.5, 0.25)]
 
 
 def _shown(result: DemoResult, space: Workspace, case: str) -> Shown:
-    """The slice of a test case that shows most of the organ."""
+    """The slice of a test case with most of the organ."""
     truth = read_volume(space.test_labels / f"{case}.nii.gz")
     z = int(np.argmax((truth > 0).sum((1, 2))))
     image = read_volume(space.raw / "imagesTs" / f"{case}_0000.nii.gz")

@@ -1,4 +1,4 @@
-"""The demo's numbers: what nnU-Net's evaluation says, surface distances, and the table that shows both models."""
+"""The demo's numbers: nnU-Net's evaluation, surface distances, and a table of both models."""
 
 import json
 import math
@@ -18,7 +18,7 @@ CLASSES = {name: label for name, label in LABELS.items() if label > 0}
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One class of one test case; a distance is NaN where the class was missed altogether."""
+    """One class of one test case; the distance is NaN if the class was missed altogether."""
 
     dice: float
     hd95_mm: float
@@ -26,7 +26,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """What one trainer reached."""
+    """The scores and curves of one trainer."""
 
     name: str
     trainer: str
@@ -39,12 +39,12 @@ class ModelResult:
         return float(np.mean([case[cls].dice for case in self.scores.values()]))
 
     def hd95(self, cls: str) -> float:
-        """Mean distance in mm over the test cases where the class was found."""
+        """Mean distance in mm over the test cases with the class found."""
         found = [case[cls].hd95_mm for case in self.scores.values() if not math.isnan(case[cls].hd95_mm)]
         return float(np.mean(found)) if found else math.nan
 
     def missed(self, cls: str) -> int:
-        """Test cases in which the class was not found at all."""
+        """The number of test cases without any voxel of the class found."""
         return sum(math.isnan(case[cls].hd95_mm) for case in self.scores.values())
 
     def case_dice(self, case: str) -> float:
@@ -59,7 +59,7 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """Everything that the demo measured."""
+    """All measurements of one demo."""
 
     seed: int
     quick: bool
@@ -76,7 +76,7 @@ class DemoResult:
         return self.baseline, self.mn
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, with means, ready for JSON: None for what does not exist."""
+        """All numbers, with means, ready for JSON; NaN becomes None."""
         means = {
             model.name: {
                 "dice": {cls: model.dice(cls) for cls in CLASSES} | {"mean": model.mean_dice},
@@ -90,7 +90,7 @@ class DemoResult:
 
 
 def read_scores(summary: Path, test_labels: Path, predictions: Path) -> dict[str, dict[str, Score]]:
-    """Dice from the file of nnU-Net's evaluation, with the surface distances that it does not compute.
+    """Dice from the file of nnU-Net's evaluation, and surface distances computed here.
 
     Args:
         summary: `summary.json` of `nnUNetv2_evaluate_simple`.
@@ -128,19 +128,19 @@ def results_table(result: DemoResult) -> Table:
 
 
 def verdict(result: DemoResult) -> str:
-    """What the numbers say, whoever won."""
+    """The result in words, whoever won."""
     gain = result.mn.mean_dice - result.baseline.mean_dice
     cases = result.mn.scores
     better = sum(result.mn.case_dice(case) > result.baseline.case_dice(case) for case in cases)
     how = "better" if gain > 0 else "worse"
     comparison = (
-        f"After {result.updates} updates of the same 3D network with {result.n_labeled} labeled volumes, the mean "
-        f"Dice of M&N, which also saw {result.n_unlabeled} unlabeled volumes, is {abs(gain):.3f} {how} "
+        f"Both models: {result.updates} updates of the same 3D network with {result.n_labeled} labeled volumes. M&N "
+        f"also saw {result.n_unlabeled} unlabeled volumes. Its mean Dice is {abs(gain):.3f} {how} "
         f"({better} of {len(cases)} test cases higher)."
     )
     caution = (
-        "Generated data, a small network and a short training with one seed: this shows that everything runs here, "
-        "not what to expect on other data."
+        "The data are generated, the network is small, and the training is short and has one seed. Everything runs "
+        "here: no more is shown. Other data will give other numbers."
     )
     hurried = " With --quick the training is far too short to compare the models." if result.quick else ""
     return f"{comparison} {caution}{hurried}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_mn.errors import MNError
 
-MIN_EDGE = 4  # voxels that a feature map keeps along each axis, as in nnU-Net's planner
+MIN_EDGE = 4  # voxels of a feature map along each axis, at least, as in nnU-Net's planner
 
 
 def small_plans(
@@ -20,7 +20,7 @@ def small_plans(
 ) -> dict[str, Any]:
     """Derive plans with another patch, batch and network for one configuration; everything else stays as planned.
 
-    The preprocessed data of the plans given serve the new ones too, as their `data_identifier` is kept.
+    The new plans use the same preprocessed data: they keep the `data_identifier`.
 
     Args:
         plans: of a U-Net with plain or residual encoder, as nnU-Net's planners write them; left as they are.
@@ -28,10 +28,10 @@ def small_plans(
         patch_size: voxels along each axis, in the order of the plans' `transpose_forward`.
         batch_size: samples per update.
         features: channels of each resolution stage; their number is the number of stages.
-        configuration: the only configuration that the new plans hold.
+        configuration: the only one in the new plans.
 
     Raises:
-        MNError: when the configuration is missing, or the patch is too small or odd for that many stages.
+        MNError: when the configuration is missing, or the patch is too small or odd for so many stages.
     """
     if configuration not in plans["configurations"]:
         raise MNError(
@@ -59,7 +59,7 @@ def topology(
         n_stages: resolution stages; the first one has stride 1.
 
     Raises:
-        MNError: when the patch does not allow that many stages.
+        MNError: when the patch does not allow so many stages.
     """
     spacing, size = list(spacing), list(patch_size)
     strides, kernels = [[1] * len(size)], []
@@ -79,7 +79,7 @@ def topology(
 
 
 def _fit_depth(arch_kwargs: dict[str, Any], *, n_stages: int) -> None:
-    """Give the per-stage counts of blocks the new number of stages, repeating the last one where it grew."""
+    """Shorten the per-stage counts of blocks to the new number of stages, or repeat the last one."""
     lengths = {"n_conv_per_stage": n_stages, "n_blocks_per_stage": n_stages, "n_conv_per_stage_decoder": n_stages - 1}
     for key, length in lengths.items():
         if key in arch_kwargs:

@@ -1,4 +1,4 @@
-"""The demo's folder: what lies where, and what the commands that work in it find in their environment."""
+"""The demo's folder: its paths, and the environment of the commands that work in it."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ class Workspace:
         return self.out / "logs"
 
     def model(self, trainer: str) -> Path:
-        """The folder that nnU-Net trains fold 0 of a trainer in."""
+        """nnU-Net's folder for fold 0 of a trainer."""
         return self.results / f"{trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
 
     def predictions(self, trainer: str) -> Path:
@@ -55,7 +55,7 @@ class Workspace:
         """Make the folder, or clear the previous demo out of it.
 
         Raises:
-            MNError: when it is a file, or holds something that is not a demo's.
+            MNError: when it is a file, or holds anything but a demo's files.
         """
         if self.out.exists() and not self.out.is_dir():
             raise MNError(f"{self.out} is a file; give --out a folder that is empty or new")
@@ -70,11 +70,11 @@ class Workspace:
         self.logs.mkdir()
 
     def environment(self, *, seed: int, epochs: int, iterations: int, val_iterations: int) -> dict[str, str]:
-        """Variables for the children: this process's, but for settings of M&N that would change what the demo shows."""
+        """Variables for the commands: this process's, without its settings of M&N. Those would change the result."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
         settings = {
             "backbone": BACKBONE,
-            "optimizer_3d": "adamw",  # of both models, so that unlabeled images are all that tells them apart
+            "optimizer_3d": "adamw",  # for both models: they differ in nothing but the unlabeled images
             "seed": seed,
             "epochs": epochs,
             "iterations_per_epoch": iterations,
@@ -89,5 +89,5 @@ class Workspace:
             "nnUNet_results": str(self.results.parent),
             "nnUNet_n_proc_DA": str(max(1, min(4, cpu_count() // 2))),  # the other half trains
             "nnUNet_def_n_proc": str(PROCESSES),
-            "nnUNet_compile": "f",  # compiling would take longer than it saves in so short a training
+            "nnUNet_compile": "f",  # compiling would take longer than it saves
         }
