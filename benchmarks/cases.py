@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.manifest import Record, Voxels, look_at, settings_hash, with_content
+from nnunet_mn.bridge.cases.roles import roles_of_fold
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.preprocessing.to_do import survey
@@ -75,16 +77,8 @@ def main() -> int:
         settings = settings_hash(PLANS, PLANS["configurations"]["3d_fullres"], DATASET)
 
         def find() -> tuple[UnlabeledCase, ...]:
-            return find_unlabeled(
-                raw=Path(root) / "raw",
-                unlabeled_folder=folder,
-                dataset_json=DATASET,
-                splits=None,
-                fold=0,
-                labeled=["a"],
-                val=["b"],
-                sources=None,
-            ).cases
+            folders = CaseFolders(raw=Path(root) / "raw", labeled=Path(root) / "data", description=DATASET)
+            return find_unlabeled(folders, roles_of_fold(None, 0, train=["a"], val=["b"]), None).cases
 
         cases = measure("finding", find)
         found = measure("checking against the manifest", lambda: survey(cases, folder, settings))

@@ -142,22 +142,19 @@ def preprocess(
     from nnunet_mn.bridge.preprocessing.run import preprocess_unlabeled
 
     planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
-    found = find_unlabeled_of_all_folds(planned)
+    found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
     for warning in found.warnings:
         typer.echo(warning)
     done = preprocess_unlabeled(
         found.cases,
-        folder=planned.unlabeled_folder,
-        plans_manager=planned.plans_manager,
-        configuration_manager=planned.configuration_manager,
-        dataset_json=planned.dataset_json,
+        planned,
         num_processes=processes,
         num_parts=num_parts,
         part_id=part_id,
         skip_bad=skip_bad,
         log=typer.echo,
     )
-    typer.echo(f"{len(done.names)} unlabeled cases are ready in {planned.unlabeled_folder}")
+    typer.echo(f"{len(done.names)} unlabeled cases are ready in {planned.cases.unlabeled}")
 
 
 @app.command(epilog="Example: nnunet-mn doctor -d 4 -c 3d_fullres")

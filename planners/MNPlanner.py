@@ -18,8 +18,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from rich.console import Console
 
-from nnunet_mn.bridge.cases.dataset import unlabeled_folder
-from nnunet_mn.bridge.cases.sources import n_channels
+from nnunet_mn.bridge.cases.dataset import CaseFolders
+from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.last_word import last_word
 from nnunet_mn.bridge.planning.cost import PlanCost
@@ -83,15 +83,9 @@ class _MNPlanning:
         """Put a fingerprint of our own in place of stock's, whose statistics hold labels of unlabeled cases."""
         processes = min(default_num_processes, cpu_count())  # nnU-Net's 8 take half a minute to start on one CPU
         extractor = MNFingerprintExtractor(self.dataset_name, processes)
-        val = {name for entry in extractor.splits or () for name in entry["val"]}
-        # one fold's labeled case may be another's unlabeled one: planning counts it once, as labeled
-        listed = {name for entry in extractor.splits or () for name in entry.get("unlabeled", ())}
-        found = find_unlabeled(
-            raw=Path(self.raw_dataset_folder), unlabeled_folder=unlabeled_folder(Path(self.plans_identifier)),
-            dataset_json=self.dataset_json, splits=extractor.splits, fold="all",
-            labeled=sorted(set(extractor.dataset) - val - listed), val=sorted((set(extractor.dataset) & val) - listed),
-            sources=sources,
-        )  # fmt: skip
+        raw = Path(self.raw_dataset_folder)
+        folders = CaseFolders(raw=raw, labeled=Path(self.plans_identifier), description=self.dataset_json)
+        found = find_unlabeled(folders, extractor.roles, sources)
         unlabeled = {case.name: case.images for case in found.cases if case.name not in extractor.dataset}
         self.dataset_fingerprint, warnings = fingerprint(extractor, unlabeled)
         self.dataset_json = {**self.dataset_json, "numTraining": len(self.dataset_fingerprint["spacings"])}

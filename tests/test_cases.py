@@ -11,10 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.manifest import ImageFile, Record, append
-from nnunet_mn.bridge.cases.roles import labeled_split
-from nnunet_mn.bridge.cases.splits import read_splits
-from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
+from nnunet_mn.bridge.cases.roles import Roles, roles_in_training, roles_of_all_folds, roles_of_fold
+from nnunet_mn.bridge.cases.sources import SOURCES
+from nnunet_mn.bridge.cases.splits import Split, read_splits
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
+from nnunet_mn.config import UNLABELED_SOURCES
 from nnunet_mn.errors import MNError
 
 DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
@@ -27,9 +30,19 @@ def touch(folder: Path, *names: str, channels: int = 1) -> None:
             (folder / f"{name}_{c:04d}.nii.gz").write_bytes(name.encode())
 
 
-def find(raw: Path | None, unlabeled_folder: Path = Path("nowhere"), **options: Any) -> Any:
-    defaults = {"splits": None, "fold": 0, "labeled": ["a"], "val": ["v"], "sources": None, "dataset_json": DESCRIPTION}
-    return find_unlabeled(raw=raw, unlabeled_folder=unlabeled_folder, **{**defaults, **options})
+def find(
+    raw: Path | None,
+    labeled_folder: Path = Path("nowhere"),
+    *,
+    splits: list[Split] | None = None,
+    fold: int | str = 0,
+    labeled: Any = ("a",),
+    val: Any = ("v",),
+    sources: tuple[str, ...] | None = None,
+    dataset_json: dict[str, Any] = DESCRIPTION,
+) -> Any:
+    folders = CaseFolders(raw=raw, labeled=labeled_folder, description=dataset_json)
+    return find_unlabeled(folders, roles_of_fold(splits, fold, train=labeled, val=val), sources)
 
 
 def names(found: Any) -> list[str]:
@@ -108,30 +121,61 @@ def test_a_case_in_train_and_val_is_only_a_warning_as_in_stock(tmp_path: Path) -
     assert "'val'" in warnings[0]
 
 
-# ---- stock split -> labeled split
+# ---- stock split -> roles
+
+
+def split_of(roles: Roles) -> tuple[list[str], list[str]]:
+    return list(roles.labeled), list(roles.val)
 
 
 def test_a_listed_fold_passes_unchanged() -> None:
-    assert labeled_split(["a"], ["v"], [entry(unlabeled=["u"])], 0) == (["a"], ["v"], [])
+    roles = roles_of_fold([entry(unlabeled=["u"])], 0, train=["a"], val=["v"])
+    assert (*split_of(roles), roles.warnings) == (["a"], ["v"], ())
+    assert roles.unlabeled == ("u",)
 
 
 @pytest.mark.parametrize("fold", ["all", 7])
 def test_where_stock_trains_on_everything_all_unlabeled_lists_are_taken_out(fold: int | str) -> None:
     splits = [entry(unlabeled=["u"]), entry(unlabeled=["w"])]
-    train, val, warnings = labeled_split(["a", "u"], ["v", "w"], splits, fold)
-    assert (train, val) == (["a"], ["v"])
-    assert "2" in warnings[0]
+    roles = roles_of_fold(splits, fold, train=["a", "u"], val=["v", "w"])
+    assert split_of(roles) == (["a"], ["v"])
+    assert roles.unlabeled == ("u", "w")
+    assert "2" in roles.warnings[0]
 
 
 def test_without_validation_cases_the_labeled_ones_serve() -> None:
-    train, val, warnings = labeled_split(["a"], [], None, 0)
-    assert val == train == ["a"]
-    assert warnings
+    roles = roles_of_fold(None, 0, train=["a"], val=[])
+    assert roles.val == roles.labeled == ("a",)
+    assert roles.warnings
+    assert roles.held_out == []
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(MNError, match="no labeled case"):
-        labeled_split(["u"], ["v"], [entry(unlabeled=["u"])], "all")
+        roles_of_fold([entry(unlabeled=["u"])], "all", train=["u"], val=["v"])
+
+
+def test_few_cases_without_a_split_file_are_all_labeled_and_stock_is_not_asked() -> None:
+    def stock_split() -> Any:
+        raise ValueError("KFold(5) needs 5 cases")
+
+    roles = roles_in_training(None, 0, ["b", "a"], stock_split)
+    assert split_of(roles) == (["a", "b"], ["a", "b"])
+    assert "too few for nnU-Net's 5 folds" in roles.warnings[0]
+    for splits, fold, cases in (([entry()], 0, ["a"]), (None, 0, [*"abcde"])):
+        assert split_of(roles_in_training(splits, fold, cases, lambda: (["a"], ["v"]))) == (["a"], ["v"])
+
+
+def test_a_case_that_any_fold_calls_unlabeled_is_unlabeled_for_all_folds() -> None:
+    roles = roles_of_all_folds([entry(["a", "b"], ["v"], ["u"]), entry(["v", "u"], ["b"], ["a"])])
+    assert (roles.labeled, roles.val, roles.unlabeled) == (("b", "v"), ("b", "v"), ("a", "u"))
+    assert roles.mentioned == {"a", "b", "u", "v"}
+    assert roles.held_out == []
+
+
+def test_without_a_split_file_all_training_cases_are_labeled() -> None:
+    roles = roles_of_all_folds(None, {"b", "a"})
+    assert (roles.labeled, roles.val, roles.unlabeled) == (("a", "b"), (), ())
 
 
 # ---- sources
@@ -233,6 +277,21 @@ def test_names_with_spaces_dots_underscores_and_umlauts_are_kept(tmp_path: Path)
     assert names(find(tmp_path)) == sorted(odd)
 
 
+def test_the_setting_names_the_sources_that_there_are() -> None:
+    assert tuple(source.name for source in SOURCES) == UNLABELED_SOURCES
+
+
+def test_all_folds_together_have_every_listed_case_and_no_validation_case(tmp_path: Path) -> None:
+    raw, folds = tmp_path / "raw", [entry(unlabeled=["u"]), entry(["v"], ["a"], ["w"])]
+    touch(raw / "imagesTr", "a", "v", "u", "w")
+    folders = CaseFolders(raw=raw, labeled=write_splits(tmp_path / "p", folds) / "data", description=DESCRIPTION)
+    found = find_unlabeled_of_all_folds(folders, None)
+    assert names(found) == ["u", "w"]
+    assert "differs" not in "".join(found.warnings)
+    write_splits(raw, [entry(unlabeled=["u"])])
+    assert "differs" in find_unlabeled_of_all_folds(folders, None).warnings[0]
+
+
 # ---- one name, two images
 
 
@@ -286,9 +345,9 @@ def put_preprocessed(folder: Path, *case_names: str) -> None:
 
 
 def test_without_raw_data_lists_and_preprocessed_cases_count(tmp_path: Path) -> None:
-    folder = tmp_path / "x_unlabeled"
-    put_preprocessed(folder, "u", "w", "a", "v", "other", "t")
-    (folder / "half.b2nd").touch()
+    folder = tmp_path / "x"
+    put_preprocessed(tmp_path / "x_unlabeled", "u", "w", "a", "v", "other", "t")
+    (tmp_path / "x_unlabeled" / "half.b2nd").touch()
     file = tmp_path / "x_unlabeled.0-of-1.jsonl"
     append(file, Record("t", "imagesTs", (ImageFile("t_0000.nii.gz", 1, 1, 1, ""),), 1, ""))
     splits = [entry(unlabeled=["u"]), entry(unlabeled=["u", "other"])]
@@ -310,7 +369,7 @@ def _listed(splits: list[dict[str, list[str]]], fold: Any) -> set[str]:
     return {name for fold_entry in ([splits[fold]] if in_file else splits) for name in fold_entry["unlabeled"]}
 
 
-SOURCES = st.none() | st.lists(st.sampled_from(["split", "imagesUn", "imagesTs"]), min_size=1, unique=True).map(tuple)
+CHOICES = st.none() | st.lists(st.sampled_from(["split", "imagesUn", "imagesTs"]), min_size=1, unique=True).map(tuple)
 
 
 @st.composite
@@ -329,7 +388,7 @@ def folds(draw: Callable[..., Any]) -> list[dict[str, list[str]]]:
     fold=st.sampled_from(["all", 0, 1, 2, 5]),
     un=st.sets(st.sampled_from([*CASES, "n0", "n1"])),
     ts=st.sets(st.sampled_from([*CASES, "n1", "n2"])),
-    sources=SOURCES,
+    sources=CHOICES,
 )
 def test_case_lists_never_overlap(
     tmp_path: Path, splits: Any, fold: Any, un: set[str], ts: set[str], sources: Any
@@ -343,7 +402,7 @@ def test_case_lists_never_overlap(
     in_file = fold != "all" and fold < len(splits)
     train, val = (splits[fold]["train"], splits[fold]["val"]) if in_file else (CASES, CASES)
     try:
-        train, val, _ = labeled_split(train, val, read, fold)
+        train, val = split_of(roles_of_fold(read, fold, train=train, val=val))
         found = find(tmp_path, splits=read, fold=fold, labeled=train, val=val, sources=sources)
     except MNError:
         nothing = not ((un | ts) - set(train) or _listed(splits, fold))
@@ -368,6 +427,7 @@ def test_case_lists_never_overlap(
 def test_listed_cases_of_a_planned_data_set_are_those_of_its_split(planned_dataset: Callable[..., Any]) -> None:
     dataset = planned_dataset()
     splits, warnings = read_splits(dataset.preprocessed, dataset.raw)
-    train, val, more = labeled_split(dataset.labeled, dataset.val, splits, 0)
-    found = find(dataset.raw, splits=splits, labeled=train, val=val, dataset_json=dataset.dataset_json)
-    assert (tuple(names(found)), warnings, more) == (dataset.unlabeled, [], [])
+    roles = roles_of_fold(splits, 0, train=dataset.labeled, val=dataset.val)
+    folders = CaseFolders(raw=dataset.raw, labeled=Path("nowhere"), description=dataset.dataset_json)
+    found = find_unlabeled(folders, roles, None)
+    assert (tuple(names(found)), warnings, roles.warnings) == (dataset.unlabeled, [], ())

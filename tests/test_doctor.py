@@ -220,7 +220,7 @@ def test_copy_of_a_val_image_under_another_name_is_bad(fresh_planned_dataset) ->
 def test_unlabeled_cases_of_all_folds_are_found_but_no_val_case(planned_dataset) -> None:
     dataset = planned_dataset()
     planned = load_planned(find_dataset(dataset.name), **DOCTOR)
-    assert {case.name for case in find_unlabeled_of_all_folds(planned).cases} == set(dataset.unlabeled)
+    assert {case.name for case in find_unlabeled_of_all_folds(planned.cases, None).cases} == set(dataset.unlabeled)
 
 
 def test_planners_that_are_not_registered_are_noted(monkeypatch) -> None:

@@ -29,7 +29,8 @@ def test_the_core_loads_without_nnunet_and_without_the_bridge() -> None:
 
 
 def test_finding_and_checking_cases_needs_no_torch() -> None:
-    modules = "nnunet_mn.bridge.cases.splits, nnunet_mn.bridge.preprocessing.to_do"
+    cases = ", ".join(f"nnunet_mn.bridge.cases.{name}" for name in ("splits", "roles", "sources", "unlabeled"))
+    modules = f"{cases}, nnunet_mn.bridge.preprocessing.to_do"
     script = f"import sys, {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mn.bridge.cases.dataset import unlabeled_folder
+from nnunet_mn.bridge.cases.dataset import DatasetFolders, unlabeled_folder
 from nnunet_mn.bridge.cases.manifest import ImageFile, Manifest, Record, Voxels, append
+from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
 from nnunet_mn.bridge.preprocessing.run import Preprocessed, preprocess_unlabeled
@@ -35,8 +36,9 @@ class Bench:
     """Unlabeled cases of one planned data set, with a folder of their own to preprocess to."""
 
     def __init__(self, dataset: Any, tmp_path: Path) -> None:
-        self.dataset, self.folder, self.plans = dataset, tmp_path / "data_unlabeled", dataset.plans
+        self.dataset, self.plans = dataset, dataset.plans
         self.labeled_folder = dataset.preprocessed / self.plans["configurations"]["3d_fullres"]["data_identifier"]
+        self.folder = unlabeled_folder(tmp_path / self.labeled_folder.name)
         images = tmp_path / "images"
         shutil.copytree(dataset.raw / "imagesTr", images)
         age_files(images)
@@ -49,14 +51,12 @@ class Bench:
 
     def run(self, cases: list[UnlabeledCase] | None = None, **options: Any) -> Preprocessed:
         plans = PlansManager(self.plans)
-        defaults = {"num_processes": 1, "dataset_json": self.dataset.dataset_json, "log": self.messages.append}
-        return preprocess_unlabeled(
-            self.cases if cases is None else cases,
-            folder=self.folder,
-            plans_manager=plans,
-            configuration_manager=plans.get_configuration("3d_fullres"),
-            **{**defaults, **options},
+        folders = DatasetFolders(self.dataset.name, self.dataset.raw, self.folder.parent)
+        planned = PlannedDataset(
+            folders, plans, "3d_fullres", plans.get_configuration("3d_fullres"), self.dataset.dataset_json
         )
+        defaults = {"num_processes": 1, "log": self.messages.append}
+        return preprocess_unlabeled(self.cases if cases is None else cases, planned, **{**defaults, **options})
 
     def voxels(self, name: str, folder: Path | None = None) -> np.ndarray:
         return blosc2.open(str((folder or self.folder) / f"{name}.b2nd"))[:]
@@ -194,7 +194,7 @@ def test_an_image_changed_in_place_with_its_time_put_back_is_redone(bench: Bench
 def test_new_time_stamps_alone_cost_one_look_at_the_content(bench: Bench) -> None:
     bench.run()
     age_files(bench.cases[0].images[0].parent, seconds=7200)
-    manifest = bench.folder.with_name("data_unlabeled.0-of-1.jsonl")
+    manifest = bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl")
     lines = len(manifest.read_text().splitlines())
     assert bench.redone() == set()
     assert len(manifest.read_text().splitlines()) == lines + len(bench.cases)
@@ -218,14 +218,14 @@ def test_plans_that_change_the_voxels_redo_all_cases(bench: Bench, key: str, val
 
 def test_a_manifest_cut_short_by_a_kill_costs_the_last_case_only(bench: Bench) -> None:
     bench.run()
-    manifest = bench.folder.with_name("data_unlabeled.0-of-1.jsonl")
+    manifest = bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl")
     manifest.write_text(manifest.read_text()[:-40])
     assert bench.redone() == {bench.cases[-1].name}
     assert bench.redone() == set()
 
 
 def test_staging_folders_of_killed_processes_are_removed(bench: Bench) -> None:
-    left = [bench.folder.with_name(f"data_unlabeled.{part}.staging-abc") for part in ("0-of-1", "1-of-4")]
+    left = [bench.folder.with_name(f"{bench.folder.name}.{part}.staging-abc") for part in ("0-of-1", "1-of-4")]
     for folder in left:
         folder.mkdir()
         (folder / "u.b2nd").touch()
@@ -244,7 +244,7 @@ def test_parts_share_the_work(bench: Bench) -> None:
 @pytest.mark.usefixtures("old_files")
 def test_of_two_at_once_one_works_and_the_other_waits(bench: Bench) -> None:
     results: list[Preprocessed] = []
-    with FileLock(bench.folder.with_name("data_unlabeled.0-of-1.lock")):
+    with FileLock(bench.folder.with_name(f"{bench.folder.name}.0-of-1.lock")):
         threads = [threading.Thread(target=lambda: results.append(bench.run())) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -255,7 +255,7 @@ def test_of_two_at_once_one_works_and_the_other_waits(bench: Bench) -> None:
         thread.join()
     assert all("waiting" in message for message in bench.messages)
     assert results == [(bench.dataset.unlabeled, {})] * 2
-    assert len(bench.folder.with_name("data_unlabeled.0-of-1.jsonl").read_text().splitlines()) == len(bench.cases)
+    assert len(bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl").read_text().splitlines()) == len(bench.cases)
 
 
 # ---- without raw data
@@ -267,7 +267,7 @@ def test_without_raw_data_complete_cases_are_taken_and_others_asked_for(bench: B
         bench.run(absent)
     bench.run()
     assert bench.run(absent).names == bench.dataset.unlabeled
-    bench.folder.with_name("data_unlabeled.0-of-1.jsonl").unlink()
+    bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl").unlink()
     assert bench.run(absent).names == bench.dataset.unlabeled
     (bench.folder / f"{absent[0].name}.pkl").unlink()
     with pytest.raises(MNError, match=absent[0].name):
@@ -430,7 +430,7 @@ def test_a_copy_of_a_validation_case_is_refused_by_name(bench: Bench, manifest: 
     image = bench.cases[0].images[0].with_name(f"{val[1]}_0000.nii.gz")
     bench.run([UnlabeledCase("innocent", (image,), "imagesUn")])
     if not manifest:
-        bench.folder.with_name("data_unlabeled.0-of-1.jsonl").unlink()
+        bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl").unlink()
     with pytest.raises(MNError, match=f"'innocent' .of '{val[1]}'"):
         refuse_copies_of_val(bench.folder, bench.labeled_folder, val)
     refuse_copies_of_val(bench.folder, bench.labeled_folder, val, unlabeled=bench.dataset.unlabeled)
@@ -439,7 +439,7 @@ def test_a_copy_of_a_validation_case_is_refused_by_name(bench: Bench, manifest: 
 
 def test_a_corrupt_preprocessed_case_is_named(bench: Bench, tmp_path: Path) -> None:
     bench.run()
-    bench.folder.with_name("data_unlabeled.0-of-1.jsonl").unlink()
+    bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl").unlink()
     os.truncate(bench.folder / f"{bench.cases[0].name}.b2nd", 50)
     with pytest.raises(MNError, match=bench.cases[0].name):
         refuse_copies_of_val(bench.folder, bench.labeled_folder, bench.dataset.val)

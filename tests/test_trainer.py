@@ -303,7 +303,7 @@ def test_the_baseline_is_the_stock_trainer_on_the_labeled_cases(
     assert (set(train), set(val)) == (set(dataset.labeled), set(dataset.val))
     changed = {name for name, _ in inspect.getmembers(type(trainer), inspect.isfunction)
                if getattr(type(trainer), name) is not getattr(nnUNetTrainer, name, None)}  # fmt: skip
-    assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "_refuse", "_raw_folder"}
+    assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "_refuse", "_planned_dataset"}
     trainer.initialize()
     ours, schedule = trainer.configure_optimizers()
     stocks, stocks_schedule = nnUNetTrainer.configure_optimizers(trainer)

@@ -16,14 +16,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_mn.bridge.cases.dataset import unlabeled_folder
-from nnunet_mn.bridge.cases.roles import labeled_split
+from nnunet_mn.bridge.cases.dataset import DatasetFolders
+from nnunet_mn.bridge.cases.planned import PlannedDataset
+from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
-from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.planning.checks import check_preprocessed, dataset_class_of, planned_configuration
-from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
-from nnunet_mn.bridge.preprocessing.run import preprocess_unlabeled
+from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, state, workers
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
@@ -44,7 +43,6 @@ LOGGED = (
     "unlabeled_fraction",
 )
 LR_3D_ADAMW = 1e-3
-FEWEST_FOR_STOCK_SPLIT = 5  # nnU-Net's KFold(5)
 
 
 class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
@@ -103,29 +101,23 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
 
     @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
-        base = Path(self.preprocessed_dataset_folder_base)
-        splits, warnings = read_splits(base, self._raw_folder())
-        folder = Path(self.preprocessed_dataset_folder)
-        cases = dataset_class_of(folder).get_identifiers(self.preprocessed_dataset_folder)
-        if splits is None and self.fold != "all" and len(cases) < FEWEST_FOR_STOCK_SPLIT:
-            train = val = sorted(cases)
-            warnings.append(
-                f"WARNING: {len(cases)} labeled cases are too few for nnU-Net's 5 folds: all of them are trained on "
-                f"and validation uses the same cases, so that its Dice says nothing about new ones"
-            )
-        else:
-            train, val = super().do_split()
-            check_preprocessed((*train, *val), cases, folder)
-        train, val, more = labeled_split(train, val, splits, self.fold)
-        for warning in warnings + more:
+        planned = self._planned_dataset()
+        splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
+        folder = planned.cases.labeled
+        preprocessed = dataset_class_of(folder).get_identifiers(str(folder))
+        roles = roles_in_training(splits, self.fold, preprocessed, super().do_split)
+        check_preprocessed((*roles.labeled, *roles.val), preprocessed, folder)
+        for warning in (*warnings, *roles.warnings):
             self.print_to_log_file(warning)
-        return train, val
+        return list(roles.labeled), list(roles.val)
 
-    def _raw_folder(self) -> Path | None:
-        if not nnUNet_raw:
-            return None
-        folder = Path(nnUNet_raw) / self.plans_manager.dataset_name
-        return folder if folder.is_dir() else None
+    def _planned_dataset(self) -> PlannedDataset:
+        name = self.plans_manager.dataset_name
+        raw = Path(nnUNet_raw) / name if nnUNet_raw and (Path(nnUNet_raw) / name).is_dir() else None
+        folders = DatasetFolders(name, raw, Path(self.preprocessed_dataset_folder_base))
+        return PlannedDataset(
+            folders, self.plans_manager, self.configuration_name, self.configuration_manager, self.dataset_json
+        )
 
 
 class nnUNetTrainerMNLabeledOnly(_LabeledCases):
@@ -324,30 +316,20 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> loader.Cases:
         """Find the unlabeled cases and preprocess those that are missing."""
-        labeled_folder = Path(self.preprocessed_dataset_folder)
-        folder = unlabeled_folder(labeled_folder)
-        splits, _ = read_splits(Path(self.preprocessed_dataset_folder_base), self._raw_folder())
-        found = find_unlabeled(
-            raw=self._raw_folder(), unlabeled_folder=folder, dataset_json=self.dataset_json, splits=splits,
-            fold=self.fold, labeled=labeled, val=val, sources=self.mn_config.unlabeled_sources,
-        )  # fmt: skip
-        for warning in found.warnings:
-            self.print_to_log_file(warning)
-        done = preprocess_unlabeled(
-            found.cases, folder=folder, plans_manager=self.plans_manager,
-            configuration_manager=self.configuration_manager, dataset_json=self.dataset_json,
+        planned = self._planned_dataset()
+        splits, _ = read_splits(planned.folders.preprocessed, planned.folders.raw)
+        names = prepare_unlabeled(
+            planned, roles_of_fold(splits, self.fold, train=labeled, val=val), self.mn_config.unlabeled_sources,
             num_processes=min(default_num_processes, max(1, workers.worker_count())), log=self.print_to_log_file,
-        )  # fmt: skip
-        refuse_copies_of_val(
-            folder, labeled_folder, [name for name in val if name not in labeled], unlabeled=done.names
-        )
-        self.n_cases = {"labeled": len(labeled), "unlabeled": len(done.names), "val": len(val)}
+        ).names  # fmt: skip
+        self.n_cases = {"labeled": len(labeled), "unlabeled": len(names), "val": len(val)}
         self.print_to_log_file(
-            f"M&N trains on {len(labeled)} labeled and {len(done.names)} unlabeled cases; co-training starts at "
+            f"M&N trains on {len(labeled)} labeled and {len(names)} unlabeled cases; co-training starts at "
             f"iteration {self.schedule.supervised} of {self.schedule.total}"
         )
-        # labeled cases may still lie in nnU-Net's older format, so that the folders' classes can differ
-        dataset: loader.Cases = infer_dataset_class(str(folder))(str(folder), list(done.names))
+        # labeled cases may still lie in nnU-Net's older format: the folders' classes can differ
+        folder = str(planned.cases.unlabeled)
+        dataset: loader.Cases = infer_dataset_class(folder)(folder, list(names))
         return dataset
 
     # ---- an epoch ------------------------------------------------------------------------------------------------

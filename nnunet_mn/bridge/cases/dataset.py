@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunet_mn.errors import MNError
 
@@ -24,11 +25,31 @@ class DatasetFolders:
     preprocessed: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaseFolders:
+    """Where the cases of a dataset lie, and what their images are like.
+
+    Args:
+        raw: the dataset's folder in nnUNet_raw; None where it is not on this machine.
+        labeled: nnUNet_preprocessed/DATASET/<data_identifier>, the folder of the preprocessed labeled cases.
+        description: the content of dataset.json.
+    """
+
+    raw: Path | None
+    labeled: Path
+    description: dict[str, Any]
+
+    @property
+    def unlabeled(self) -> Path:
+        """The folder of the preprocessed unlabeled cases."""
+        return unlabeled_folder(self.labeled)
+
+
 def find_dataset(number_or_name: str) -> DatasetFolders:
     """Find a dataset by its number or its name.
 
     Raises:
-        MNError: when a folder variable is not set, or no dataset or more than one fits.
+        MNError: when nnUNet_preprocessed is not set, or when no dataset or more than one fits.
     """
     roots = [root for root in (_root("nnUNet_raw"), _root("nnUNet_preprocessed")) if root is not None]
     preprocessed = _root("nnUNet_preprocessed")

@@ -1,4 +1,4 @@
-"""A planned dataset as nnU-Net's trainers see it, for commands that run without a trainer."""
+"""A planned dataset: its folders, its plans, and one configuration of them."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_mn.bridge.cases.dataset import DatasetFolders, unlabeled_folder
+from nnunet_mn.bridge.cases.dataset import CaseFolders, DatasetFolders
 from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
 
@@ -23,17 +23,13 @@ class PlannedDataset:
     dataset_json: dict[str, Any]
 
     @property
-    def labeled_folder(self) -> Path:
-        """Where nnU-Net preprocesses the labeled cases to."""
-        return self.folders.preprocessed / str(self.configuration_manager.data_identifier)
-
-    @property
-    def unlabeled_folder(self) -> Path:
-        """Where the unlabeled cases are preprocessed to."""
-        return unlabeled_folder(self.labeled_folder)
+    def cases(self) -> CaseFolders:
+        """Where its cases lie."""
+        labeled = self.folders.preprocessed / str(self.configuration_manager.data_identifier)
+        return CaseFolders(raw=self.folders.raw, labeled=labeled, description=self.dataset_json)
 
     def config(self) -> MNConfig:
-        """The settings of a training that starts here and now, but for what a trainer variant fixes."""
+        """The settings of a training that starts now. What a trainer variant fixes is not among them."""
         planned = self.configuration_manager.configuration.get("mn", {})
         return resolve(Layer(f"'mn' in the plans' configuration {self.configuration}", planned), environment_layer())
 

@@ -1,12 +1,13 @@
-"""The split file: reading and checking it."""
+"""The split file: reading and checking it. Needs no torch."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from nnunet_mn.bridge.cases.images import name_some
-from nnunet_mn.bridge.cases.sources import SPLITS, check_case_name
 from nnunet_mn.errors import MNError
+
+SPLITS = "splits_final.json"
 
 Split = dict[str, list[str]]
 
@@ -15,14 +16,14 @@ def read_splits(preprocessed: Path, raw: Path | None) -> tuple[list[Split] | Non
     """Read and check the split file that nnU-Net uses.
 
     Args:
-        preprocessed: the data set's folder in nnUNet_preprocessed; its file counts.
-        raw: the data set's folder in nnUNet_raw, whose file nnU-Net copies only once, when it plans.
+        preprocessed: the dataset's folder in nnUNet_preprocessed. Its file counts.
+        raw: the dataset's folder in nnUNet_raw. nnU-Net copies its file only once, when it plans.
 
     Returns:
-        One entry per fold, with `train`, `val` and `unlabeled` (None: there is no file yet), and warnings.
+        One entry per fold with `train`, `val` and `unlabeled`, or None where there is no file yet; and warnings.
 
     Raises:
-        MNError: when the file is broken, or when one that lists unlabeled cases was never copied.
+        MNError: when the file is broken, or when the raw file lists unlabeled cases and was never copied.
     """
     used = preprocessed / SPLITS
     other = raw / SPLITS if raw is not None and (raw / SPLITS).is_file() else None
@@ -35,13 +36,33 @@ def read_splits(preprocessed: Path, raw: Path | None) -> tuple[list[Split] | Non
 
 
 def _check_uncopied(file: Path, preprocessed: Path) -> list[str]:
-    """Judge a split file that came after planning: ignoring one that lists unlabeled cases would leak their labels."""
+    """Judge a raw split file that nnU-Net does not use. To ignore its unlabeled list would leak their labels."""
     splits, _ = _read_split_file(file)
     if any(entry["unlabeled"] for entry in splits):
         raise MNError(
             f"{file} lists unlabeled cases, but nnU-Net copies it only when it plans; copy it to {preprocessed}"
         )
-    return [f"WARNING: {file} is not used, since nnU-Net copies it only when it plans; copy it to {preprocessed}"]
+    return [f"WARNING: {file} is not used: nnU-Net copies it only when it plans; copy it to {preprocessed}"]
+
+
+def splits_for_planning(preprocessed: Path, raw: Path) -> tuple[list[Split] | None, list[str]]:
+    """Read the split file that training will use. Before the first planning it is the raw one, which nnU-Net copies."""
+    if (raw / SPLITS).is_file() and not (preprocessed / SPLITS).is_file():
+        return read_splits(raw, None)
+    return read_splits(preprocessed, raw)
+
+
+def check_case_name(name: str, where: str) -> str:
+    """Return the name if it can be part of file names. nnU-Net takes `NAME_seg.b2nd` for the segmentation of NAME.
+
+    Raises:
+        MNError: when it cannot, saying where it stands.
+    """
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        raise MNError(f"{where} names a case {name!r}, which is no file name; correct it")
+    if name.endswith("_seg"):
+        raise MNError(f"{where} names a case '{name}', but nnU-Net takes names in '_seg' for segmentations; rename it")
+    return name
 
 
 def _differs(first: Path, second: Path) -> bool:

@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Iterator
 
-from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.manifest import complete_cases
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
-from nnunet_mn.bridge.cases.roles import labeled_split, listed_unlabeled
+from nnunet_mn.bridge.cases.roles import listed_split, listed_unlabeled, roles_in_training
+from nnunet_mn.bridge.cases.sources import has_image_folder
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
 from nnunet_mn.bridge.doctor.environment import check_weights
@@ -58,52 +59,36 @@ def check_plans(planned: PlannedDataset) -> list[Row]:
 
 def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> list[Row]:
     """The counts of a fold, and cases that are where they must not be."""
-    topic, labeled_here = f"fold {fold}", complete_cases(planned.labeled_folder)
-    train, val = _stock_split(sorted(labeled_here), splits, fold)
-    train, val, warnings = labeled_split(train, val, splits, fold)
-    if missing := sorted({*train, *val} - labeled_here):
+    topic, cases = f"fold {fold}", planned.cases
+    labeled_here = sorted(complete_cases(cases.labeled))
+    roles = roles_in_training(splits, fold, labeled_here, lambda: listed_split(splits, fold, labeled_here))
+    if missing := sorted({*roles.labeled, *roles.val}.difference(labeled_here)):
         raise MNError(
-            f"{len(missing)} labeled cases ({name_some(missing)}) are not preprocessed in {planned.labeled_folder}; "
-            f"run nnUNetv2_preprocess, or correct the split"
+            f"{len(missing)} labeled cases ({name_some(missing)}) are not preprocessed in {cases.labeled}; run "
+            f"nnUNetv2_preprocess, or correct the split"
         )
-    counts = f"{len(train)} labeled, {len(val)} val"
-    if _is_supervised(planned, splits, fold):
+    counts = f"{len(roles.labeled)} labeled, {len(roles.val)} val"
+    if _is_supervised(cases, splits, fold):
         return [_note(topic, f"{counts}, no unlabeled: for nnUNetTrainer or nnUNetTrainerMNLabeledOnly")]
-    unlabeled = find_unlabeled(
-        raw=planned.folders.raw,
-        unlabeled_folder=planned.unlabeled_folder,
-        dataset_json=planned.dataset_json,
-        splits=splits,
-        fold=fold,
-        labeled=train,
-        val=val,
-        sources=planned.config().unlabeled_sources,
-    )
-    names = {case.name for case in unlabeled.cases}
-    held_out = [name for name in val if name not in train]
-    done = names & complete_cases(planned.unlabeled_folder)
-    refuse_copies_of_val(planned.unlabeled_folder, planned.labeled_folder, held_out, unlabeled=done)
-    notes = [_note(topic, text) for text in (*warnings, *unlabeled.warnings)]
+    found = find_unlabeled(cases, roles, planned.config().unlabeled_sources)
+    names = {case.name for case in found.cases}
+    done = names & complete_cases(cases.unlabeled)
+    refuse_copies_of_val(cases.unlabeled, cases.labeled, roles.held_out, unlabeled=done)
+    notes = [_note(topic, text) for text in (*roles.warnings, *found.warnings)]
     return [Row("good", topic, f"{counts}, {len(names)} unlabeled"), *notes]
 
 
-def _stock_split(cases: list[str], splits: list[Split] | None, fold: int | str) -> tuple[list[str], list[str]]:
-    """What nnU-Net would train on and validate on; without a split file it draws folds of these cases."""
-    if splits is None or isinstance(fold, str):
-        return cases, cases
-    return splits[fold]["train"], splits[fold]["val"]
-
-
-def _is_supervised(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> bool:
-    """Whether a fold lists no unlabeled case while another does, as one for a fully supervised comparison."""
-    folder = planned.folders.raw / "imagesUn" if planned.folders.raw is not None else planned.unlabeled_folder
-    return bool(listed_unlabeled(splits, "all")) and not listed_unlabeled(splits, fold) and not folder.is_dir()
+def _is_supervised(cases: CaseFolders, splits: list[Split] | None, fold: int | str) -> bool:
+    """Whether a fold has no unlabeled case while another has, as one for a fully supervised comparison."""
+    elsewhere = has_image_folder(cases.raw) if cases.raw is not None else cases.unlabeled.is_dir()
+    return bool(listed_unlabeled(splits, "all")) and not listed_unlabeled(splits, fold) and not elsewhere
 
 
 def check_preprocessed(planned: PlannedDataset) -> list[Row]:
     """How many of the unlabeled cases of all folds are preprocessed."""
-    names = {case.name for case in find_unlabeled_of_all_folds(planned).cases}
-    missing = len(names - complete_cases(planned.unlabeled_folder))
+    found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
+    names = {case.name for case in found.cases}
+    missing = len(names - complete_cases(planned.cases.unlabeled))
     if not missing:
         return [Row("good", "unlabeled", f"{len(names)} cases of all folds are preprocessed")]
     plans = planned.plans_manager.plans_name

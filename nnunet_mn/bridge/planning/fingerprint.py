@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.headers import Header, read_headers
 from nnunet_mn.bridge.cases.images import name_some
-from nnunet_mn.bridge.cases.roles import labeled_for_planning, splits_for_planning
+from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
+from nnunet_mn.bridge.cases.splits import splits_for_planning
 from nnunet_mn.bridge.last_word import last_word
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
 
-FEW_HEADERS = 1000
+FEW_HEADERS = 1000  # are read sooner than processes start
 REMEDY = "mend the image, or take the case out of the dataset"
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
@@ -26,7 +27,7 @@ PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
     """nnU-Net's extractor on labeled cases alone: `nnUNetv2_plan_and_preprocess -fpe MNFingerprintExtractor`.
 
-    Stock's reads every label in labelsTr, also of cases that a split calls unlabeled.
+    Stock's extractor reads every label in labelsTr, also those of cases that a split calls unlabeled.
 
     Args:
         dataset_name_or_id, num_processes, verbose: as stock's.
@@ -41,8 +42,9 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
         super().__init__(dataset_name_or_id, num_processes, verbose)
         preprocessed = Path(nnUNet_preprocessed) / self.dataset_name
-        self.splits, self.warnings = splits_for_planning(preprocessed, Path(self.input_folder))
-        labeled = labeled_for_planning(self.dataset, self.splits)
+        splits, self.warnings = splits_for_planning(preprocessed, Path(self.input_folder))
+        self.roles = roles_of_all_folds(splits, self.dataset)
+        labeled = labeled_for_planning(self.dataset, splits)
         self.dataset = {name: self.dataset[name] for name in labeled.names}
         self.warnings += [] if labeled.warning is None else [labeled.warning]
 
@@ -58,7 +60,7 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
 
     @last_word
     def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
-        """Write the fingerprint as stock does, once the labeled images are found readable."""
+        """Check that the labeled images can be read, then write the fingerprint as stock does."""
         self.headers()
         found: dict[str, Any] = super().run(overwrite_existing)
         return found
@@ -98,8 +100,8 @@ def fingerprint(
 ) -> tuple[dict[str, Any], list[str]]:
     """A fingerprint as stock's planners read it.
 
-    The shape after cropping of an unlabeled image is its own shape times, along each axis, the median share that
-    cropping leaves of labeled ones.
+    Cropping leaves some share of each labeled image along each axis. The shape after cropping of an unlabeled image is
+    its own shape times the median of these shares.
 
     Args:
         extractor: for the labeled cases.
@@ -130,7 +132,7 @@ def fingerprint(
 def _headers(
     extractor: MNFingerprintExtractor, cases: Mapping[str, Sequence[Path]]
 ) -> tuple[dict[str, Header], dict[str, str]]:
-    few = len(cases) < FEW_HEADERS  # read sooner than processes start
+    few = len(cases) < FEW_HEADERS
     return read_headers(extractor.reader, cases, processes=1 if few else extractor.num_processes)
 
 

@@ -1,4 +1,4 @@
-"""Preprocess one unlabeled case with nnU-Net's own preprocessor and move it in when it is whole."""
+"""Preprocess one unlabeled case with nnU-Net's own preprocessor, and move it in when it is whole."""
 
 import pickle
 import shutil
@@ -13,16 +13,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_mn.bridge.cases.images import BadImageError, read_images
 from nnunet_mn.bridge.cases.manifest import Record, look_at, with_content
-from nnunet_mn.bridge.cases.sources import UnlabeledCase, n_channels
+from nnunet_mn.bridge.cases.raw_images import n_channels
+from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.preprocessing.leaks import measure
 from nnunet_mn.errors import MNError
 
-LITTLE_SPACE = 16 * 2**20  # bytes; with less than this free, a failed writing is put down to the disk
+LITTLE_SPACE = 16 * 2**20  # bytes; with less than this free, the disk is blamed for a case that was not written
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for every case; `settings` from `manifest.settings_hash`."""
+    """What is the same for every case. `settings` come from `manifest.settings_hash`."""
 
     folder: Path
     staging: Path
@@ -33,7 +34,7 @@ class Job:
 
 
 class _CheckedReader:
-    """nnU-Net's reader, which refuses images that cannot be trained on."""
+    """nnU-Net's reader. It refuses images that cannot be trained on."""
 
     def __init__(self, reader: Any, channels: int) -> None:
         self.reader, self.channels = reader, channels
@@ -43,7 +44,7 @@ class _CheckedReader:
 
 
 class _CheckedPlans(PlansManager):  # type: ignore[misc]
-    """Plans whose reader checks, so that nnU-Net's preprocessor reads each image once and runs unchanged."""
+    """Plans with a reader that checks images. nnU-Net's preprocessor runs unchanged and reads each image once."""
 
     def __init__(self, plans: dict[str, Any], channels: int) -> None:
         super().__init__(plans)
@@ -63,7 +64,7 @@ def prepare_case(job: Job, case: UnlabeledCase) -> Record:
         case: with its images.
 
     Returns:
-        Its record; with `skipped` when the image is bad.
+        Its record. Of a bad image it says why in `skipped`.
 
     Raises:
         MNError: when the result cannot be written, or memory is short.
@@ -109,7 +110,7 @@ def _preprocess(job: Job, case: UnlabeledCase) -> None:
 
 
 def _add_class_locations(file: Path, plans: PlansManager, dataset_json: dict[str, Any]) -> None:
-    """Say that no voxel of any class is known, under stock's keys: its loader insists on them."""
+    """Add empty `class_locations`. Stock's loader insists on a key for every class."""
     labels = plans.get_label_manager(dataset_json)
     keys = list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
     if labels.has_ignore_label:
@@ -122,7 +123,10 @@ def _add_class_locations(file: Path, plans: PlansManager, dataset_json: dict[str
 
 
 def move_in(name: str, staging: Path, folder: Path) -> None:
-    """Rename a finished case into its place, the volume last and an old one gone first: no mixture ever looks whole."""
+    """Rename a finished case into its place.
+
+    An old volume goes first and the new one comes last. A mixture of both never looks whole.
+    """
     (folder / f"{name}.b2nd").unlink(missing_ok=True)
     for source, target in zip(reversed(_files(staging / name)), reversed(_files(folder / name)), strict=True):
         source.replace(target)
@@ -139,7 +143,7 @@ def _is_full(folder: Path) -> bool:
 
 
 def not_written(folder: Path, error: Exception) -> MNError:
-    """The error for a writing into a folder beside the preprocessed cases that failed."""
+    """The error for a case that could not be written beside the preprocessed cases."""
     free = shutil.disk_usage(folder.parent).free / 2**30 if folder.parent.is_dir() else 0.0
     return MNError(
         f"a preprocessed case could not be written to {folder.parent}, which has {free:.2f} GiB free ({error}): make "

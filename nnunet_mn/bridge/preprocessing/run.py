@@ -1,24 +1,27 @@
-"""Preprocess the unlabeled cases with the plans' own preprocessor: resumable, once, and from images alone."""
+"""Preprocess the unlabeled cases with the plans' own preprocessor, from their images alone. It can be resumed."""
 
 import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.manifest import append, settings_hash
+from nnunet_mn.bridge.cases.planned import PlannedDataset
+from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
+from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
 from nnunet_mn.bridge.preprocessing.lock import Part, staging_folder
 from nnunet_mn.bridge.preprocessing.one_case import Job, not_written, prepare_case
 from nnunet_mn.bridge.preprocessing.to_do import survey
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
 
-MOST_BAD = 20  # bad images before it is taken for a fault of the whole data set
+MOST_BAD = 20  # bad images; from here on it is a fault of the whole dataset
 
 
 class Preprocessed(NamedTuple):
@@ -28,25 +31,49 @@ class Preprocessed(NamedTuple):
     skipped: dict[str, str]
 
 
+def prepare_unlabeled(
+    planned: PlannedDataset,
+    roles: Roles,
+    sources: tuple[str, ...] | None,
+    *,
+    num_processes: int,
+    log: Callable[[str], None],
+) -> Preprocessed:
+    """Find the unlabeled cases of a fold, preprocess those that are missing, and refuse copies of validation cases.
+
+    Args:
+        planned: the dataset.
+        roles: of the fold.
+        sources: as in `find_unlabeled`.
+        num_processes: 1 means this process.
+        log: takes lines for the user.
+
+    Raises:
+        MNError: when there is no unlabeled case, or something is wrong with one.
+    """
+    found = find_unlabeled(planned.cases, roles, sources)
+    for warning in found.warnings:
+        log(warning)
+    done = preprocess_unlabeled(found.cases, planned, num_processes=num_processes, log=log)
+    refuse_copies_of_val(planned.cases.unlabeled, planned.cases.labeled, roles.held_out, unlabeled=done.names)
+    return done
+
+
 def preprocess_unlabeled(
     cases: Sequence[UnlabeledCase],
+    planned: PlannedDataset,
     *,
-    folder: Path,
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
-    dataset_json: dict[str, Any],
     num_processes: int,
     num_parts: int = 1,
     part_id: int = 0,
     skip_bad: bool = False,
     log: Callable[[str], None] = print,
 ) -> Preprocessed:
-    """Preprocess the cases that are missing, or whose images or plans changed; of two at once, one waits.
+    """Preprocess the cases that are missing, or whose images or plans changed. Of two processes at once, one waits.
 
     Args:
-        cases: from `cases.find_unlabeled`.
-        folder: from `unlabeled_folder`.
-        plans_manager, configuration_manager, dataset_json: nnU-Net's.
+        cases: from `find_unlabeled`.
+        planned: the dataset.
         num_processes: 1 means this process.
         num_parts, part_id: take every n-th case only, from this one on.
         skip_bad: leave bad images out, now and later, instead of raising.
@@ -61,7 +88,9 @@ def preprocess_unlabeled(
             f"part from 0 to one less than their number"
         )
     mine = sorted(cases, key=lambda case: case.name)[part_id::num_parts]
-    settings = settings_hash(plans_manager.plans, configuration_manager.configuration, dataset_json)
+    folder, description = planned.cases.unlabeled, planned.dataset_json
+    plans, configuration = planned.plans_manager.plans, planned.configuration_manager
+    settings = settings_hash(plans, configuration.configuration, description)
     found = survey(mine, folder, settings)
     if found.to_do or (found.renewed and os.access(folder.parent, os.W_OK)):
         part = Part(folder, part_id, num_parts)
@@ -69,7 +98,7 @@ def preprocess_unlabeled(
             folder.mkdir(exist_ok=True)
             with staging_folder(part, log) as staging:
                 again = survey(found.to_do, folder, settings)  # another process may have done it meanwhile
-                job = Job(folder, staging, plans_manager.plans, configuration_manager, dataset_json, settings)
+                job = Job(folder, staging, plans, configuration, description, settings)
                 manifest = part.file(".jsonl")
                 for record in found.renewed + again.renewed:
                     append(manifest, record)
@@ -83,7 +112,7 @@ def preprocess_unlabeled(
 
 
 def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Path, *, skip_bad: bool) -> dict[str, str]:
-    """Preprocess the cases and record each; bad ones are returned with the reason, or raised at the end."""
+    """Preprocess the cases and record each. Bad ones are returned with the reason, or raised at the end."""
     bad: dict[str, str] = {}
     if not cases:
         return bad

@@ -1,0 +1,87 @@
+"""The image files of a raw dataset: of its training cases, and of a folder of unlabeled images."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_mn.bridge.cases.images import check_channels, name_some, scan_folder
+from nnunet_mn.bridge.cases.splits import check_case_name
+from nnunet_mn.errors import MNError
+
+
+class RawImages:
+    """The image files of a raw dataset.
+
+    Args:
+        folder: the dataset's folder in nnUNet_raw.
+        description: the content of dataset.json.
+    """
+
+    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+        self.folder, self.description = folder, description
+        self.ending: str = description["file_ending"]
+
+    @functools.cached_property
+    def _training_files(self) -> dict[str, list[str]]:
+        if listed := self.description.get("dataset"):
+            return {name: [os.path.expandvars(i) for i in entry["images"]] for name, entry in listed.items()}
+        return scan_folder(self.folder / "imagesTr", ending=self.ending).cases
+
+    def of_training_case(self, name: str) -> tuple[Path, ...] | None:
+        """The image of every channel: those that dataset.json lists under `dataset`, or else those in imagesTr.
+
+        Returns:
+            None for a name that is not a training case.
+
+        Raises:
+            MNError: when files are missing or in surplus.
+        """
+        if name not in self._training_files:
+            return None
+        if self.description.get("dataset"):
+            images = tuple(self.folder / file for file in self._training_files[name])
+            _check_listed_images(name, images, channels=n_channels(self.description))
+            return images
+        return self._of_case(name, self._training_files[name], self.folder / "imagesTr")
+
+    def in_folder(self, name: str) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
+        """The cases of a folder of unlabeled images, and warnings about other files there.
+
+        Raises:
+            MNError: when files are missing, in surplus or wrongly named.
+        """
+        folder = self.folder / name
+        scanned, warnings = scan_folder(folder, ending=self.ending), []
+        if scanned.unnamed:
+            raise MNError(
+                f"{folder} holds {name_some(scanned.unnamed)}, but image files are called NAME_0000{self.ending} with "
+                f"the number of their channel; rename or remove them (labels do not belong there)"
+            )
+        if scanned.ignored:
+            warnings.append(
+                f"WARNING: ignored in {folder}, since they do not end in {self.ending}: {name_some(scanned.ignored)}"
+            )
+        return {
+            check_case_name(case, str(folder)): self._of_case(case, files, folder)
+            for case, files in scanned.cases.items()
+        }, warnings
+
+    def _of_case(self, name: str, files: list[str], folder: Path) -> tuple[Path, ...]:
+        check_channels(name, files, folder=folder, ending=self.ending, channels=n_channels(self.description))
+        return tuple(folder / file for file in files)
+
+
+def n_channels(description: dict[str, Any]) -> int:
+    """How many channels a case has by dataset.json."""
+    return len(description["modality"] if "modality" in description else description["channel_names"])
+
+
+def _check_listed_images(name: str, images: tuple[Path, ...], *, channels: int) -> None:
+    if len(images) != channels:
+        raise MNError(
+            f"dataset.json lists {len(images)} images of '{name}', but names {channels} channel(s); correct it"
+        )
+    missing = [str(image) for image in images if not image.is_file()]
+    if missing:
+        raise MNError(f"dataset.json lists {name_some(missing)} for case '{name}', which do not exist; restore them")
