@@ -1,12 +1,12 @@
 """nnU-Net's experiment planners for M&N: `nnUNetv2_plan_and_preprocess -d 4 -pl MNPlanner`.
 
-Against the stock planner they change only what M&N needs; each change has its reason where it is made.
+They change in the stock planner only what M&N needs. Each change has its reason where it is made.
 """
 
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -44,16 +44,18 @@ LEAST_SHARE = 0.05  # of the target, below which no patch is tried
 class _MNPlanning:
     """What M&N changes in a stock planner, which stands after this class among the bases.
 
-    - Spacing and shape come from labeled **and** unlabeled images, since a few labeled scans say little about a
-      dataset's geometry. Intensities come from labeled cases alone, as they need masks, and no label of an unlabeled
-      case is read.
-    - The dataset's size, which caps the batch at 5 % of it, counts unlabeled cases, and a batch of at least 4 is
-      planned where the memory target allows it, so that the share of unlabeled samples can grow in steps. Memory beyond
-      stock's 8 GiB therefore goes to a batch of 4 first, then to a larger patch.
+    - Spacing and shape come from labeled **and** unlabeled images: a few labeled scans say little about a dataset's
+      geometry. Intensities need masks and come from labeled cases alone. No label of an unlabeled case is read.
+    - The dataset's size counts unlabeled cases. It caps the batch at 5 % of the dataset.
+    - A batch of at least 4 is planned where the memory target allows it: then the share of unlabeled samples can grow
+      in steps. Memory beyond stock's 8 GiB goes to a batch of 4 first, then to a larger patch.
     - The memory target covers both networks in the worse of a step's two phases. The 2D network is measured on a slice
-      and given as many slices in flight as fit; only if one does not fit is the patch shrunk.
+      and gets as many slices in flight as fit. The patch is shrunk only if one slice does not fit.
     - Each 3D configuration gets a dictionary `mn` with the backbone and the settings that this was planned for.
     """
+
+    default_target_gib: ClassVar[float] = 8  # as stock's planner of the same size
+    default_plans_name: ClassVar[str] = MN_PLANS
 
     dataset_name: str
     dataset_json: dict[str, Any]
@@ -63,6 +65,22 @@ class _MNPlanning:
     UNet_vram_target_GB: float
     max_dataset_covered: float
 
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float | None = None,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        target = self.default_target_gib if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
+        name = self.default_plans_name if plans_name is None else plans_name
+        # mypy does not know the planner that stands after this class among the bases
+        super().__init__(  # type: ignore[call-arg]
+            dataset_name_or_id, target, preprocessor_name, name, overwrite_target_spacing, suppress_transpose
+        )
+
     @last_word
     def plan_experiment(self) -> dict[str, Any]:
         """Plan as stock does, on a fingerprint of all images, and print what the plans take."""
@@ -70,10 +88,10 @@ class _MNPlanning:
         config = resolve(environment_layer())
         labels = label_space(LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order")))
         self._costs = CostModel(config, channels=n_channels(self.dataset_json), labels=labels)
-        self._planned: dict[str, PlanCost] = {}
+        self.planned: dict[str, PlanCost] = {}
         self._look_at_the_dataset(config.unlabeled_sources)
         plans: dict[str, Any] = super().plan_experiment()  # type: ignore[misc]
-        shown = {name: cost for name, cost in self._planned.items() if name in plans["configurations"]}
+        shown = {name: cost for name, cost in self.planned.items() if name in plans["configurations"]}
         Console().print(plan_table(shown, target_gib=self.UNet_vram_target_GB, backbone=config.backbone))
         for warning in self._warnings:
             print(warning)
@@ -100,7 +118,7 @@ class _MNPlanning:
         approximate_n_voxels_dataset: float,
         _cache: dict[str, Any],
     ) -> dict[str, Any]:
-        """Plan a configuration as stock does, but so that both networks fit the memory target."""
+        """Plan a configuration as stock does, with both networks inside the memory target."""
         stock = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
         if len(spacing) == 2:  # which M&N does not train
             plans: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
@@ -115,7 +133,7 @@ class _MNPlanning:
                 most = min(round(plan["batch_size"] * target / aim), round(covered))
                 cost = self._fit(plan, target, max(most, WANTED_BATCH))
                 if cost is not None:
-                    self._planned[f"3d{data_identifier.rpartition('_3d')[2]}"] = cost
+                    self.planned[f"3d{data_identifier.rpartition('_3d')[2]}"] = cost
                     return plan
                 aim *= SHRINK
         finally:
@@ -126,7 +144,7 @@ class _MNPlanning:
         )
 
     def _fit(self, plan: dict[str, Any], target: float, most: int) -> PlanCost | None:
-        """Complete a plan with the largest batch up to `most` that fits and the slices in flight; None if none does."""
+        """Give a plan the largest batch up to `most` that fits, and the slices in flight. None: no batch fits."""
         axes = slice_axes(self._costs.config, plan["spacing"])
         for batch_size in range(most, SMALLEST_BATCH - 1, -1):
             cost = self._costs.of(plan["architecture"], plan["patch_size"], batch_size, axes=axes)
@@ -141,20 +159,6 @@ class _MNPlanning:
 class MNPlanner(_MNPlanning, ExperimentPlanner):  # type: ignore[misc]
     """nnU-Net's default planner for M&N; writes `nnUNetMNPlans`."""
 
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = MN_PLANS,
-        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
-        suppress_transpose: bool = False,
-    ) -> None:
-        super().__init__(
-            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
-            suppress_transpose,
-        )  # fmt: skip
-
 
 class _MNResEncPlanning(_MNPlanning):
     """M&N for the residual-encoder presets."""
@@ -168,52 +172,18 @@ class _MNResEncPlanning(_MNPlanning):
 class MNPlannerResEncM(_MNResEncPlanning, nnUNetPlannerResEncM):  # type: ignore[misc]
     """The residual-encoder preset M (about 9 GiB) for M&N; writes `nnUNetResEncUNetMMNPlans`."""
 
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "nnUNetResEncUNetMMNPlans",
-        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
-        suppress_transpose: bool = False,
-    ) -> None:
-        super().__init__(
-            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
-            suppress_transpose,
-        )  # fmt: skip
+    default_plans_name = "nnUNetResEncUNetMMNPlans"
 
 
 class MNPlannerResEncL(_MNResEncPlanning, nnUNetPlannerResEncL):  # type: ignore[misc]
     """The residual-encoder preset L (24 GiB) for M&N; writes `nnUNetResEncUNetLMNPlans`."""
 
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 24,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "nnUNetResEncUNetLMNPlans",
-        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
-        suppress_transpose: bool = False,
-    ) -> None:
-        super().__init__(
-            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
-            suppress_transpose,
-        )  # fmt: skip
+    default_target_gib = 24
+    default_plans_name = "nnUNetResEncUNetLMNPlans"
 
 
 class MNPlannerResEncXL(_MNResEncPlanning, nnUNetPlannerResEncXL):  # type: ignore[misc]
     """The residual-encoder preset XL (40 GiB) for M&N; writes `nnUNetResEncUNetXLMNPlans`."""
 
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 40,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "nnUNetResEncUNetXLMNPlans",
-        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
-        suppress_transpose: bool = False,
-    ) -> None:
-        super().__init__(
-            dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
-            suppress_transpose,
-        )  # fmt: skip
+    default_target_gib = 40
+    default_plans_name = "nnUNetResEncUNetXLMNPlans"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,11 +18,12 @@ from nnunet_mn.bridge.cases.dataset import find_dataset
 from nnunet_mn.bridge.cases.planned import load_planned
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled_of_all_folds
 from nnunet_mn.bridge.doctor import environment
-from nnunet_mn.bridge.doctor.dataset import check_dataset
-from nnunet_mn.bridge.doctor.memory import estimated_gib, judge
+from nnunet_mn.bridge.doctor.dataset import check_dataset, check_memory, judge
 from nnunet_mn.bridge.doctor.page import Row, examine, print_page
+from nnunet_mn.bridge.planning.cost_model import CostModel
 from nnunet_mn.config import environment_layer, resolve
 from nnunet_mn.errors import MNError
+from nnunet_mn.targets import LabelSpace
 
 
 def page(rows: Iterable[Row]) -> tuple[bool, str]:
@@ -74,6 +75,14 @@ def test_embedded_weights_are_on_this_machine(monkeypatch) -> None:
     (row,) = environment.check_weights(resolve(environment_layer()))
     assert row.state == "good"
     assert "Apache-2.0" in row.finding
+
+
+@pytest.mark.parametrize("backbone", ["segformr", "/no/such/folder", "timm:resnet18@/no/such/file"])
+def test_weights_that_are_nowhere_are_bad(monkeypatch, backbone: str) -> None:
+    monkeypatch.setenv("nnUNet_mn_backbone", backbone)
+    (row,) = environment.check_weights(resolve(environment_layer()))
+    assert row.state == "bad"
+    assert f"{backbone} is not on this machine and cannot be downloaded" in row.finding
 
 
 @pytest.mark.parametrize("backbone", ["{folder}", "timm:resnet18@{folder}/model.safetensors"])
@@ -150,20 +159,52 @@ def test_plans_that_cannot_be_trained_are_bad(planned_dataset, plans: str, confi
     assert finding in findings(rows, "bad")
 
 
-def test_memory_estimate_is_that_of_the_planner_which_planned_with_it(planned_dataset) -> None:
+def test_memory_estimate_is_that_of_the_cost_model_for_both_networks(planned_dataset, monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_mn_backbone", "efficientnet-lite0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     planned = load_planned(find_dataset(planned_dataset().name), **DOCTOR)
-    planned.configuration_manager.configuration["batch_size"] = 2
-    architecture = planned.configuration_manager.configuration["architecture"]
-    features = ExperimentPlanner.static_estimate_VRAM_usage(
-        planned.configuration_manager.patch_size, 1, 3, architecture["network_class_name"], architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-    )  # fmt: skip
-    assert estimated_gib(planned) == pytest.approx(8 * features / 560e6)
+    plan = planned.configuration_manager.configuration
+    labels = LabelSpace(num_channels=len(planned.dataset_json["labels"]))
+    model = CostModel(planned.config(), channels=1, labels=labels)
+    axes = (0, 1, 2) if max(plan["spacing"]) < 3 * min(plan["spacing"]) else (0,)
+    cost = model.of(plan["architecture"], plan["patch_size"], plan["batch_size"], axes=axes)
+    needed = max(cost.phase_3d_gib, cost.phase_2d_gib(cost.most_slices))  # so few pixels that all are in flight
+    assert cost.networks_gib[1] > 0.01  # GiB that the 2D network alone takes
+    assert check_memory(planned) == [
+        Row("good", "GPU memory", f"both networks take about {needed:.1f} GiB in training")
+    ]
 
 
 @pytest.mark.parametrize(("needed", "state"), [(4.0, "good"), (9.0, "note"), (11.0, "bad")])
 def test_plan_larger_than_the_card_is_bad(needed: float, state: str) -> None:
-    assert judge(needed, total=10.0).state == state
+    row = judge(needed, total=10.0)
+    assert row.state == state
+    assert f"{needed:.1f} GiB in training, of the 10.0 GiB of GPU 0" in row.finding
+    assert ("nnUNet_mn_slices_per_forward" in row.finding) == (state != "good")
+
+
+@pytest.mark.parametrize(("total", "state"), [(1000, "good"), (1, "bad")])
+def test_plans_are_compared_with_the_first_gpu(planned_dataset, monkeypatch, total: int, state: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, total * 2**30))
+    row = check_memory(load_planned(find_dataset(planned_dataset().name), **DOCTOR))[0]
+    assert row.state == state
+    assert f"of the {total}.0 GiB" in row.finding
+
+
+def test_weights_that_are_elsewhere_are_noted_beside_the_memory(planned_dataset, monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_mn_backbone", "nobody/no-such-model")
+    _, note = check_memory(load_planned(find_dataset(planned_dataset().name), **DOCTOR))
+    assert note.state == "note"
+    assert "SegFormer-B2's as measured once" in note.finding
+
+
+def test_architecture_that_cannot_be_measured_is_a_note(planned_dataset) -> None:
+    planned = load_planned(find_dataset(planned_dataset().name), **DOCTOR)
+    planned.configuration_manager.configuration["architecture"]["network_class_name"] = "torch.nn.Identity"
+    (row,) = check_memory(planned)
+    assert row.state == "note"
+    assert "torch.nn.Identity it cannot be estimated" in row.finding
 
 
 def test_split_files_that_disagree_are_noted(fresh_planned_dataset) -> None:

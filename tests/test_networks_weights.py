@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import hub, inventory
-from nnunet_mn.networks.inventory import fetch_backbone, is_here, list_backbones
+from nnunet_mn.networks.inventory import can_be_fetched, fetch_backbone, list_backbones, weights_are_here
 from nnunet_mn.networks.registry import ENTRIES, find, license_of
 from nnunet_mn.networks.weights import check_fit, hash_of, read_tensors, renamed_by_order
 
@@ -153,9 +153,56 @@ def test_the_list_says_what_is_here() -> None:
 def test_the_list_sees_the_cache(cache: Path) -> None:
     put_in_cache(cache, "facebook/dinov2-small", {"config.json": b"{}", "model.safetensors": b""})
     put_in_cache(cache, "timm/tf_efficientnet_lite1.in1k", {"config.json": b"{}", "model.safetensors": b""})
-    assert is_here("facebook/dinov2-small")
-    assert is_here("timm:tf_efficientnet_lite1.in1k")
-    assert not is_here("facebook/dinov2-base")
+    assert weights_are_here("facebook/dinov2-small")
+    assert weights_are_here("timm:tf_efficientnet_lite1.in1k")
+    assert not weights_are_here("facebook/dinov2-base")
+
+
+ON_THE_HUB = {
+    "dinov2-small": "facebook/dinov2-small",
+    "efficientnet-lite1": "timm/tf_efficientnet_lite1.in1k",
+    "timm:resnet18.a1_in1k": "timm/resnet18.a1_in1k",
+    "owner/model": "owner/model",
+}
+
+
+@pytest.mark.parametrize("backbone", ON_THE_HUB)
+def test_weights_of_the_hub_are_here_once_they_are_cached_whole(cache: Path, backbone: str) -> None:
+    assert can_be_fetched(backbone)
+    assert not weights_are_here(backbone)
+    put_in_cache(cache, ON_THE_HUB[backbone], {"config.json": b"{}", "model.safetensors": b""})
+    assert weights_are_here(backbone)
+
+
+@pytest.mark.usefixtures("cache")
+def test_local_weights_are_here_if_their_files_are(tmp_path: Path) -> None:
+    folder, file = tmp_path / "model", tmp_path / "weights.pth"
+    folder.mkdir()
+    backbones = (str(folder), f"timm:resnet18@{file}")
+    assert not any(weights_are_here(backbone) or can_be_fetched(backbone) for backbone in backbones)
+    (folder / "model.safetensors").touch()
+    file.touch()
+    assert all(weights_are_here(backbone) for backbone in backbones)
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert not weights_are_here(str(folder))
+
+
+@pytest.mark.usefixtures("cache")
+def test_embedded_weights_are_here_with_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weights_are_here("efficientnet-lite0")
+    monkeypatch.setattr(inventory, "find_spec", lambda name: None)
+    assert not weights_are_here("efficientnet-lite0")
+    assert not can_be_fetched("efficientnet-lite0")
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_name_that_nobody_knows_is_neither_here_nor_elsewhere() -> None:
+    assert not weights_are_here("segformr")
+    assert not can_be_fetched("segformr")
+    with pytest.raises(MNError, match="no model 'resnet_of_nobody'"):
+        weights_are_here("timm:resnet_of_nobody")
 
 
 def test_fetching_what_is_embedded_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

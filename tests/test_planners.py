@@ -23,13 +23,21 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 )
 from nnunetv2.run.run_training import get_trainer_from_args
 
+from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.planned import load_planned
 from nnunet_mn.bridge.cases.roles import labeled_for_planning
 from nnunet_mn.bridge.planning.cost import network_2d_cost
-from nnunet_mn.bridge.planning.cost_model import CostModel, weights_are_here, written_settings
+from nnunet_mn.bridge.planning.cost_model import CostModel, cost_of_planned, written_settings
 from nnunet_mn.bridge.registration import nnunet_package, register, trainers_path
 from nnunet_mn.config import MNConfig, resolve
 from nnunet_mn.errors import MNError
-from nnunet_mn.planners.MNPlanner import MNFingerprintExtractor, MNPlanner, MNPlannerResEncM
+from nnunet_mn.planners.MNPlanner import (
+    MNFingerprintExtractor,
+    MNPlanner,
+    MNPlannerResEncL,
+    MNPlannerResEncM,
+    MNPlannerResEncXL,
+)
 from nnunet_mn.targets import LabelSpace
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's presets warn of other memory targets
@@ -153,6 +161,38 @@ def test_residual_encoders_share_the_cases_of_the_default(tiny_dataset: Callable
     assert plans["plans_name"] == "nnUNetResEncUNetMMNPlans"
     assert _configuration(plans)["data_identifier"] == "nnUNetMNPlans_3d_fullres"
     assert _configuration(plans)["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
+
+
+STOCK_PLANNERS = {
+    MNPlanner: (8, "nnUNetMNPlans"),
+    MNPlannerResEncM: (8, "nnUNetResEncUNetMMNPlans"),
+    MNPlannerResEncL: (24, "nnUNetResEncUNetLMNPlans"),
+    MNPlannerResEncXL: (40, "nnUNetResEncUNetXLMNPlans"),
+}
+
+
+@pytest.mark.parametrize("planner", STOCK_PLANNERS)
+def test_a_planner_has_stocks_memory_target_a_name_of_its_own_and_takes_others(
+    tiny_dataset: Callable[..., Any], planner: type[Any]
+) -> None:
+    dataset = tiny_dataset()
+    made = planner(dataset.number)
+    assert (made.UNet_vram_target_GB, made.plans_identifier) == STOCK_PLANNERS[planner]
+    made = planner(dataset.number, 5, "DefaultPreprocessor", "Mine", [1.0, 2.0, 3.0], True)
+    assert (made.UNet_vram_target_GB, made.plans_identifier, made.suppress_transpose) == (5, "Mine", True)
+    assert made.overwrite_target_spacing == [1.0, 2.0, 3.0]
+
+
+def test_stocks_options_reach_the_plans(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    plans, name = plan_experiment_dataset(
+        dataset.number, MNPlanner, gpu_memory_target_in_gb=6, overwrite_target_spacing=(2.0, 1.0, 1.0),
+        overwrite_plans_name="Mine",
+    )  # fmt: skip
+    assert name == plans["plans_name"] == "Mine"
+    assert _configuration(plans)["spacing"] == [2.0, 1.0, 1.0]
+    assert (dataset.preprocessed / "Mine.json").is_file()
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerMN"])
@@ -315,16 +355,24 @@ def test_a_slice_costs_by_its_size(costs: CostModel) -> None:
 
 
 def test_weights_that_are_not_here_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("nnunet_mn.bridge.planning.cost_model.is_here", lambda _: False)
+    monkeypatch.setattr("nnunet_mn.bridge.planning.cost_model.weights_are_here", lambda _: False)
     costs = CostModel(MNConfig(), channels=1, labels=LabelSpace(num_channels=2))
     assert "nnunet-mn weights fetch" in costs.warnings[0]
     assert costs.of(ARCHITECTURE, (64, 96, 96), 2).phase_2d_gib(10) > 2
 
 
 def test_a_name_that_nobody_knows_is_an_error() -> None:
-    assert weights_are_here("segformr")
     with pytest.raises(MNError, match="segformr"):
         CostModel(MNConfig(backbone="segformr"), channels=1, labels=LabelSpace(num_channels=2))
+
+
+def test_the_cost_of_finished_plans_is_what_they_were_planned_with(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    planner = MNPlanner(dataset.number)
+    planner.plan_experiment()
+    planned = load_planned(find_dataset(dataset.name), plans="nnUNetMNPlans", configuration="3d_fullres")
+    assert cost_of_planned(planned) == (planner.planned["3d_fullres"], [])
 
 
 def test_too_little_memory_is_an_error(tiny_dataset: Callable[..., Any]) -> None:

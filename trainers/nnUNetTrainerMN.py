@@ -21,7 +21,12 @@ from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
-from nnunet_mn.bridge.planning.checks import check_preprocessed, dataset_class_of, planned_configuration
+from nnunet_mn.bridge.planning.checks import (
+    check_co_trainable,
+    check_preprocessed,
+    dataset_class_of,
+    planned_configuration,
+)
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, state, workers
 from nnunet_mn.bridge.training.stopping import Stopping
@@ -166,16 +171,7 @@ class nnUNetTrainerMN(_LabeledCases):
             self._log_lists().setdefault(key, [])
 
     def _refuse(self, configuration: str, planned: Any) -> None:
-        if len(planned.patch_size) != 3 or planned.previous_stage_name is not None:
-            raise MNError(
-                f"M&N co-trains a 2D and a 3D network, which configuration '{configuration}' does not allow: use "
-                f"3d_fullres or 3d_lowres"
-            )
-        if planned.batch_size < 2:
-            raise MNError(
-                f"configuration '{configuration}' plans a batch of {planned.batch_size}, but M&N needs room for a "
-                f"labeled and an unlabeled sample: set its batch_size to 2 or more in the plans"
-            )
+        check_co_trainable(planned, configuration)
         ddp.refuse_ranks(planned.batch_size)
 
     # ---- what a subclass may build otherwise ---------------------------------------------------------------------

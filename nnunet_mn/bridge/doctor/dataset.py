@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Iterator
 
+import torch
+
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.manifest import complete_cases
@@ -12,12 +14,14 @@ from nnunet_mn.bridge.cases.sources import has_image_folder
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
 from nnunet_mn.bridge.doctor.environment import check_weights
-from nnunet_mn.bridge.doctor.memory import check_memory
 from nnunet_mn.bridge.doctor.page import Row, examine
+from nnunet_mn.bridge.planning.checks import check_co_trainable
+from nnunet_mn.bridge.planning.cost_model import cost_of_planned
+from nnunet_mn.bridge.planning.measure import GIB
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
 from nnunet_mn.errors import MNError
 
-SMALLEST_BATCH = 2
+TIGHT = 0.85  # share of the card; the estimate may be a tenth too low, and other processes take memory too
 
 
 def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Iterator[Row]:
@@ -47,14 +51,38 @@ def _note(topic: str, text: str) -> Row:
 def check_plans(planned: PlannedDataset) -> list[Row]:
     """Whether M&N can train this configuration."""
     manager, name = planned.configuration_manager, planned.configuration
-    if len(manager.patch_size) != 3 or manager.previous_stage_name is not None:
-        raise MNError(f"configuration '{name}' cannot be co-trained; use 3d_fullres or 3d_lowres")
-    if manager.batch_size < SMALLEST_BATCH:
-        raise MNError(f"configuration '{name}' has a batch of {manager.batch_size}; set its batch_size to 2 or more")
+    check_co_trainable(manager, name)
     patch = "x".join(str(n) for n in manager.patch_size)
     return [
         Row("good", "plans", f"{planned.plans_manager.plans_name}, {name}: patch {patch}, batch {manager.batch_size}")
     ]
+
+
+def check_memory(planned: PlannedDataset) -> list[Row]:
+    """Whether both networks fit the first GPU. Without a GPU the row says what they take."""
+    try:
+        cost, warnings = cost_of_planned(planned)
+    except MNError:
+        raise
+    except Exception as error:  # an architecture that is not nnU-Net's may raise anything
+        architecture = planned.configuration_manager.configuration.get("architecture", {}).get("network_class_name")
+        return [_note("GPU memory", f"of {architecture} it cannot be estimated ({type(error).__name__}: {error})")]
+    total = torch.cuda.mem_get_info(0)[1] / GIB if torch.cuda.is_available() else None
+    return [judge(cost.peak_gib, total=total), *(_note("GPU memory", warning) for warning in warnings)]
+
+
+def judge(needed: float, *, total: float | None) -> Row:
+    """The row for networks that take some GiB, on a card of `total` GiB or without one."""
+    text = f"both networks take about {needed:.1f} GiB in training"
+    if total is None:
+        return Row("good", "GPU memory", text)
+    text += f", of the {total:.1f} GiB of GPU 0"
+    remedy = "lower nnUNet_mn_slices_per_forward, or plan again with MNPlanner and a smaller -gpu_memory_target"
+    if needed > total:
+        return Row("bad", "GPU memory", f"{text}; {remedy}")
+    if needed > TIGHT * total:
+        return Row("note", "GPU memory", f"{text}, which is tight; if it fails, {remedy}")
+    return Row("good", "GPU memory", text)
 
 
 def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> list[Row]:

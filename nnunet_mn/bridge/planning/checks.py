@@ -1,4 +1,4 @@
-"""What a training needs of plans and preprocessed folders, said in a sentence where somebody edited them wrongly."""
+"""What a training needs of plans and preprocessed folders. Each mistake in them has its sentence."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,12 +11,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.errors import MNError
 
+SMALLEST_BATCH = 2  # a labeled and an unlabeled sample
+
 
 def planned_configuration(plans: dict[str, Any], configuration: str) -> ConfigurationManager:
     """A configuration of the plans whose sizes make sense.
 
     Raises:
-        MNError: naming the entry of the plans that does not.
+        MNError: naming the entry of the plans that makes none.
     """
     known = plans.get("configurations")
     if not isinstance(known, dict) or configuration not in known:
@@ -28,6 +30,20 @@ def planned_configuration(plans: dict[str, Any], configuration: str) -> Configur
         raise MNError(f"configuration '{configuration}' of the plans cannot be read ({error}); plan again") from error
     _check_sizes(planned.configuration, f"configuration '{configuration}' of the plans")
     return planned
+
+
+def check_co_trainable(planned: ConfigurationManager, configuration: str) -> None:
+    """Raise an MNError for a configuration of the plans that M&N cannot train."""
+    if len(planned.patch_size) != 3 or planned.previous_stage_name is not None:
+        raise MNError(
+            f"M&N co-trains a 2D and a 3D network, which configuration '{configuration}' does not allow: use "
+            f"3d_fullres or 3d_lowres"
+        )
+    if planned.batch_size < SMALLEST_BATCH:
+        raise MNError(
+            f"configuration '{configuration}' plans a batch of {planned.batch_size}, but M&N needs room for a labeled "
+            f"and an unlabeled sample: set its batch_size to 2 or more in the plans"
+        )
 
 
 def _check_sizes(found: dict[str, Any], where: str) -> None:

@@ -104,6 +104,11 @@ class PlanCost:
         at_once = min(slices_per_forward, self.slices[0])
         return self._peak(at_once * self.slice.cost.saved + self._kept_in_phase_2d())
 
+    @property
+    def peak_gib(self) -> float:
+        """GiB at the peak of a step, with the slices in flight of the settings."""
+        return max(self.phase_3d_gib, self.phase_2d_gib(self.config.slices_per_forward or self.most_slices))
+
     def slices_that_fit(self, target_gib: float) -> int:
         """The most slices in flight with which the second phase stays below a target, 0 if not even one does."""
         room = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)

@@ -1,10 +1,11 @@
-"""The costs of plans while they are made, and the settings that they carry."""
+"""The costs of plans, while they are made and later, and the settings that they carry."""
 
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
+from nnunet_mn.bridge.cases.planned import PlannedDataset
+from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.planning.cost import (
     PlanCost,
     SliceCost,
@@ -16,13 +17,14 @@ from nnunet_mn.bridge.planning.cost import (
     views,
 )
 from nnunet_mn.bridge.planning.measure import Cost
+from nnunet_mn.bridge.training.assembly import label_space, slice_axes
 from nnunet_mn.config import PRESETS, MNConfig
 from nnunet_mn.networks import build_network_2d
-from nnunet_mn.networks.inventory import is_here
-from nnunet_mn.networks.registry import find
+from nnunet_mn.networks.inventory import can_be_fetched, weights_are_here
+from nnunet_mn.slices import PIXELS_PER_FORWARD
 from nnunet_mn.targets import LabelSpace
 
-# What decides on memory, and so belongs to the plans; a length or a seed does not.
+# These settings decide on memory and belong to the plans. A length or a seed does not.
 PLANNED = (
     "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_axes", "slice_step",
     "slices_per_forward",
@@ -38,9 +40,11 @@ class CostModel:
         channels: of an image.
         labels: of the dataset.
 
+    Weights that are not on this machine are no error: plans are often made where they are not needed. Then a typical
+    network's cost stands in, and `warnings` say so.
+
     Raises:
-        MNError: when the 2D network is unknown or its weights are damaged. Weights that are not on this machine are no
-            error: plans are often made where they are not needed; then a typical network's cost stands in.
+        MNError: when the 2D network is unknown or its weights are damaged.
     """
 
     def __init__(self, config: MNConfig, *, channels: int, labels: LabelSpace) -> None:
@@ -49,13 +53,13 @@ class CostModel:
         self._network = None
         self._slices: dict[tuple[int, int], SliceCost] = {}
         self._samples: dict[str, tuple[Cost, int]] = {}
-        if weights_are_here(config.backbone):
+        if weights_are_here(config.backbone) or not can_be_fetched(config.backbone):
             self._network = build_network_2d(config, in_channels=channels, num_classes=labels.num_channels)
         else:
             self.warnings.append(
-                f"WARNING: the weights of '{config.backbone}' are not on this machine, so that the memory of the 2D "
-                f"network is SegFormer-B2's as measured once; for an exact plan run `nnunet-mn weights fetch "
-                f"{config.backbone}` and plan again"
+                f"WARNING: the weights of '{config.backbone}' are not on this machine. The memory of the 2D network is "
+                f"SegFormer-B2's as measured once; for an exact plan run `nnunet-mn weights fetch {config.backbone}` "
+                f"and plan again"
             )
 
     def of(
@@ -63,7 +67,7 @@ class CostModel:
     ) -> PlanCost:
         """The cost of a planned network with its patch and batch, and the axes along which it is sliced."""
         patch = tuple(int(n) for n in patch_size)
-        key = f"{patch} {architecture['arch_kwargs']['strides']}"
+        key = f"{patch} {architecture}"
         if key not in self._samples:
             self._samples[key] = network_3d_cost(
                 architecture, patch, channels=self.channels, labels=self.labels, config=self.config
@@ -83,6 +87,11 @@ class CostModel:
             config=self.config,
         )
 
+    def slices_in_flight(self, size: tuple[int, int]) -> int:
+        """How many slices of this height and width a training has in flight with these settings."""
+        pixels = size[0] * size[1] if self._network is None else self._network.input_pixels(*size)
+        return self.config.slices_per_forward or max(1, PIXELS_PER_FORWARD // pixels)
+
     def _slice(self, size: tuple[int, int]) -> SliceCost:
         if self._network is None:
             return typical_2d_cost(size)
@@ -91,17 +100,26 @@ class CostModel:
         return self._slices[size]
 
 
-def weights_are_here(backbone: str) -> bool:
-    """Whether a 2D network can be built without fetching anything; true for a name that nobody knows."""
-    entry = find(backbone)
-    if entry is not None:
-        return is_here(entry.source)
-    from_hub = backbone.startswith("timm:") and "@" not in backbone
-    return is_here(backbone) if from_hub or (backbone.count("/") == 1 and not Path(backbone).is_dir()) else True
+def cost_of_planned(planned: PlannedDataset) -> tuple[PlanCost, list[str]]:
+    """What the training of a planned configuration takes. Its settings hold the slices in flight.
+
+    Returns:
+        The cost, and warnings.
+
+    Raises:
+        MNError: as `CostModel`. An architecture that is not nnU-Net's may raise anything.
+    """
+    labels = label_space(planned.plans_manager.get_label_manager(planned.dataset_json))
+    model = CostModel(planned.config(), channels=n_channels(planned.dataset_json), labels=labels)
+    plan = planned.configuration_manager.configuration
+    axes = slice_axes(model.config, plan["spacing"])
+    cost = model.of(plan["architecture"], plan["patch_size"], plan["batch_size"], axes=axes)
+    slices = model.slices_in_flight(largest_view(cost.views)[1:])
+    return replace(cost, config=replace(model.config, slices_per_forward=slices)), model.warnings
 
 
 def written_settings(config: MNConfig) -> dict[str, Any]:
-    """The dictionary `mn` of a planned configuration: what decided on memory, where it is not the preset's default."""
+    """The dictionary `mn` of a planned configuration: the settings that decide on memory, without preset defaults."""
     values = config.to_dict()
     defaults = {field.name: field.default for field in fields(MNConfig)} | dict(PRESETS[config.preset])
     return {
