@@ -21,6 +21,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "nnunet": MappingProxyType({}),
         "paper": MappingProxyType(
             {
+                "backbone": "nvidia/segformer-b2-finetuned-ade-512-512",
                 "adaptation": "lora",
                 "schedule": "cosine",
                 "loss": "paper",
@@ -113,7 +114,7 @@ class MNConfig:
         MNError: when a value has the wrong type or lies out of its range.
     """
 
-    backbone: str = "nvidia/segformer-b2-finetuned-ade-512-512"
+    backbone: str = "efficientnet-lite0"
     adaptation: Literal["auto", "lora", "full", "frozen"] = "auto"
     preset: Literal["nnunet", "paper"] = "nnunet"
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"

