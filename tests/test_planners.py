@@ -176,6 +176,7 @@ def test_a_planner_has_stocks_memory_target_a_name_of_its_own_and_takes_others(
     tiny_dataset: Callable[..., Any], planner: type[Any]
 ) -> None:
     dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
     made = planner(dataset.number)
     assert (made.UNet_vram_target_GB, made.plans_identifier) == STOCK_PLANNERS[planner]
     made = planner(dataset.number, 5, "DefaultPreprocessor", "Mine", [1.0, 2.0, 3.0], True)

@@ -100,7 +100,7 @@ def roles_of_fold(splits: list[Split] | None, fold: int | str, *, train: Iterabl
 
 
 def roles_of_all_folds(splits: list[Split] | None, cases: Collection[str] = ()) -> Roles:
-    """The roles for planning and preprocessing, which serve all folds.
+    """The roles for planning and preprocessing. Both serve all folds.
 
     A case that any fold calls unlabeled is unlabeled here. A case may be labeled and for validation at once.
 

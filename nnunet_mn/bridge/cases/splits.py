@@ -46,7 +46,7 @@ def _check_uncopied(file: Path, preprocessed: Path) -> list[str]:
 
 
 def splits_for_planning(preprocessed: Path, raw: Path) -> tuple[list[Split] | None, list[str]]:
-    """Read the split file that training will use. Before the first planning it is the raw one, which nnU-Net copies."""
+    """Read the split file that training will use. Before the first planning it is the raw one: nnU-Net copies it."""
     if (raw / SPLITS).is_file() and not (preprocessed / SPLITS).is_file():
         return read_splits(raw, None)
     return read_splits(preprocessed, raw)
@@ -84,7 +84,7 @@ def _read_split_file(file: Path) -> tuple[list[Split], list[str]]:
 
 
 def _check_entry(entry: Any, where: str) -> tuple[Split, list[str]]:
-    """The three lists of a fold, each name once."""
+    """The three lists of a fold with each name once, and warnings."""
     if not isinstance(entry, dict) or not {"train", "val"} <= set(entry):
         raise MNError(f"{where} must be a dictionary with the lists 'train' and 'val', but is {str(entry)[:60]!r}")
     lists: Split = {}
