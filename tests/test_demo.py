@@ -12,6 +12,8 @@ import torch
 from nnunet_mn import demo
 from nnunet_mn.errors import MNError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+
 COMMAND = Path(sys.executable).parent / "nnunet-mn"
 
 
