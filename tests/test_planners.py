@@ -227,14 +227,15 @@ def _fold(train: Iterable[str], val: Iterable[str], unlabeled: Iterable[str]) ->
 
 
 def test_cases_that_no_fold_calls_unlabeled_are_labeled() -> None:
-    assert labeled_for_planning("abcd", [_fold("a", "b", "cd")]).names == ("a", "b")
-    assert labeled_for_planning("abc", None).names == ("a", "b", "c")
+    assert labeled_for_planning("abcd", [_fold("a", "b", "cd")]) == (["a", "b"], [])
+    assert labeled_for_planning("abc", None) == (["a", "b", "c"], [])
 
 
 def test_folds_that_share_their_cases_give_a_warning() -> None:
-    found = labeled_for_planning("abcd", [_fold("a", "b", "cd"), _fold("c", "d", "ab")])
-    assert found.names == ("a", "c")
-    assert "every fold's labeled cases are unlabeled in another fold" in str(found.warning)
+    names, warnings = labeled_for_planning("abcd", [_fold("a", "b", "cd"), _fold("c", "d", "ab")])
+    assert names == ["a", "c"]
+    assert len(warnings) == 1
+    assert "every fold's labeled cases are unlabeled in another fold" in warnings[0]
 
 
 def test_a_case_that_one_fold_labels_and_another_does_not_is_planned_once(

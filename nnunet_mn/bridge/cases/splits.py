@@ -8,6 +8,7 @@ from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.errors import MNError
 
 SPLITS = "splits_final.json"
+PARTS = ("train", "val", "unlabeled")  # of a fold
 
 Split = dict[str, list[str]]
 
@@ -88,7 +89,7 @@ def _check_entry(entry: Any, where: str) -> tuple[Split, list[str]]:
     if not isinstance(entry, dict) or not {"train", "val"} <= set(entry):
         raise MNError(f"{where} must be a dictionary with the lists 'train' and 'val', but is {str(entry)[:60]!r}")
     lists: Split = {}
-    for key in ("train", "val", "unlabeled"):
+    for key in PARTS:
         names = entry.get(key, [])
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise MNError(f"'{key}' in {where} must be a list of case names, but is {str(names)[:60]!r}")
