@@ -1,1 +1,1 @@
-"""What the trainer is made of."""
+"""Parts of the trainer."""

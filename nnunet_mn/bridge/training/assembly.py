@@ -1,4 +1,4 @@
-"""Builds the co-trainer for what nnU-Net planned, and turns its state into a checkpoint's and back."""
+"""Builds the co-trainer from nnU-Net's plans and the settings."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,7 +28,7 @@ TEACHERS = {"both": MeanOfBoth, "other": OtherNetwork}
 
 
 def label_space(labels: LabelManager) -> LabelSpace:
-    """nnU-Net's labels as the core knows them."""
+    """nnU-Net's labels in the form of the core."""
     return LabelSpace(
         num_channels=labels.num_segmentation_heads, regions=labels.has_regions, ignore_label=labels.ignore_label
     )
@@ -42,7 +42,7 @@ def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: R
 
 
 def slice_axes(config: MNConfig, spacing: Sequence[float]) -> tuple[int, ...]:
-    """Axes along which the 2D network sees volumes: all where nnU-Net's planner would call the spacing isotropic."""
+    """The axes to slice along. `auto` takes all three if nnU-Net's planner would call the spacing isotropic."""
     nearly_cubes = max(spacing) < ANISO_THRESHOLD * min(spacing)
     return (0, 1, 2) if config.slice_axes == "auto" and nearly_cubes else (0,)
 
@@ -64,19 +64,15 @@ def build(
     """Put the 2D network beside nnU-Net's 3D network.
 
     Args:
-        config: the settings.
-        network_3d, optimizer_3d, scaler_3d: nnU-Net's, as its trainer holds them, but outside of a wrapper for several
-            GPUs: gradients are summed over the ranks here.
+        network_3d, optimizer_3d, scaler_3d: from nnU-Net's trainer. The network comes without its wrapper for several
+            GPUs: the students sum gradients over the ranks.
         deep_supervision_weights: one for each output of the 3D network.
-        batch_dice: as planned.
-        labels: of the dataset.
-        in_channels: channels of an image.
+        in_channels: of an image.
         spacing: mm between voxels along each axis, as planned.
-        device: where the 2D network goes.
-        ranks: the processes that train together.
+        device: of both networks.
 
     Raises:
-        MNError: when the 2D network's weights cannot be had or do not fit.
+        MNError: if the 2D network's weights are missing or do not fit.
     """
     autocast = autocast_type(config.precision, device)
     network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels).to(device)
@@ -118,23 +114,23 @@ def build(
 
 
 def _generator(config: MNConfig, ranks: Ranks) -> torch.Generator:
-    """Of the slices, in the same state on all ranks: they train on the same ones."""
+    """The slices' generator, in the same state on all ranks: they train on the same slices."""
     seed = torch.initial_seed() % 2**63 if config.seed is None else config.seed
     return torch.Generator().manual_seed(ranks.number_of_first(seed))
 
 
 def without_ddp(network: nn.Module) -> nn.Module:
-    """nnU-Net's network outside of its wrapper for several GPUs."""
+    """nnU-Net's network without its wrapper for several GPUs."""
     return cast(nn.Module, network.module) if isinstance(network, DistributedDataParallel) else network
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """nnU-Net's network outside of the wrappers for several GPUs and for compiled code, which rename its weights."""
+    """nnU-Net's network without the wrappers for several GPUs and for compiled code. They rename its weights."""
     network = without_ddp(network)
     return cast(nn.Module, getattr(network, "_orig_mod", network))
 
 
 def network_2d(cotrainer: CoTrainer) -> nn.Module:
-    """The 2D network itself. The co-trainer holds it wrapped for volumes; another second student is itself."""
+    """The 2D network without its wrapper for volumes. Another second student has no wrapper."""
     network = cotrainer.student_2d.network
     return cast(nn.Module, network.network) if isinstance(network, SliceWise) else network

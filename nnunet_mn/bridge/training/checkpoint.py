@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoint plus one key, `mn`, written so that a kill leaves the old or the new file whole."""
+"""nnU-Net's checkpoint plus one key, `mn`. A kill during the writing leaves the old or the new file whole."""
 
 import io
 import os
@@ -19,18 +19,18 @@ STOCK_TRAINER = "nnUNetTrainer"
 
 
 def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
-    """Write a stock checkpoint with the key `mn`, to be predicted from with stock nnU-Net alone.
+    """Write a stock checkpoint with the key `mn`. Stock nnU-Net alone can predict from it.
 
-    The network is the plans' own, so that `trainer_name` may name the built-in trainer (nnU-Net's guide to sharing
+    The network is the plans' own. Hence `trainer_name` may be the built-in trainer's (nnU-Net's guide to sharing
     models, option 1).
 
     Args:
         write_stock: nnU-Net's own saving.
-        path: the file; a temporary one beside it is flushed to disk and then takes its place.
-        mn: what a resumed training needs more than stock.
+        path: the file. A temporary one beside it is flushed to disk and then takes its place.
+        mn: M&N's own state (`state.mn_state`).
 
     Raises:
-        MNError: when the file cannot be written; the previous one stays.
+        MNError: if the file cannot be written; the previous one stays.
     """
     stock = io.BytesIO()
     write_stock(stock)
@@ -41,14 +41,14 @@ def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[s
 
 
 def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")  # one name: what a kill leaves is overwritten by the next writing
+    temporary = path.with_name(f"{path.name}.tmp")  # one name: the next writing replaces the rest of a killed one
     try:
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where its zip writer cannot write
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
         temporary.unlink(missing_ok=True)
         raise MNError(
             f"the checkpoint {path} could not be written ({error}): the previous one is whole; free some space and "
@@ -57,18 +57,14 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writings left."""
+    """Remove the temporary files of killed writings."""
     for pattern in ("checkpoint_*.pth.tmp", "foreground_*.tmp"):
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
 
 
 def load_mn(path: Path) -> dict[str, Any]:
-    """The `mn` part of a checkpoint, on the CPU.
-
-    Raises:
-        MNError: when the file is damaged or was not written by an M&N training.
-    """
+    """The `mn` part of a checkpoint, on the CPU. Raises as `load_mn_and_weights` does."""
     return load_mn_and_weights(path)[0]
 
 
@@ -76,7 +72,7 @@ def load_mn_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The `mn` part of a checkpoint and the weights of the 3D network, on the CPU.
 
     Raises:
-        MNError: when the file is damaged or was not written by an M&N training.
+        MNError: if the file is damaged or no M&N training wrote it.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
@@ -90,14 +86,14 @@ def load_mn_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise MNError(f"{path} is no checkpoint of nnU-Net: move it away")
     if "mn" not in checkpoint:
         raise MNError(
-            f"{path} holds no M&N state, so that M&N cannot continue from it: start without --c, or use the trainer "
-            f"that wrote it ({checkpoint.get('trainer_name', 'unknown')})"
+            f"{path} holds no M&N state, and M&N cannot continue from it: start without --c, or use the trainer that "
+            f"wrote it ({checkpoint.get('trainer_name', 'unknown')})"
         )
-    return checkpoint["mn"], checkpoint.get("network_weights", {})  # what is missing is named when it is to fit
+    return checkpoint["mn"], checkpoint.get("network_weights", {})  # check_network names missing ones
 
 
 def check_network(weights: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
-    """Raise an MNError, which names the first tensors that differ, unless a checkpoint's weights fit a network."""
+    """Raise an MNError unless a checkpoint's weights fit a network. The error names the first different tensors."""
     plain = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     remedy = "it was trained with other plans or classes: put them back, or move the checkpoint away"
     check_fit(plain, network.state_dict(), source=f"the checkpoint {path}", remedy=remedy)
@@ -123,10 +119,10 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Undo everything drawn since `random_state`."""
+    """Put the generators back into the states of `random_state`."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # another number of cards: their states mean nothing here
+    if len(state["cuda"]) == torch.cuda.device_count():  # else the cards' states mean nothing here
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,4 +1,4 @@
-"""nnU-Net's training on several GPUs (`-num_gpus`): who is there, who draws what, and how all hear of a failure."""
+"""nnU-Net's training on several GPUs (`-num_gpus`): ranks, their seeds, their samples, and their failures."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch.distributed as dist
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 
-MANY_RANKS = 10_007  # more than there are; prime, so that seeds do not soon meet again
+MANY_RANKS = 10_007  # more than there are; a prime keeps the seeds of resumed trainings apart
 
 
 class LoaderFailureError(RuntimeError):
@@ -16,29 +16,19 @@ class LoaderFailureError(RuntimeError):
 
 
 def find_ranks(device: torch.device) -> Ranks:
-    """The ranks that nnU-Net started, or this process alone."""
+    """nnU-Net's ranks, or this process alone."""
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return Ranks(dist.group.WORLD, device)
 
 
 def own_seed(seed: int | None, rank: int, done: int = 0) -> int | None:
-    """The seed of one rank's process: each must draw other samples, and a resumed training others than at its start.
-
-    Args:
-        seed: of the training.
-        rank: of the process.
-        done: iterations.
-    """
+    """The seed of one rank after some iterations. Each rank, and each resumed training, must draw its own samples."""
     return None if seed is None else (seed + rank + MANY_RANKS * done) % 2**32
 
 
 def refuse_ranks(batch_size: int) -> None:
-    """Raise an MNError when there are more GPUs than samples in a batch.
-
-    Args:
-        batch_size: as planned, of all GPUs together.
-    """
+    """Raise an MNError if there are more GPUs than samples in the planned batch. All GPUs share it."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     if batch_size < dist.get_world_size():
@@ -49,12 +39,7 @@ def refuse_ranks(batch_size: int) -> None:
 
 
 def part_of_batch(ranks: Ranks, samples: int) -> range:
-    """Which samples of the whole batch this rank draws.
-
-    Args:
-        ranks: all of them.
-        samples: drawn here.
-    """
+    """This rank's samples as a range of the whole batch. `samples` is their number."""
     if ranks.group is None:
         return range(samples)
     sizes: list[int] = [0] * dist.get_world_size(ranks.group)
@@ -64,9 +49,9 @@ def part_of_batch(ranks: Ranks, samples: int) -> range:
 
 
 class RankedLoader:
-    """A loader of one rank: all ranks get a batch, or all hear that one of them has none.
+    """The loader of one rank. All ranks get a batch, or all raise a `LoaderFailureError`.
 
-    Without it the other ranks would wait in the next exchange for one that is gone.
+    Without it the other ranks would wait in the next exchange for the failed one.
     """
 
     def __init__(self, loader: Any, ranks: Ranks) -> None:
@@ -85,7 +70,7 @@ class RankedLoader:
 
 
 def together(loaders: tuple[Any, Any], ranks: Ranks) -> tuple[Any, Any]:
-    """The training and the validation loader, each as a `RankedLoader` where there are several ranks."""
+    """The training and the validation loader, each as a `RankedLoader` if there are several ranks."""
     if ranks.group is None:
         return loaders
     train, val = loaders

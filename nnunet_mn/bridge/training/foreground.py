@@ -1,7 +1,7 @@
-"""Where unlabeled cases show foreground, by the 3D network's own pseudo-masks, for crops that are not empty.
+"""Foreground locations of unlabeled cases, from the 3D network's own pseudo-masks: crops are centered on them.
 
-Stock forces a third of the crops to show foreground, which it knows from labels. Of an unlabeled case nothing is known,
-so that where foreground is rare nearly all of its crops would be background. Only sampled voxel locations are kept.
+Stock forces a third of the crops to show foreground. It knows the foreground from labels. An unlabeled case has none:
+if its foreground is rare, nearly all of its crops would be background. Only sampled voxel locations are kept.
 """
 
 import os
@@ -23,12 +23,12 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 
 MOST_LOCATIONS = 500  # of a class in a case
-MOST_CASES = 500  # predicted at one refresh, of more a new draw each time: a refresh must not take a day
+MOST_CASES = 500  # predicted at one refresh, drawn anew each time: a refresh must not take a day
 NEVER = -1
 
 
 class Volumes(Protocol):
-    """What is asked of nnU-Net's dataset of unlabeled cases."""
+    """nnU-Net's dataset of unlabeled cases."""
 
     identifiers: list[str]
 
@@ -38,10 +38,10 @@ class Volumes(Protocol):
 
 
 class ForegroundLocations:
-    """Sampled foreground voxels of unlabeled cases: written by the trainer, read by every worker.
+    """Sampled foreground voxels of unlabeled cases. The trainer writes them, every worker reads them.
 
     Args:
-        folder: of the fold's results; there is one file for each refresh.
+        folder: of the fold's results. Each refresh writes one file.
         keys: from `location_keys`.
         iterations_per_epoch: for the files' names.
     """
@@ -53,18 +53,18 @@ class ForegroundLocations:
 
     @property
     def position(self) -> int:
-        """Iterations that were done at the refresh in use; negative before the first."""
+        """Iterations done at the refresh in use; negative before the first."""
         return int(self._position.value)
 
     def use(self, position: int) -> bool:
-        """Take the locations of an earlier refresh, for a training that goes on; false where its file is gone."""
+        """Take the locations of an earlier refresh, for a resumed training; false if its file is gone."""
         if position >= 0 and not self._file(position).is_file():
             return False
         self._position.value = position
         return True
 
     def of(self, case: str) -> dict[Any, np.ndarray]:
-        """Locations `(n, 4)` of a case by class, as nnU-Net's loader wants them; empty where nothing is known."""
+        """Locations `(n, 4)` of a case by class, in the form of nnU-Net's loader; empty if none are known."""
         arrays = self._arrays()
         found = ((key, arrays.get(f"{case}/{index}")) for index, key in enumerate(self.keys))
         return {key: np.pad(voxels, ((0, 0), (1, 0))) for key, voxels in found if voxels is not None}
@@ -74,10 +74,10 @@ class ForegroundLocations:
 
         Args:
             position: iterations done.
-            located: of each case, voxels `(n, 3)` of every foreground channel; none where the pseudo-mask is empty.
+            located: voxels `(n, 3)` by case and foreground channel; n is 0 if the pseudo-mask is empty.
 
         Raises:
-            MNError: when the file cannot be written.
+            MNError: if the file cannot be written.
         """
         earlier = self._arrays()
         kept = {key: earlier[key] for key in earlier if key.rpartition("/")[0] not in located}
@@ -103,7 +103,7 @@ class ForegroundLocations:
         return self.folder / f"foreground_epoch_{epoch:04d}_iteration_{iteration:04d}.npz"
 
     def _arrays(self) -> Mapping[str, np.ndarray]:
-        """The file in use, opened once by each process; a case's arrays are read when it is drawn."""
+        """The file in use. Each process opens it once, and reads a case's arrays when it draws the case."""
         position = self.position
         if self._opened[0] != position:
             self._opened = (position, np.load(self._file(position)))
@@ -125,19 +125,18 @@ def refresh(
     stop: Callable[[], object],
     ranks: Ranks = ALONE,
 ) -> str:
-    """Predict unlabeled cases and keep where their foreground is.
+    """Predict unlabeled cases and keep their foreground locations.
 
-    It draws from generators of its own, so that a training does not depend on it but for the crops.
+    It has its own generators: only the crops of a training depend on it.
 
     Args:
-        locations: takes them.
         cases: preprocessed unlabeled cases.
         predict: image `(C, Z, Y, X)` -> logits `(K, Z, Y, X)`.
         position: iterations done.
         regions: channels are regions rather than classes.
         seed: of the draws, the same on every rank.
-        stop: asked between cases; when it says so to any rank, nothing is changed.
-        ranks: they share the cases, and wait for each other after each.
+        stop: asked between cases. If any rank's says yes, nothing changes.
+        ranks: they share the cases, and wait for each other after each case.
 
     Returns:
         A line for the log.
@@ -151,7 +150,7 @@ def refresh(
     for first in range(0, len(names), n_ranks):
         if ranks.any(bool(stop())):
             return "M&N: the search for foreground in unlabeled cases was given up, since the training is to stop"
-        for name in names[first + rank : first + rank + 1]:  # none where they run out
+        for name in names[first + rank : first + rank + 1]:  # empty when no names are left
             image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
             own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
             located[name] = [_sample(mask, own) for mask in _masks(predict(image), regions=regions)]
@@ -163,7 +162,7 @@ def refresh(
     empty = sum(not any(len(voxels) for voxels in all_) for all_ in located.values())
     return (
         f"M&N: foreground of {len(names)} unlabeled cases located in {time.monotonic() - start:.1f} s; "
-        f"{empty} of them show none to the 3D network, so that their crops stay random"
+        f"{empty} of them show none to the 3D network: their crops stay random"
     )
 
 
@@ -226,7 +225,7 @@ def _masks(logits: Tensor, *, regions: bool) -> Iterable[np.ndarray]:
 
 
 def _sample(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Up to some voxels `(n, 3)` of a mask."""
+    """At most `MOST_LOCATIONS` voxels `(n, 3)` of a mask."""
     voxels = np.flatnonzero(mask)
     if len(voxels) > MOST_LOCATIONS:
         voxels = np.sort(rng.choice(voxels, MOST_LOCATIONS, replace=False))

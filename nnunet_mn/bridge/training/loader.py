@@ -1,4 +1,4 @@
-"""nnU-Net's data loader, drawing mixed batches: labeled samples first, then unlabeled ones."""
+"""nnU-Net's data loader with mixed batches: labeled samples first, then unlabeled ones."""
 
 import pickle
 import warnings
@@ -17,11 +17,11 @@ from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounts
 
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # what damaged files raise
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # from damaged files
 
 
 class Cases(Protocol):
-    """What the loader needs of an nnU-Net dataset."""
+    """An nnU-Net dataset."""
 
     identifiers: list[str]
     source_folder: str
@@ -35,16 +35,16 @@ class JointCases:
     """Labeled and unlabeled cases of two preprocessed folders under one `load_case`.
 
     Args:
-        labeled, unlabeled: nnU-Net datasets without a common identifier. A case listed as unlabeled is read from the
-            folder of the unlabeled ones alone, which holds no label.
-        foreground: where unlabeled cases show foreground, as far as the 3D network has found some; None: unknown.
+        labeled, unlabeled: nnU-Net datasets without a common identifier. An unlabeled case is read from its own folder
+            alone. No label lies there.
+        foreground: locations in unlabeled cases, as far as the 3D network has found some; None: unknown.
     """
 
     def __init__(self, labeled: Cases, unlabeled: Cases, foreground: ForegroundLocations | None = None) -> None:
         self.labeled = labeled
         self.foreground = foreground
         self.unlabeled = unlabeled
-        self.identifiers = labeled.identifiers  # what the stock loader looks at
+        self.identifiers = labeled.identifiers  # for the stock loader
         self._unlabeled_names = frozenset(unlabeled.identifiers)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -56,7 +56,7 @@ class JointCases:
         return image, segmentation, previous, properties
 
     def folder_of(self, identifier: str) -> str:
-        """Where a case's preprocessed files lie."""
+        """The folder of a case's preprocessed files."""
         return self._dataset_of(identifier).source_folder
 
     def _dataset_of(self, identifier: str) -> Cases:
@@ -64,11 +64,11 @@ class JointCases:
 
 
 class TellingLoader(nnUNetDataLoader):  # type: ignore[misc]
-    """nnU-Net's loader, whose workers tell the trainer why they end: stock's print it and leave the trainer to guess.
+    """nnU-Net's loader. Its workers tell the trainer their errors; stock's print them and leave the trainer to guess.
 
     Args:
-        failures: where they tell it; None: nobody listens.
-        stock: the arguments of `nnUNetDataLoader`.
+        failures: takes the errors; None: nobody listens.
+        stock, named: the arguments of `nnUNetDataLoader`.
     """
 
     def __init__(self, *stock: Any, failures: WorkerFailures | None = None, **named: Any) -> None:
@@ -96,13 +96,12 @@ class MixedLoader(TellingLoader):
     Worker `w` of `n` draws the batches of the iterations `first + w`, `first + w + n`, ...
 
     Args:
-        cases: labeled and unlabeled cases.
-        counts: how many samples of each batch are unlabeled.
-        part: which samples of each batch are drawn here; other ranks draw the others.
+        counts: the number of unlabeled samples in each batch.
+        part: the samples of each batch to draw here; other ranks draw the others.
         first: iteration of the first batch.
-        workers: processes that draw in turn; 0 is this process.
-        foreground_share: share of a whole batch's samples that show foreground; stock's own is this rank's.
-        stock: the remaining arguments of `TellingLoader`, by name.
+        workers: processes, drawing in turn; 0 is this process.
+        foreground_share: share of samples with foreground in a whole batch; stock's own is this rank's.
+        stock: the remaining arguments of `TellingLoader`.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class MixedLoader(TellingLoader):
         return self._keys
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """A batch as stock draws it, with the number of its labeled samples."""
+        """Stock's batch, with the number of its labeled samples."""
         try:
             batch: dict[str, Any] = super().generate_train_batch()
         except UNREADABLE as error:
@@ -156,14 +155,14 @@ class MixedLoader(TellingLoader):
         return {**batch, "n_labeled": self._n_labeled}
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Mapping[Any, Any], *args: Any) -> Any:
-        """Where to crop; at random where nothing is known of the classes, as in many unlabeled cases."""
+        """The box to crop: a random one if no foreground is known, as in many unlabeled cases."""
         with warnings.catch_warnings():
             if not len(class_locations.get(self.annotated_classes_key, ())):
                 warnings.filterwarnings("ignore", message="Warning! No annotated pixels in image!")
             return super().get_bbox(data_shape, force_fg, class_locations, *args)
 
     def _blame(self, error: Exception) -> Exception:
-        """An MNError about the case of the last batch that cannot be read, or the error itself if all can."""
+        """An MNError about the first unreadable case of the last batch, or the error itself if all can be read."""
         for name in self._keys:
             try:
                 image, segmentation, *_ = self._data.load_case(name)
@@ -180,8 +179,8 @@ class MixedLoader(TellingLoader):
     def _oversample_within_group(self, sample: int) -> bool:
         """Whether a sample must show foreground.
 
-        Stock forces it on the last samples of a batch, which in a mixed one are always the unlabeled ones: there each
-        sample is forced with the share that stock gives a whole batch.
+        Stock forces it on the last samples of a batch. In a mixed batch these are always the unlabeled ones. There each
+        sample is forced at random, with stock's share of a whole batch as the probability.
         """
         if not self._is_mixed:
             return bool(self._stock_oversample(sample))
@@ -189,7 +188,7 @@ class MixedLoader(TellingLoader):
 
 
 def transform_options(labels: LabelManager) -> dict[str, Any]:
-    """What stock's transforms want to know of the labels."""
+    """Arguments about the labels for stock's transforms."""
     return {
         "foreground_labels": labels.foreground_labels,
         "regions": labels.foreground_regions if labels.has_regions else None,
@@ -203,7 +202,6 @@ def start(
     """Start both loaders with stock's numbers of workers and of waiting batches.
 
     Args:
-        train, val: the loaders.
         workers: of the training loader; the validation loader gets half as many.
         pin_memory, seed: see `start_workers`.
     """
@@ -214,7 +212,7 @@ def start(
 
 
 def make_repeatable(transform: Any) -> None:
-    """Stop a blur inside a transform from choosing its algorithm by wall clock, which changes the last bits."""
+    """Fix the algorithm of a blur inside a transform. Stock chooses by wall clock, and the last bits change with it."""
     if isinstance(transform, GaussianBlurTransform):
         transform.benchmark = False
     for inner in [*getattr(transform, "transforms", []), getattr(transform, "transform", None)]:

@@ -1,4 +1,4 @@
-"""The key `mn` of a checkpoint: what a resumed training needs more than stock, and whether it can go on."""
+"""The key `mn` of a checkpoint: M&N's own state, and whether a training can resume from it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
-# They decide which tensors a checkpoint holds: it cannot be continued with another value.
+# They shape the tensors of a checkpoint. A training cannot resume with another value.
 STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank")
 
 
@@ -33,16 +33,16 @@ def cotraining_state(cotrainer: CoTrainer, *, with_optimizer: bool) -> dict[str,
 
 
 def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
-    """Undo `cotraining_state`; a final checkpoint's, which holds no optimizer, leaves the optimizer new.
+    """Undo `cotraining_state`. A final checkpoint holds no optimizer: the new one stays.
 
     Raises:
-        MNError: when the stored weights belong to another 2D network.
+        MNError: if the stored weights belong to another 2D network.
     """
     network = network_2d(cotrainer)
     if stored["frozen_hash"] != frozen_hash(network):
         raise MNError(
-            "the frozen weights of the 2D network are not those that the checkpoint was "
-            "trained with: put the same weights in place, or start a new training without --c"
+            "the frozen weights of the 2D network differ from the checkpoint's: put the same weights in place, or "
+            "start a new training without --c"
         )
     load_learned_state(network, stored["network_2d"])
     if stored["optimizer_2d"] is not None:
@@ -60,7 +60,7 @@ def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
 
 
 class Training(Protocol):
-    """What a checkpoint needs of the trainer."""
+    """The trainer, as seen from a checkpoint."""
 
     cotrainer: CoTrainer
     mn_config: MNConfig
@@ -75,12 +75,7 @@ class Training(Protocol):
 
 
 def mn_state(training: Training, *, final: bool) -> dict[str, Any]:
-    """The key `mn` of a checkpoint: what a resumed training needs more than stock.
-
-    Args:
-        training: the trainer.
-        final: the training is over; the 2D network's optimizer is left out, to keep the file small.
-    """
+    """The key `mn`. A final one has no optimizer of the 2D network, to keep the file small."""
     return {
         **cotraining_state(training.cotrainer, with_optimizer=not final),
         "trainer": type(training).__name__,
@@ -98,7 +93,7 @@ def mn_state(training: Training, *, final: bool) -> dict[str, Any]:
 
 
 def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:
-    """Sentences about changed settings with which a checkpoint cannot be continued."""
+    """A sentence for each changed setting of `STATE_FIELDS`."""
     mine = now.to_dict()
     return [
         f"{name} is {mine[name]!r} but the checkpoint was trained with {then[name]!r}"
@@ -108,7 +103,7 @@ def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:
 
 
 def changed_settings(mn: Mapping[str, Any], now: MNConfig) -> list[str]:
-    """A line for every setting that the checkpoint has, too, with another value."""
+    """A line for each setting with another value in the checkpoint."""
     then = mn["config"]
     return [
         f"{name} changes from {then[name]!r} to {value!r}"
@@ -118,13 +113,7 @@ def changed_settings(mn: Mapping[str, Any], now: MNConfig) -> list[str]:
 
 
 def refuse_to_continue(mn: Mapping[str, Any], now: MNConfig, *, batch_size: int) -> None:
-    """Raise an MNError where the settings no longer fit the checkpoint's state.
-
-    Args:
-        mn: of the checkpoint.
-        now: the settings.
-        batch_size: as planned now.
-    """
+    """Raise an MNError if the settings or the planned batch size no longer fit a checkpoint's state."""
     wrong = changed_state_fields(now, mn["config"])
     if mn["batch_size"] != batch_size:
         wrong.append(f"the batch size is {batch_size} but the checkpoint was trained with {mn['batch_size']}")

@@ -10,16 +10,13 @@ from nnunet_mn.bridge.training import ddp, workers
 from nnunet_mn.ranks import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM sends these before it kills
-OF_RANKS = (*SIGNALS, signal.SIGINT)  # which torch sends to the processes of several GPUs when their parent ends
+OF_RANKS = (*SIGNALS, signal.SIGINT)  # torch sends SIGINT to all ranks when their parent ends
 
 
 class StopRequest:
-    """Remembers that a signal asked this process to stop.
+    """Remembers the signal to stop this process.
 
-    Forked workers inherit the handlers: there the signal does what it does by default.
-
-    Args:
-        signals: which of them ask.
+    Forked workers inherit the handlers. In a worker the signal has its default effect.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS) -> None:
@@ -35,17 +32,13 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
     def uninstall(self) -> None:
-        """Give the signals back to the handlers that had them before."""
+        """Give the signals back to their previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
 class Stopping:
-    """Whether a training is to end early, and why.
-
-    Args:
-        ranks: they stop together.
-    """
+    """Whether a training must end early, and why. All ranks stop together."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -68,7 +61,7 @@ class Stopping:
             workers.finish_workers(running.loader if isinstance(running, ddp.RankedLoader) else running)
 
     def signal_name(self) -> str:
-        """The signal that asked this process to stop, or nothing."""
+        """Name of the signal to stop this process; empty if none came."""
         return "" if self._request is None else self._request.signal_name or ""
 
     def is_asked(self) -> bool:
@@ -76,15 +69,15 @@ class Stopping:
         return self.ranks.any(bool(self.signal_name()))
 
     def is_ending(self) -> bool:
-        """Whether this process was asked, or has lost a loader worker."""
+        """Whether this process was asked to stop, or has lost a loader worker."""
         return bool(self.signal_name() or self.broken_loaders())
 
     def broken_loaders(self) -> list[Any]:
-        """Loaders that have lost a worker. Of several ranks' loaders only all ranks together ask."""
+        """Loaders with a lost worker. With several ranks none is listed: `ddp.RankedLoader` tells all of them."""
         alone = self.ranks.group is None
         return [running for running in self.loaders if alone and workers.has_lost_one(running)]
 
     def is_due_to_a_signal(self, error: Exception) -> bool:
-        """A signal to the whole job ends the loader's workers, too. It shows as an error between two steps."""
+        """Whether a signal caused the error. One to the whole job ends loader workers, too, between two steps."""
         all_know = self.ranks.group is None or isinstance(error, ddp.LoaderFailureError)
         return isinstance(error, RuntimeError) and not self.in_step and all_know and self.is_asked()

@@ -1,4 +1,4 @@
-"""The background processes of a data loader. They are watched: when one is killed, the training ends with a reason."""
+"""The background processes of a data loader. When one is killed, the training ends with a reason."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ FINISH_S = 10.0  # seconds to wait for a thread, as stock
 
 
 class Flag:
-    """An event without a lock. A worker may be killed while it holds a lock, and then everybody waits for it."""
+    """An event without a lock. A worker killed with a lock in its hands would stop all others."""
 
     def __init__(self) -> None:
         self._value = Value("b", 0, lock=False)
@@ -45,7 +45,7 @@ class Flag:
 
 
 class _Watchful:
-    """Tells of a killed worker. A mixin for batchgenerators' augmenters, which stand after it among the bases."""
+    """Tells of a killed worker. A mixin: batchgenerators' augmenter stands after it among the bases."""
 
     _processes: list[Any]
     abort_event: Flag
@@ -78,13 +78,13 @@ class _Watchful:
         if self.pin_memory_thread is not None:  # it reads from workers: it has to end before they do
             self.abort_event.set_here()
             self.pin_memory_thread.join(timeout=FINISH_S)
-        super()._finish(*args, **named)  # type: ignore[misc]  # ends those that are left
+        super()._finish(*args, **named)  # type: ignore[misc]  # ends the others
         codes = [process.exitcode or 0 for process in ended]
         self.killed_by = tuple(-code for code in codes if code < 0)
 
 
 def _set_at_first_end(flag: Flag, processes: Sequence[Any]) -> None:
-    """Wait for the first process to end. Stock's thread that collects batches looks too, but may hang by then."""
+    """Set the flag when the first process ends. Stock's collecting thread looks too, but may hang by then."""
     wait([process.sentinel for process in processes])
     flag.set()
 
@@ -94,21 +94,19 @@ class _Augmenter(_Watchful, MultiThreadedAugmenter):  # type: ignore[misc]  # ba
 
 
 def worker_count() -> int:
-    """Augmentation workers: `nnUNet_n_proc_DA`, else stock's number up to the CPUs that this process may use."""
+    """Number of augmentation workers: `nnUNet_n_proc_DA`, else stock's, up to the CPUs of this process."""
     wanted = int(get_allowed_n_proc_DA())
     return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, cpu_count())
 
 
 def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None) -> Any:
-    """Let a loader run in background processes, or in this one for 0 workers.
+    """Run a loader in background processes, or in this one for 0 workers.
 
-    Batches come from one worker after the other. Stock takes them from whichever worker is first; then the number of
-    unlabeled samples could not follow from the iteration.
+    Batches come from the workers in turn. Stock takes the first that is ready; then the number of unlabeled samples
+    could not follow from the iteration.
 
     Args:
-        loader: what to run.
-        workers: number of processes.
-        cached: batches that may wait.
+        cached: most batches waiting.
         pin_memory: of the batches, for CUDA.
         seed: of the workers' generators; None draws fresh ones.
     """
@@ -120,12 +118,12 @@ def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_me
 
 
 def has_lost_one(running: Any) -> bool:
-    """Whether a background process of what `start_workers` returned has ended, so that its next batch is an error."""
+    """Whether a process of a loader from `start_workers` has ended. Its next batch is then an error."""
     flag = getattr(running, "abort_event", None)
     return flag is not None and flag.is_set()
 
 
 def finish_workers(running: Any) -> None:
-    """End the background processes of what `start_workers` returned."""
+    """End the processes of a loader from `start_workers`."""
     if hasattr(running, "_finish"):
         running._finish()
