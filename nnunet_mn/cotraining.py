@@ -1,4 +1,4 @@
-"""The co-training step: two networks see the same batch and learn from labels and from a teacher's masks."""
+"""The co-training step: two networks see one batch and learn from labels and from a teacher's masks."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,16 +21,16 @@ MOST_SKIPPED_IN_A_ROW = 20
 
 @dataclass(kw_only=True)
 class Student:
-    """A network and how it is updated.
+    """A network with its loss and its optimizer.
 
     Args:
         name: for logs and messages.
         network: volume `(B, C, D, H, W)` -> list of logits, finest first.
         optimizer: of its trained weights.
         loss: of all outputs.
-        scaler: of fp16 gradients, where autocast uses fp16.
-        clip_norm: most the gradients' norm may be (12 is nnU-Net's).
-        ranks: the processes that share a batch; the loss must know them too.
+        scaler: of gradients, if autocast uses fp16.
+        clip_norm: largest norm of the gradients (12 is nnU-Net's).
+        ranks: the processes of one batch; the loss needs them too.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Student:
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def update(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> float:
-        """Take one optimizer step; a loss or gradient that is not finite is counted and leaves the weights alone.
+        """Take one optimizer step. If the loss or gradient is not finite, count it and leave the weights alone.
 
-        All ranks see the same loss and gradient, so that they skip alike.
+        All ranks see the same loss and gradient: they skip alike.
 
         Returns:
             The loss of the joint batch.
@@ -90,13 +90,13 @@ class Student:
 
 @dataclass(kw_only=True)
 class CoTrainer:
-    """Two students that learn from labels and from a teacher's masks (arXiv 2509.15167, section 2.2).
+    """Two students, taught by labels and by a teacher's masks (arXiv 2509.15167, section 2.2).
 
     Args:
         student_3d, student_2d: the networks. The 2D one is wrapped and takes volumes (`slices.SliceWise`).
-        teacher: what unlabeled samples are learned from.
+        teacher: makes the masks of unlabeled samples.
         labels: how labels become channels.
-        sampler: draws the slices that the 2D network learns from.
+        sampler: draws the slices for the 2D network.
         autocast: the precision of all forward passes; losses and soft masks are fp32.
     """
 
@@ -108,14 +108,14 @@ class CoTrainer:
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def step(self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int) -> dict[Literal["3d", "2d"], float]:
-        """Update both networks on one batch. Each is taught by the state before the step.
+        """Update both networks on one batch. The teacher sees their weights from before the step.
 
         The reference alternates whole epochs on separate batches. One batch for both halves the loading.
 
         Args:
             volumes: `(B, C, D, H, W)`, labeled samples first.
-            targets: the loader's masks for every output of the 3D network, finest first.
-            n_labeled: how many samples are labeled, 0 to B.
+            targets: the loader's masks, one for each output of the 3D network, finest first.
+            n_labeled: number of labeled samples, 0 to B.
 
         Returns:
             Both losses.

@@ -1,4 +1,4 @@
-"""Iteration -> learning rate, stage and share of unlabeled samples (design: learning-rate-guided sampling)."""
+"""Iteration -> learning rate, stage and share of unlabeled samples."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from nnunet_mn.config import MNConfig, Rounding, ScheduleKind
 
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
-REFRESHES = 4  # of the pseudo-masks that crops of unlabeled cases are centered by
+REFRESHES = 4  # of the pseudo-masks behind the crops of unlabeled cases
 FEWEST_TO_FLOOR = 4  # samples in a batch
 PAPER_WARM_UP = 0.0125  # 50 of 4,000 epochs
 PAPER_WARM_UP_START = 0.01
@@ -17,7 +17,7 @@ PAPER_WARM_UP_START = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What an iteration's position in the training decides.
+    """Learning rate, stage and share of unlabeled samples at each iteration of a training.
 
     It counts iterations, not epochs: a training of one epoch has both stages and a decaying rate, too.
 
@@ -34,7 +34,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: MNConfig, *, total: int) -> "Schedule":
-        """The schedule that the settings ask for in a training of some iterations."""
+        """The schedule of the settings, for a training of `total` iterations."""
         return cls(total=total, supervised=round(config.supervised_fraction * total), kind=config.schedule)
 
     def learning_rate_factor(self, iteration: float) -> float:
@@ -65,10 +65,9 @@ class Schedule:
         return 1 - self.learning_rate_factor(iteration) / self.learning_rate_factor(self.supervised)
 
     def refresh_due(self, iteration: int) -> int:
-        """The latest point, up to an iteration, at which pseudo-masks of whole cases are refreshed; -1 for none yet.
+        """The latest iteration, up to this one, with a refresh of whole cases' pseudo-masks; -1 for none yet.
 
-        The first is the end of the supervised stage, unless there is none: a network that has learned nothing finds
-        nothing.
+        The first is the end of the supervised stage, unless there is none: an untrained network finds nothing.
         """
         length = self.total - self.supervised
         points = (self.supervised + length * n // REFRESHES for n in range(REFRESHES))
@@ -80,18 +79,18 @@ def _cosine(progress: float) -> float:
 
 
 def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
-    """Set every parameter group's rate to a share of its peak, which the group remembers as `peak_lr`."""
+    """Set every parameter group's rate to a share of its peak. The group keeps the peak as `peak_lr`."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
 
 
 class EpochStartRates:
-    """Sets the rates of a new epoch when nnU-Net asks its scheduler to.
+    """Sets the rates of a new epoch, in the place of nnU-Net's scheduler.
 
-    nnU-Net's own PolyLRScheduler gives all groups one rate. It cannot serve groups of several peaks.
+    nnU-Net's own PolyLRScheduler gives all groups one rate. It cannot serve groups with several peaks.
 
     Args:
-        optimizer: whose groups stand at their peak rates now.
+        optimizer: its groups stand at their peak rates now.
         factor: epoch -> share of the peak rate.
     """
 
@@ -106,15 +105,15 @@ class EpochStartRates:
 
 
 class UnlabeledCounts:
-    """How many samples of each batch are unlabeled. The number follows from the iteration alone.
+    """The number of unlabeled samples in each batch. It follows from the iteration alone.
 
-    Every process that draws a part of a batch knows it without being told: each loader worker, each rank.
+    Each loader worker and each rank knows it without a message.
 
     Args:
         schedule: of the training.
         batch_size: samples in a batch; at least one of them stays labeled.
-        rounding: `floor` is the reference's. `diffusion` carries the rest to the next batch, and so gives unlabeled
-            samples to batches of two early, too. `auto` is `floor` for batches of four and more (docs/evidence.md).
+        rounding: `floor` is the reference's. `diffusion` carries the rest to the next batch: batches of two, too, get
+            unlabeled samples early. `auto` is `floor` for batches of four and more (docs/evidence.md).
     """
 
     def __init__(self, schedule: Schedule, *, batch_size: int, rounding: Rounding = "auto") -> None:
@@ -128,11 +127,11 @@ class UnlabeledCounts:
         self._counts = tuple(map(_floor, wanted) if rounding == "floor" else _diffuse(wanted, most=most))
 
     def of(self, iteration: int) -> int:
-        """Unlabeled samples in the batch of an iteration: none before the first, after the last as many as then."""
+        """Unlabeled samples in an iteration's batch. None before the first; after the last, as many as then."""
         return 0 if iteration < 0 else self._counts[min(iteration, len(self._counts) - 1)]
 
     def in_part(self, iteration: int, part: range) -> int:
-        """How many of them are in one rank's part of the batch. Labeled samples come first; a part may have none."""
+        """Their number in one rank's part of the batch. Labeled samples come first; a part may have none."""
         n_labeled = self.batch_size - self.of(iteration)
         return len(part) - min(max(n_labeled - part.start, 0), len(part))
 

@@ -1,4 +1,4 @@
-"""Teachers: what both students learn unlabeled samples from.
+"""Teachers: their masks take the place of labels in unlabeled samples.
 
 A teacher sees the unlabeled volumes and the 3D student's logits for them. It returns soft masks for each student.
 """
@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from nnunet_mn.slices import SliceSampler, along_axis
 from nnunet_mn.targets import LabelSpace
 
-_RANDOM_RATES = ("drop_prob", "attention_dropout")  # of layers that drop by a function of torch, not by a module
+_RANDOM_RATES = ("drop_prob", "attention_dropout")  # of layers with torch's dropout function instead of its module
 
 
 class PseudoMasks(NamedTuple):
@@ -34,7 +34,7 @@ class Teacher:
         network_3d: volume `(B, C, D, H, W)` -> list of logits, finest first.
         network_2d: the same, slice by slice along the first axis (`slices.SliceWise`).
         labels: how labels become channels.
-        sampler: draws the axis along which the 2D network looks.
+        sampler: draws the axis of the 2D network's slices.
     """
 
     network_3d: nn.Module
@@ -47,16 +47,16 @@ class Teacher:
 
         Args:
             unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
-            logits_3d: what the 3D student has just said of them, `(n_u, K, D, H, W)`, without a gradient.
+            logits_3d: the 3D student's for them, `(n_u, K, D, H, W)`, without a gradient.
         """
         raise NotImplementedError
 
     def follow(self) -> None:
-        """Called after each step, when both students have learned."""
+        """Called at the end of each step, after both updates."""
         return
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed training needs of the teacher beyond the students: nothing, unless it has own weights."""
+        """State beyond the students', for a resumed training: nothing, unless the teacher has own weights."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -64,7 +64,7 @@ class Teacher:
         return
 
     def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
-        """The 3D network's probabilities. The student's own pass serves where evaluation mode says the same."""
+        """The 3D network's probabilities. The student's own logits serve if evaluation mode would give the same."""
         if same_in_eval(self.network_3d):
             return self.labels.probabilities(logits_3d)
         return pseudo_mask(self.network_3d, unlabeled, self.labels)
@@ -87,7 +87,7 @@ class OtherNetwork(Teacher):
 
 
 class MeanOfBoth(Teacher):
-    """Both networks learn from the mean of their masks. It errs less where the two err differently."""
+    """Both networks learn from the mean of their masks. Different errors partly cancel."""
 
     def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
         of_2d = self.masks_of_2d(unlabeled)
@@ -97,8 +97,8 @@ class MeanOfBoth(Teacher):
     def mean(self, first: Tensor, second: Tensor) -> Tensor:
         """The mean of two networks' probabilities `(n_u, K, D, H, W)`.
 
-        It is not the mean of their logits: there the surer network has more say. A 3D network is surer than it is
-        right, and would be taught its own errors.
+        It is not the mean of their logits: there the surer network has more say. The 3D network is overconfident, and
+        would learn its own errors.
         """
         return (first + second) / 2
 
@@ -108,7 +108,7 @@ class MovingAverage(MeanOfBoth):
     """The teacher is a slow copy of both students (Tarvainen and Valpola, NeurIPS 2017).
 
     Args:
-        decay: share of the old weights that stays at each step. While few steps are done, less of them stays.
+        decay: share of the old weights to keep at each step. It is smaller in the first steps.
     """
 
     decay: float = 0.99
@@ -148,7 +148,7 @@ class MovingAverage(MeanOfBoth):
 
 
 class FrozenPair(MeanOfBoth):
-    """Two trained networks that learn no more: the 3D one and the mean of the 2D one along all its axes."""
+    """Two trained networks, now fixed: the 3D one, and the mean of the 2D one along all its axes."""
 
     def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
         """The frozen 3D network's probabilities."""
@@ -167,13 +167,13 @@ def pseudo_mask(network: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tens
     network.eval()
     with torch.no_grad():  # not inference mode: its tensors cannot be saved for a student's backward pass
         probabilities = labels.probabilities(network(volumes)[0])
-    torch.clear_autocast_cache()  # weights that were cast here have no graph: no training pass may take them
+    torch.clear_autocast_cache()  # weights cast here have no graph: no training pass may take them
     network.train(was_training)
     return probabilities
 
 
 def same_in_eval(network: nn.Module) -> bool:
-    """Whether evaluation mode would give the output of the present mode: no dropout, no statistics of the batch."""
+    """Whether evaluation mode would give the same output: no dropout, no statistics of the batch."""
     return next(_layers_that_differ(network), None) is None
 
 
