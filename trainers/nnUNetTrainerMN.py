@@ -1,7 +1,7 @@
 """nnU-Net trainers that co-train a pretrained 2D network with nnU-Net's 3D network.
 
-All classes live in this one file: nnU-Net imports the files of `nnUNet_extTrainer` as top-level modules and forgets
-them afterwards, so that a class whose base stood in another file there would get a second copy of it.
+All classes live in this one file. nnU-Net imports the files of `nnUNet_extTrainer` as top-level modules and forgets
+them afterwards: a class would get a second copy of a base from another file there.
 """
 
 import traceback
@@ -53,7 +53,7 @@ LR_3D_ADAMW = 1e-3
 class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
     """The stock trainer with the lengths and the seed of `MNConfig`, on the labeled cases alone."""
 
-    variant: ClassVar[dict[str, Any]] = {}  # what a class fixes, between the defaults and the plans
+    variant: ClassVar[dict[str, Any]] = {}  # a class's settings: over the defaults, under the plans'
 
     initial_lr: float
     num_epochs: int
@@ -86,13 +86,13 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
         self.num_val_iterations_per_epoch = self.mn_config.val_iterations_per_epoch or self.num_val_iterations_per_epoch
 
     def _refuse(self, configuration: str, planned: Any) -> None:
-        """Raise an MNError for a configuration that this trainer cannot train."""
+        """Raise an MNError if this trainer cannot train the configuration."""
 
     @last_word
     def initialize(self) -> None:
         if not self.was_initialized:
             checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank))
-        dataset_class_of(Path(self.preprocessed_dataset_folder))  # before stock asks with an assertion
+        dataset_class_of(Path(self.preprocessed_dataset_folder))  # before stock's bare assertion
         super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -143,8 +143,8 @@ class nnUNetTrainerMN(_LabeledCases):
             self.oversample_foreground_percent = self.mn_config.foreground_share
         self.foreground_share = self.oversample_foreground_percent  # of a whole batch; stock divides it among GPUs
         self.ranks = ddp.find_ranks(self.device)
-        self.save_every = 2**62  # stock would write `latest` before it knows the best score; see on_epoch_end
-        self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed one is shorter
+        self.save_every = 2**62  # stock would write `latest` too early, without the best score; see on_epoch_end
+        self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed epoch is shorter
         self.schedule = self.build_schedule()
         self.counts = UnlabeledCounts(
             self.schedule, batch_size=self.configuration_manager.batch_size, rounding=self.mn_config.rounding
@@ -168,7 +168,7 @@ class nnUNetTrainerMN(_LabeledCases):
         check_co_trainable(planned, configuration)
         ddp.refuse_ranks(planned.batch_size)
 
-    # ---- what a subclass may build otherwise ---------------------------------------------------------------------
+    # ---- for a subclass to replace -------------------------------------------------------------------------------
 
     def build_schedule(self) -> Schedule:
         """The learning rate and the share of unlabeled samples, by iteration."""
@@ -200,6 +200,17 @@ class nnUNetTrainerMN(_LabeledCases):
             optimizer, lambda epoch: self.schedule.learning_rate_factor(epoch * self.iterations)
         )
 
+    @last_word
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        except Exception as error:
+            if self.stopping.is_due_to_a_signal(error):
+                self._stop()
+            self.stopping.finish_loaders()  # else their threads print after the last word
+            self._tell(error)
+            raise
+
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
@@ -213,47 +224,18 @@ class nnUNetTrainerMN(_LabeledCases):
         self.foreground = foreground.ForegroundLocations(
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
         )
-        self.cotrainer = self.build_cotrainer()  # before the unlabeled cases: weights fail in seconds
+        self.cotrainer = self.build_cotrainer()  # before the unlabeled cases: missing weights fail in seconds
         if self.resumed is not None:
             self._restore(self.resumed)
         super().on_train_start()
-        if self.resumed is not None:  # now, since stock draws random numbers while loaders start
+        if self.resumed is not None:  # only now: stock draws random numbers while loaders start
             if self.local_rank == 0:
                 checkpoint.restore_random_state(self.resumed["random"])
-            else:  # whose state no checkpoint holds
+            else:  # checkpoints hold no state of this rank
                 checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank, self._position()))
         self.resumed = None
-        self._refresh_foreground()  # one that was given up, or whose file is gone
+        self._refresh_foreground()  # if the last one was given up, or its file is gone
         self.stopping.listen()
-
-    def _say_that_nothing_is_continued(self) -> None:
-        line = "#" * 100
-        self.print_to_log_file(
-            f"\n{line}\nWARNING: --c was given, but there is no checkpoint in {self.output_folder}: a new training "
-            f"starts at epoch 0\n{line}",
-            add_timestamp=False,
-        )
-
-    @last_word
-    def run_training(self) -> None:
-        try:
-            super().run_training()
-        except Exception as error:
-            if self.stopping.is_due_to_a_signal(error):
-                self._stop()
-            self.stopping.finish_loaders()  # or their threads print what they have to say of it after the last word
-            self._tell(error)
-            raise
-
-    def _tell(self, error: Exception) -> None:
-        """Write into the log what ended the training; an MNError where a loader's worker had one to say."""
-        if isinstance(error, MNError):
-            return
-        failure = self.failures.first()
-        text = "".join(traceback.format_exception(error)) if failure is None else failure.traceback
-        self.print_to_log_file(text, also_print_to_console=False)
-        if failure is not None and failure.sentence is not None:
-            raise MNError(failure.sentence) from error
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -263,7 +245,7 @@ class nnUNetTrainerMN(_LabeledCases):
     # ---- data ----------------------------------------------------------------------------------------------------
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Stock's loaders, but the training one draws mixed batches: stock has no hook for its class."""
+        """Stock's loaders, but with mixed batches for training. Stock has no hook for a loader's class."""
         scales = self._get_deep_supervision_scales()
         patch_size = self.configuration_manager.patch_size
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
@@ -290,7 +272,7 @@ class nnUNetTrainerMN(_LabeledCases):
         train_loader = loader.MixedLoader(
             loader.JointCases(labeled, self.unlabeled_cases, self.foreground),
             counts=self.counts, part=ddp.part_of_batch(self.ranks, self.batch_size),
-            first=self._position() - 1,  # stock throws a loader's first batch away
+            first=self._position() - 1,  # stock drops a loader's first batch
             workers=n_workers, foreground_share=self.foreground_share,
             patch_size=initial_patch_size, transforms=augment, **common,
         )  # fmt: skip
@@ -299,13 +281,13 @@ class nnUNetTrainerMN(_LabeledCases):
         running = loader.start(
             train_loader, val_loader, workers=n_workers, pin_memory=self.device.type == "cuda", seed=seed
         )
-        self.stopping.loaders = running  # to be finished if one does not start
+        self.stopping.loaders = running  # for finish_loaders, if one does not start
         for one in running:
             next(one)
         return ddp.together(running, self.ranks)
 
     def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> loader.Cases:
-        """Find the unlabeled cases and preprocess those that are missing."""
+        """Find the unlabeled cases and preprocess the missing ones."""
         planned = self._planned_dataset()
         splits, _ = read_splits(planned.folders.preprocessed, planned.folders.raw)
         names = prepare_unlabeled(
@@ -322,6 +304,11 @@ class nnUNetTrainerMN(_LabeledCases):
         dataset: loader.Cases = infer_dataset_class(folder)(folder, list(names))
         return dataset
 
+    def _refresh_foreground(self) -> None:
+        due = self.schedule.refresh_due(self._position())
+        if self.mn_config.foreground_crops and due > self.foreground.position:
+            foreground.refresh_from_trainer(self, self.foreground, self.unlabeled_cases, position=due)
+
     # ---- an epoch ------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
@@ -333,13 +320,6 @@ class nnUNetTrainerMN(_LabeledCases):
         )
         self._log("lrs_2d", student.learning_rate())
         self.num_iterations_per_epoch = self.iterations - self.iteration
-
-    def _students(self) -> tuple[Student, Student]:
-        return self.cotrainer.student_3d, self.cotrainer.student_2d
-
-    def _position(self) -> int:
-        """Iterations of the whole training that are done."""
-        return self.current_epoch * self.iterations + self.iteration
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         factor = self.schedule.learning_rate_factor(self._position())
@@ -364,13 +344,8 @@ class nnUNetTrainerMN(_LabeledCases):
         self._stop_if_asked()
         return output
 
-    def _refresh_foreground(self) -> None:
-        due = self.schedule.refresh_due(self._position())
-        if self.mn_config.foreground_crops and due > self.foreground.position:
-            foreground.refresh_from_trainer(self, self.foreground, self.unlabeled_cases, position=due)
-
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
-        super().on_train_epoch_end(self.train_outputs)  # those from before a resume too
+        super().on_train_epoch_end(self.train_outputs)  # with those from before a resume
         self._log("train_losses_2d", float(np.mean([output["loss_2d"] for output in self.train_outputs])))
         self._log("unlabeled_fraction", float(np.mean([output["unlabeled"] for output in self.train_outputs])))
         self.num_iterations_per_epoch = self.iterations
@@ -419,11 +394,18 @@ class nnUNetTrainerMN(_LabeledCases):
         if self.current_epoch % self.mn_config.checkpoint_every == 0 and self.current_epoch < self.num_epochs:
             self._save_latest(epochs_done=self.current_epoch)
 
+    def _students(self) -> tuple[Student, Student]:
+        return self.cotrainer.student_3d, self.cotrainer.student_2d
+
+    def _position(self) -> int:
+        """Iterations done of the whole training."""
+        return self.current_epoch * self.iterations + self.iteration
+
     # ---- logging -------------------------------------------------------------------------------------------------
 
     def _log_lists(self) -> dict[str, list[Any]]:
-        """nnU-Net's log, which `progress.png` and checkpoints are made of."""
-        logger: Any = getattr(self.logger, "local_logger", self.logger)  # nnunetv2 2.6 has but the one
+        """nnU-Net's log. Stock draws it in `progress.png` and keeps it in checkpoints."""
+        logger: Any = getattr(self.logger, "local_logger", self.logger)  # nnunetv2 2.6 has one logger
         lists: dict[str, list[Any]] = logger.my_fantastic_logging
         return lists
 
@@ -444,7 +426,7 @@ class nnUNetTrainerMN(_LabeledCases):
         checkpoint.save(super().save_checkpoint, path, mn=mn)
 
     def _save_latest(self, *, epochs_done: int) -> None:
-        """Write `checkpoint_latest.pth`; stock stores `current_epoch + 1` as the epoch to go on with."""
+        """Write `checkpoint_latest.pth`. Stock stores `current_epoch + 1` as the epoch to go on with."""
         epoch, self.current_epoch = self.current_epoch, epochs_done - 1
         self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         self.current_epoch = epoch
@@ -457,7 +439,7 @@ class nnUNetTrainerMN(_LabeledCases):
         if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
             state.refuse_to_continue(
                 mn, self.mn_config, batch_size=self.counts.batch_size
-            )  # now, since stock cannot load another optimizer's state
+            )  # now: stock cannot load another optimizer's state
         if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
         if not self.was_initialized:
@@ -466,7 +448,7 @@ class nnUNetTrainerMN(_LabeledCases):
         super().load_checkpoint(filename_or_checkpoint)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = self.initial_lr  # `lr_3d` may have been changed on purpose
-        self.resumed = mn  # applied in on_train_start, where the 2D network is built: validation alone needs none
+        self.resumed = mn  # on_train_start applies it to the 2D network; validation alone needs none
         for key in LOGGED:
             self._log_lists().setdefault(key, [])
 
@@ -480,26 +462,44 @@ class nnUNetTrainerMN(_LabeledCases):
         if not self.foreground.use(mn.get("foreground", foreground.NEVER)):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
+    def _say_that_nothing_is_continued(self) -> None:
+        line = "#" * 100
+        self.print_to_log_file(
+            f"\n{line}\nWARNING: --c was given, but there is no checkpoint in {self.output_folder}: a new training "
+            f"starts at epoch 0\n{line}",
+            add_timestamp=False,
+        )
+
     # ---- stopping ------------------------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
         if self.stopping.is_asked():
             self._stop()
         for running in self.stopping.broken_loaders():
-            next(running)  # tells now what it would tell when its next batch is wanted, at worst an epoch later
+            next(running)  # raises its error now, not with its next batch, at worst an epoch later
 
     def _stop(self) -> None:
-        """Write what was done of the epoch and end the process."""
+        """Save the unfinished epoch and end the process."""
         for values in self._log_lists().values():
             del values[self.current_epoch :]
         self._save_latest(epochs_done=self.current_epoch)
         self.stopping.finish_loaders()
-        self.ranks.any(False)  # wait for the rank that writes: when one process ends, torch ends the others
+        self.ranks.any(False)  # wait for the writing rank: when one process ends, torch ends the others
         reason = self.stopping.signal_name() or "a signal to another process"
         raise SystemExit(
             f"M&N stopped on {reason} in epoch {self.current_epoch} after iteration {self.iteration} of "
             f"{self.iterations}; run the same command with --c to go on"
         )
+
+    def _tell(self, error: Exception) -> None:
+        """Log the error. If a loader's worker has told an MNError, raise it."""
+        if isinstance(error, MNError):
+            return
+        failure = self.failures.first()
+        text = "".join(traceback.format_exception(error)) if failure is None else failure.traceback
+        self.print_to_log_file(text, also_print_to_console=False)
+        if failure is not None and failure.sentence is not None:
+            raise MNError(failure.sentence) from error
 
 
 class nnUNetTrainerMNLabeledOnly(_LabeledCases):
