@@ -1,7 +1,7 @@
 """Run the main flow (register, plan, train, be stopped, resume, predict) against several versions of nnunetv2.
 
-Each version is laid over this environment without its dependencies, in a folder that PYTHONPATH puts first. The oldest
-and the newest run the whole flow; those between are planned for and trained one update. Two run at once.
+Each version is laid over this environment without its dependencies, in a folder at the front of PYTHONPATH. The oldest
+and the newest run the whole flow; those between plan and train one update. Two run at once.
 Usage: python versions.py SCRATCH_FOLDER OLDEST ... NEWEST
 """
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def check_version(version: str, folder: Path, versions: list[str]) -> str:
-    """Install a version and run its flow; a line that says what worked."""
+    """Install a version and run its flow. Return a line about it."""
     overlay = folder / "site"
     install = ["pip", "install", "--quiet", "--no-deps", "--target", str(overlay), f"nnunetv2=={version}"]
     subprocess.run([sys.executable, "-m", *install], check=True)
@@ -56,7 +56,7 @@ class Flow:
 
     Args:
         space: folders.
-        overlay: where that version is installed.
+        overlay: folder of the installed version.
     """
 
     def __init__(self, space: Workspace, overlay: Path) -> None:
@@ -71,7 +71,7 @@ class Flow:
         self.environment = settings
 
     def run(self, *command: str, **settings: str) -> str:
-        """Run a command; its output."""
+        """Run a command and return its output."""
         log = self.space.logs / f"{len(list(self.space.logs.iterdir()))}.log"
         run_stock(command, environment={**self.environment, **settings}, log=log)
         return log.read_text(encoding="utf-8")
@@ -91,16 +91,16 @@ class Flow:
         space.results.mkdir(parents=True)
 
     def doctor(self, version: str) -> None:
-        """The doctor sees this version."""
+        """Check the version on the doctor's page."""
         page = self.run("nnunet-mn", "doctor", "-d", DATASET, "-p", PLANS)
         expect(f"nnunetv2 {version} in {self.overlay}" in page, f"the doctor sees another version:\n{page}")
 
     def train_once(self) -> None:
-        """A training of one update."""
+        """Train one update."""
         self.run(*TRAIN, nnUNet_mn_epochs="1", nnUNet_mn_iterations_per_epoch="1")
 
     def stop_and_resume(self) -> None:
-        """A training that is stopped in the second epoch and goes on to its end."""
+        """Stop a training in its second epoch and resume it to the end."""
         stop_in_epoch(1, self.environment, self.space.logs / "stopped.log")
         self.run(*TRAIN, "--c")
         log = "".join(file.read_text() for file in sorted(self.space.model(TRAINER).glob("training_log_*.txt")))
@@ -108,14 +108,14 @@ class Flow:
         expect(sorted(set(epochs)) == list(range(EPOCHS)) and epochs.count(0) == 1, f"epochs trained: {epochs}")
 
     def predict(self) -> None:
-        """The stock command predicts."""
+        """Predict with the stock command."""
         predicted = self.space.predictions(TRAINER)
         which = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", *WHICH, "-npp", "1", "-nps", "1", "--disable_tta")
         self.run("nnUNetv2_predict", *which, "-i", str(self.space.raw / "imagesTs"), "-o", str(predicted))
         expect(len(list(predicted.glob("test_*"))) == 1, "nothing was predicted")
 
     def unregister(self) -> None:
-        """What was registered is removed."""
+        """Remove the registered files."""
         expect("removed" in self.run("nnunet-mn", "unregister"), "nothing was unregistered")
 
 

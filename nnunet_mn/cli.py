@@ -1,6 +1,6 @@
 """The command `nnunet-mn`.
 
-Commands import what they need when they run: `nnunet-mn --help` must not wait for torch.
+Each command imports its modules when it runs: `nnunet-mn --help` must not wait for torch.
 """
 
 import itertools
@@ -64,7 +64,7 @@ def register() -> None:
 
 @app.command(epilog="Example: nnunet-mn unregister")
 def unregister() -> None:
-    """Remove the files that `register` wrote."""
+    """Remove the files of `register`."""
     from nnunet_mn.bridge import registration
 
     removed = registration.unregister()
@@ -195,7 +195,7 @@ def export(
 
 
 @app.command(
-    # its arguments belong to the inner app; that imports torch, so it is not mounted at start
+    # its arguments belong to the inner app. That app imports torch: it is not mounted at start
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     epilog="Example: nnunet-mn weights list",
 )

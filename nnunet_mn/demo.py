@@ -48,13 +48,12 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
     """Run the whole demo, show its progress, and leave `demo.json` and `demo.png`.
 
     Args:
-        out: folder for everything; new, empty, or of an earlier demo: that one is replaced.
+        out: folder for everything. It is new, empty, or of an earlier demo; such a demo is replaced.
         seed: of the data and of both trainings.
-        quick: few updates, to show that everything runs.
+        quick: few updates: a test of the parts, not a comparison.
 
     Raises:
-        MNError: when the folder holds other things, the demo's weights are missing, or one of nnU-Net's commands
-            fails.
+        MNError: if the folder holds other things, the demo's weights are missing, or a command of nnU-Net fails.
     """
     start, scale = time.monotonic(), QUICK if quick else FULL
     _check_weights()
@@ -94,14 +93,14 @@ class _Stages:
 
     @contextmanager
     def stage(self, text: str, *, total: int | None = None) -> Iterator[Any]:
-        """One line of the display; at the end its seconds take its place."""
+        """Show one line while the block runs; then its seconds."""
         start, task = time.monotonic(), self.progress.add_task(text, total=total)
         yield task
         self.progress.remove_task(task)
         self.progress.console.print(f"{time.monotonic() - start:5.0f} s  {text}", highlight=False)
 
     def run(self, text: str, *command: str, log: str, epochs: int | None = None) -> float:
-        """Run one of nnU-Net's commands; its seconds."""
+        """Run a command of nnU-Net; return its seconds."""
         with self.stage(text, total=epochs) as task:
 
             def follow(line: str) -> None:
@@ -127,7 +126,7 @@ def _check_weights() -> None:
 
 
 def _trainers_variable() -> dict[str, str]:
-    """Let nnU-Net find the trainers: by a variable if its version knows one, else by registered files."""
+    """Let nnU-Net find the trainers: by this variable if its version knows it, else by registered files."""
     if check_nnunet_version().release >= (2, 8):
         return {"nnUNet_extTrainer": str(registration.trainers_path())}
     registration.register()
@@ -146,7 +145,7 @@ def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
     stock = json.loads((space.preprocessed / "nnUNetPlans.json").read_text(encoding="utf-8"))
     plans = small_plans(stock, name=PLANS, patch_size=PATCH_SIZE, batch_size=BATCH_SIZE, features=FEATURES)
     write_whole(space.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=4))
-    # All labels are needed for training; validation on the same cases shows the fit, the test cases show the rest.
+    # Training needs all labels. Validation on the same cases shows the fit; the test cases show the rest.
     split = [{"train": labeled_names(), "val": labeled_names()}]
     write_whole(space.preprocessed / "splits_final.json", json.dumps(split, indent=4))
     show.progress.console.print(

@@ -25,7 +25,7 @@ class Schedule:
         total: iterations of the whole training.
         supervised: iterations of the supervised stage, 0 to total.
         kind: `poly` is nnU-Net's decay, and the learning rate guides the share of unlabeled samples. `cosine` is the
-            paper's: warm-up and cosine in each stage, and a share that grows in a straight line.
+            paper's: warm-up and cosine in each stage, and a share growing in a straight line.
     """
 
     total: int

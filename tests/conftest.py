@@ -1,4 +1,4 @@
-"""Tiny raw nnU-Net datasets, and the same planned and preprocessed by nnU-Net itself."""
+"""Tiny raw nnU-Net datasets. nnU-Net itself plans and preprocesses them."""
 
 import importlib.util
 import itertools
@@ -30,8 +30,8 @@ LABELS: dict[str, dict[str, Any]] = {
     "ignore": {"background": 0, "front": 1, "back": 2, "ignore": 3},
 }
 
-# Older nnU-Net reads its three variables when it is imported, so they are set before any test module is collected,
-# and each data set gets its own number below the one root.
+# Older nnU-Net reads its three variables when it is imported. They are set here, before any test module is collected.
+# Each data set gets its own number below the one root.
 _ROOT = Path(tempfile.mkdtemp(prefix="nnunet-mn-tests-"))
 RAW, PREPROCESSED, RESULTS = (_ROOT / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"))
 for _folder in (RAW, PREPROCESSED, RESULTS):
@@ -116,7 +116,7 @@ class _DatasetMaker:
         Args:
             n_labeled, n_val, n_unlabeled: cases of each kind; labeled and val lie in imagesTr.
             channels: image files per case.
-            layout: where unlabeled images lie; "split": in imagesTr, with labels and listed in splits_final.json.
+            layout: folder of the unlabeled images. "split": in imagesTr, with labels, and listed in splits_final.json.
             labels: the form of the label dictionary.
             split_file: whether to write splits_final.json.
             ending: of every image file.
@@ -157,10 +157,10 @@ class _DatasetMaker:
 
 
 def plan_and_preprocess(dataset: TinyDataset, *, max_features: int = 8) -> TinyDataset:
-    """Run nnU-Net's own planning and preprocessing of `3d_fullres`, in threads, since processes take seconds to start.
+    """Run nnU-Net's own planning and preprocessing of `3d_fullres`, in threads: processes take seconds to start.
 
     Args:
-        dataset: what to plan.
+        dataset: a raw one.
         max_features: cap on the features of every stage of the planned network, to keep tests fast.
     """
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -195,19 +195,19 @@ def _cap_features(plans_file: Path, most: int) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_dataset() -> Callable[..., TinyDataset]:
-    """Call it, with the options of `_DatasetMaker.__call__`, for a new raw data set that the test may change."""
+    """Makes a new raw data set by the options of `_DatasetMaker.__call__`. The test may change it."""
     return _DatasetMaker()
 
 
 @pytest.fixture(scope="session")
 def fresh_planned_dataset(tiny_dataset: Callable[..., TinyDataset]) -> Callable[..., TinyDataset]:
-    """Call it, with the same options, for a new planned and preprocessed data set that the test may change."""
+    """Makes a new planned and preprocessed data set by the same options. The test may change it."""
     return lambda **options: plan_and_preprocess(tiny_dataset(**options))
 
 
 @pytest.fixture(scope="session")
 def planned_dataset(fresh_planned_dataset: Callable[..., TinyDataset]) -> Callable[..., TinyDataset]:
-    """Call it, with the same options, for a planned data set that tests share and must not change."""
+    """Returns a planned data set by the same options. Tests share it and must not change it."""
     made: dict[tuple[tuple[str, Any], ...], TinyDataset] = {}
 
     def get(**options: Any) -> TinyDataset:
@@ -230,7 +230,7 @@ def volume_tools() -> SimpleNamespace:
 
 
 def load_helper(name: str) -> ModuleType:
-    """A module of this folder that is no test: the folder is not on Python's path."""
+    """Import a helper module of this folder. The folder is not on Python's path."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -250,7 +250,7 @@ def train() -> Iterator[Any]:
 
 @pytest.fixture
 def site_of(planned_dataset: Callable[..., TinyDataset], tmp_path: Path) -> Callable[..., Any]:
-    """Call it for a copy of a planned dataset of one or more channels, in folders that the test may change."""
+    """Copies a planned dataset by the same options. The test may change the copy."""
     copies = itertools.count()
 
     def make(**options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A planned dataset and a training command that a test may spoil, and a server that runs such commands."""
+"""A planned dataset and a training command for a test to spoil, and a server for such commands."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ SETTINGS = {
 
 @dataclass
 class Site:
-    """A planned dataset and a command, both of which a test may spoil."""
+    """A planned dataset and a command. A test may spoil both."""
 
     root: Path
     name: str
@@ -30,7 +30,7 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     configuration: str = "3d_fullres"
-    validate: bool = True  # at the end, as the command does; its processes take many seconds to start
+    validate: bool = True  # at the end, as the command does; starting its processes takes many seconds
 
     @property
     def output(self) -> Path:
@@ -91,12 +91,12 @@ class Server:
         )
 
     def __call__(self, site: Site) -> tuple[int, str]:
-        """Exit code and output."""
+        """Train; return exit code and output."""
         self.start(site)
         return self.end(site)
 
     def start(self, site: Site) -> int:
-        """Begin a training; the number of its process."""
+        """Begin a training and return the number of its process."""
         arguments = [site.name, site.configuration, "0", "-tr", "nnUNetTrainerMN", "-device", "cpu", *site.arguments]
         environment = {
             **{f"nnUNet_mn_{key}": str(value) for key, value in SETTINGS.items()},
@@ -110,14 +110,14 @@ class Server:
             "output": str(site.output),
             "validate": site.validate,
         }
-        site.output.touch()  # the training will not have begun to write when its number comes
+        site.output.touch()  # the number may come before the training's first line
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
     def end(self, site: Site) -> tuple[int, str]:
-        """Wait for the training that was begun."""
+        """Wait for the training; return exit code and output."""
         return self._answer(), site.output.read_text()
 
     def _answer(self) -> int:

@@ -22,12 +22,12 @@ def labeled_names() -> list[str]:
 
 
 def write_dataset(dataset: Path, test_labels: Path, *, seed: int, n_unlabeled: int, n_test: int) -> None:
-    """Write the raw dataset, and apart from it the labels of the test cases; unlabeled images have none.
+    """Write the raw dataset, and the labels of the test cases apart from it. Unlabeled images have none.
 
     Args:
         dataset: folder to be made, `nnUNet_raw/DatasetXXX_Name`.
         test_labels: folder to be made for the test cases' labels; no training looks there.
-        seed: same seed, same voxels; a case does not depend on how many others there are.
+        seed: same seed, same voxels. A case does not depend on the number of others.
         n_unlabeled, n_test: number of cases in `imagesUn` and `imagesTs`.
     """
     folders = {

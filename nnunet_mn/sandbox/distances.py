@@ -13,7 +13,7 @@ def hausdorff_95(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], spacin
         spacing: mm along each axis.
 
     Returns:
-        Millimeters; NaN if one of the masks is empty, for then no distance exists.
+        Millimeters; NaN if one of the masks is empty: then no distance exists.
     """
     if not truth.any() or not prediction.any():
         return float("nan")

@@ -18,7 +18,7 @@ def small_plans(
     features: Sequence[int],
     configuration: str = "3d_fullres",
 ) -> dict[str, Any]:
-    """Derive plans with another patch, batch and network for one configuration; everything else stays as planned.
+    """Derive plans with another patch, batch and network for one configuration. All else stays as planned.
 
     The new plans use the same preprocessed data: they keep the `data_identifier`.
 
@@ -31,7 +31,7 @@ def small_plans(
         configuration: the only one in the new plans.
 
     Raises:
-        MNError: when the configuration is missing, or the patch is too small or odd for so many stages.
+        MNError: if the configuration is missing, or the patch is too small or odd for so many stages.
     """
     if configuration not in plans["configurations"]:
         raise MNError(
@@ -59,7 +59,7 @@ def topology(
         n_stages: resolution stages; the first one has stride 1.
 
     Raises:
-        MNError: when the patch does not allow so many stages.
+        MNError: if the patch does not allow so many stages.
     """
     spacing, size = list(spacing), list(patch_size)
     strides, kernels = [[1] * len(size)], []
@@ -79,7 +79,7 @@ def topology(
 
 
 def _fit_depth(arch_kwargs: dict[str, Any], *, n_stages: int) -> None:
-    """Shorten the per-stage counts of blocks to the new number of stages, or repeat the last one."""
+    """Cut the per-stage counts of blocks to the new number of stages, or repeat the last one."""
     lengths = {"n_conv_per_stage": n_stages, "n_blocks_per_stage": n_stages, "n_conv_per_stage_decoder": n_stages - 1}
     for key, length in lengths.items():
         if key in arch_kwargs:

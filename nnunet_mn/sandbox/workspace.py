@@ -1,4 +1,4 @@
-"""The demo's folder: its paths, and the environment of the commands that work in it."""
+"""The demo's folder: its paths, and the environment of its commands."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ class Workspace:
         """Make the folder, or clear the previous demo out of it.
 
         Raises:
-            MNError: when it is a file, or holds anything but a demo's files.
+            MNError: if it is a file, or holds anything but a demo's files.
         """
         if self.out.exists() and not self.out.is_dir():
             raise MNError(f"{self.out} is a file; give --out a folder that is empty or new")

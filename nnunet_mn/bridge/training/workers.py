@@ -102,7 +102,7 @@ def worker_count() -> int:
 def start_workers(loader: nnUNetDataLoader, *, workers: int, cached: int, pin_memory: bool, seed: int | None) -> Any:
     """Run a loader in background processes, or in this one for 0 workers.
 
-    Batches come from the workers in turn. Stock takes the first that is ready; then the number of unlabeled samples
+    Batches come from the workers in turn. Stock takes the first one ready; then the number of unlabeled samples
     could not follow from the iteration.
 
     Args:
