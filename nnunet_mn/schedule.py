@@ -65,7 +65,7 @@ class Schedule:
         return 1 - self.learning_rate_factor(iteration) / self.learning_rate_factor(self.supervised)
 
     def refresh_due(self, iteration: int) -> int:
-        """The latest iteration, up to this one, with a refresh of whole cases' pseudo-masks; -1 for none yet.
+        """The latest iteration with a refresh of whole cases' pseudo-masks, up to this one; -1 for none yet.
 
         The first is the end of the supervised stage, unless there is none: an untrained network finds nothing.
         """

@@ -47,7 +47,7 @@ class Teacher:
 
         Args:
             unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
-            logits_3d: the 3D student's for them, `(n_u, K, D, H, W)`, without a gradient.
+            logits_3d: the 3D student's logits of the volumes, `(n_u, K, D, H, W)`, without a gradient.
         """
         raise NotImplementedError
 

@@ -28,7 +28,7 @@ TEACHERS = {"both": MeanOfBoth, "other": OtherNetwork}
 
 
 def label_space(labels: LabelManager) -> LabelSpace:
-    """nnU-Net's labels in the form of the core."""
+    """Translate nnU-Net's labels for the core."""
     return LabelSpace(
         num_channels=labels.num_segmentation_heads, regions=labels.has_regions, ignore_label=labels.ignore_label
     )
