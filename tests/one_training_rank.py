@@ -39,6 +39,7 @@ def main(rank: int, meeting: str, dataset: str, stop_after: int, go_on: bool) ->
     )
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     trainer.ranks, trainer.local_rank = ddp.find_ranks(trainer.device), rank
+    trainer.stopping.ranks = trainer.ranks
     trainer.initialize()
     trainer.ranks.take_from_first(trainer.network.parameters())  # nnU-Net's DDP does
     maybe_load_checkpoint(trainer, go_on, False)
