@@ -1,1 +1,1 @@
-"""Who is labeled, unlabeled or held out, and where the images are."""
+"""The cases of a dataset, labeled, unlabeled or held out, and their images."""

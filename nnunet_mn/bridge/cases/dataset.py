@@ -12,11 +12,11 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 @dataclass(frozen=True)
 class DatasetFolders:
-    """Where a dataset lies on this machine.
+    """The folders of a dataset on this machine.
 
     Args:
         name: `DatasetXXX_Name`.
-        raw: its folder in nnUNet_raw; None where it is not here.
+        raw: its folder in nnUNet_raw. None: it is not here.
         preprocessed: its folder in nnUNet_preprocessed. It may not exist yet.
     """
 
@@ -27,10 +27,10 @@ class DatasetFolders:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFolders:
-    """Where the cases of a dataset lie, and what their images are like.
+    """The folders of a dataset's cases, and its description.
 
     Args:
-        raw: the dataset's folder in nnUNet_raw; None where it is not on this machine.
+        raw: the dataset's folder in nnUNet_raw. None: it is not on this machine.
         labeled: nnUNet_preprocessed/DATASET/<data_identifier>, the folder of the preprocessed labeled cases.
         description: the content of dataset.json.
     """
@@ -77,9 +77,5 @@ def _fits(name: str, prefix: str) -> bool:
 
 
 def unlabeled_folder(preprocessed_dataset_folder: Path) -> Path:
-    """The folder of the unlabeled cases, beside that of the labeled ones.
-
-    Args:
-        preprocessed_dataset_folder: nnUNet_preprocessed/DATASET/<data_identifier>.
-    """
+    """The folder of the unlabeled cases. It lies beside nnUNet_preprocessed/DATASET/<data_identifier>."""
     return preprocessed_dataset_folder.with_name(f"{preprocessed_dataset_folder.name}_unlabeled")

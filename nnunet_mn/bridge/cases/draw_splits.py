@@ -19,14 +19,14 @@ def draw_splits(cases: Sequence[str], *, labeled: int, val: int | None, folds: i
 
     All folds share the labeled cases. An ensemble of folds has then seen no more labels than one fold. Validation sets
     are disjoint, as `nnUNetv2_find_best_configuration` wants. Labeled cases come from one end of the shuffled cases,
-    validation cases from the other. With the same seed a larger `labeled` keeps the labeled cases of a smaller one,
-    and its validation cases where `val` is given.
+    validation cases from the other. With the same seed a larger `labeled` keeps the labeled cases of a smaller one.
+    If `val` is given, it keeps the validation cases too.
 
     Args:
         cases: names of all cases with labels, in any order.
         labeled: cases to train on with their labels.
-        val: validation cases per fold. None means a fifth of the cases that are not labeled, less for many folds.
-        folds: number of folds.
+        val: validation cases per fold. None means a fifth of the other cases, less for many folds.
+        folds: their number.
         seed: of the shuffle.
 
     Raises:
@@ -53,7 +53,7 @@ def _fold(order: list[str], *, labeled: int, first: int, val: int) -> Split:
 
 
 def training_cases(raw: Path) -> list[str]:
-    """Names of the cases of a raw dataset that nnU-Net trains on.
+    """Names of nnU-Net's training cases in a raw dataset.
 
     Raises:
         MNError: when the folder is not a dataset of nnU-Net.
@@ -69,10 +69,10 @@ def training_cases(raw: Path) -> list[str]:
 
 
 def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -> tuple[Path, Path | None]:
-    """Write `splits_final.json` where nnU-Net reads it.
+    """Write `splits_final.json` into the dataset's folder in nnUNet_preprocessed.
 
     Args:
-        dataset: its folder in nnUNet_preprocessed is made if need be.
+        dataset: the folder is made if need be.
         splits: one entry per fold.
         force: replace an existing file, keeping a copy.
 

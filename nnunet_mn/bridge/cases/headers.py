@@ -1,4 +1,4 @@
-"""Spacing and shape of images from their headers, equal to what nnU-Net's readers report."""
+"""Spacing and shape of images from their headers, equal to the values of nnU-Net's readers."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -14,11 +14,11 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 
 from nnunet_mn.errors import MNError
 
-MOST_NAMED = 5  # files or cases that one message lists
+MOST_NAMED = 5  # files or cases in one message
 
 
 class BadImageError(MNError):
-    """An image that cannot be used. With `--skip-bad` its case is left out."""
+    """An unusable image. With `--skip-bad` its case is left out."""
 
 
 class ImageFolder(NamedTuple):
@@ -26,7 +26,7 @@ class ImageFolder(NamedTuple):
 
     Attributes:
         cases: file names of each case, in the order of the channels.
-        unnamed: files with the right ending that lack the channel's number.
+        unnamed: files with the right ending, but without the channel's number.
         ignored: visible files with another ending.
     """
 
@@ -42,7 +42,7 @@ def name_some(items: Sequence[str]) -> str:
 
 
 def scan_folder(folder: Path, *, ending: str) -> ImageFolder:
-    """Sort the files `NAME_0000.ext` of a folder into cases. A folder that does not exist holds none.
+    """Sort the files `NAME_0000.ext` of a folder into cases. A missing folder holds none.
 
     Args:
         folder: it is listed once.
@@ -66,7 +66,7 @@ def scan_folder(folder: Path, *, ending: str) -> ImageFolder:
 
 
 def check_channels(name: str, files: Sequence[str], *, folder: Path, ending: str, channels: int) -> None:
-    """Raise an MNError that names the missing and the surplus files of a case."""
+    """Raise an MNError with the names of a case's missing and surplus files."""
     expected = [f"{name}_{c:04d}{ending}" for c in range(channels)]
     if list(files) == expected or (
         list(files) == expected[:1] and _read_header(folder / expected[0]).GetDimension() == 4
@@ -84,12 +84,12 @@ def check_channels(name: str, files: Sequence[str], *, folder: Path, ending: str
 def read_images(
     reader: Any, images: Sequence[str], *, channels: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read the files of one case with one of nnU-Net's readers, and refuse what cannot be trained on.
+    """Read the files of one case with one of nnU-Net's readers, and refuse data unfit for training.
 
     Args:
         reader: an instance of nnU-Net's reader.
         images: one file per channel.
-        channels: how many channels the data must have.
+        channels: the number to insist on.
 
     Returns:
         Voxels (C, Z, Y, X) and the reader's properties.
@@ -129,7 +129,7 @@ def _why_unreadable(reader: Any, images: Sequence[str], error: Exception) -> str
 
 
 def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence[str], channels: int | None) -> None:
-    """Raise a BadImageError for an array (C, Z, Y, X) that nnU-Net reads but that nobody can train on."""
+    """Raise a BadImageError for an array (C, Z, Y, X) unfit for training. nnU-Net reads it without a word."""
     named = name_some(list(images))
     spacing = np.asarray(properties["spacing"], dtype=float)
     if channels is not None and data.shape[0] != channels:
@@ -161,7 +161,7 @@ def _check_finite(array: np.ndarray, image: str) -> None:
 
 
 def _read_header(image: Path) -> SimpleITK.ImageFileReader:
-    """ITK's reader with the header of a file, or with its defaults for a format that is not ITK's."""
+    """ITK's reader with the header of a file. Formats unknown to ITK leave it at its defaults."""
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(image))
     with contextlib.suppress(RuntimeError):  # nnU-Net reads no direction from other formats
@@ -170,7 +170,7 @@ def _read_header(image: Path) -> SimpleITK.ImageFileReader:
 
 
 def _check_directions(images: Sequence[str]) -> None:
-    """Raise a BadImageError for channels with different directions. nnU-Net's reader only prints that."""
+    """Raise a BadImageError for channels with different directions. nnU-Net's reader only prints a remark."""
     headers = {image: _read_header(Path(image)) for image in images} if len(images) > 1 else {}
     directions = {i: np.asarray(header.GetDirection()) for i, header in headers.items() if header.GetDimension() == 3}
     first = next(iter(directions), "")
@@ -185,7 +185,7 @@ def same_voxels(first: Sequence[Path], second: Sequence[Path], *, dataset_json: 
     """Whether two cases hold the same voxels. Their files may differ.
 
     Raises:
-        BadImageError: when one that differs in bytes cannot be read.
+        BadImageError: when files differ in bytes and one cannot be read.
     """
     if len(first) == len(second) and all(filecmp.cmp(a, b, shallow=False) for a, b in zip(first, second, strict=True)):
         return True

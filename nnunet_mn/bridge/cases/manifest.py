@@ -1,4 +1,4 @@
-"""The manifest: what is known of every preprocessed unlabeled case. It is a file of JSON lines beside the folder."""
+"""The manifest: a record of every preprocessed unlabeled case. It is a file of JSON lines beside the folder."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 # A file changed within this time after its stamp was read could still carry the same stamp (NFS and FAT count seconds).
 STAMP_NS = 2 * 10**9
 
-# What of a configuration does not reach the voxels: the network, the batch, and how files are chunked.
+# Entries of a configuration without effect on the voxels: the network, the batch, and the chunks of files.
 NOT_PREPROCESSING = frozenset(
     {
         "architecture",
@@ -29,7 +29,7 @@ NOT_PREPROCESSING = frozenset(
 
 
 class ImageFile(NamedTuple):
-    """State of one image file. Its change time shows edits that put the modification time back."""
+    """State of one image file. Its change time reveals an edit even under an old modification time."""
 
     name: str
     size: int  # bytes
@@ -48,7 +48,7 @@ class Voxels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One case: its images at a time, the settings, and the voxels that came out or why it is left out."""
+    """One case: its images at a time, the settings, and the resulting voxels or the reason for leaving it out."""
 
     name: str
     source: str
@@ -64,7 +64,7 @@ class Record:
 
     @staticmethod
     def from_line(line: str) -> "Record":
-        """Raise a ValueError, KeyError or TypeError for a line that is no record."""
+        """Raise a ValueError, KeyError or TypeError if the line is no record."""
         raw = json.loads(line)
         files = tuple(ImageFile(**file) if isinstance(file, dict) else ImageFile(*file) for file in raw.pop("files"))
         voxels = raw.pop("voxels")
@@ -109,7 +109,7 @@ class Manifest:
 
 
 def append(file: Path, record: Record) -> None:
-    """Add one record in one write. It gets its own line, even after a line that a kill cut short.
+    """Add one record in one write. It gets its own line, even after a line cut short by a kill.
 
     Raises:
         OSError: when it cannot be written as a whole.
@@ -124,7 +124,7 @@ def append(file: Path, record: Record) -> None:
 
 
 def complete_cases(folder: Path) -> set[str]:
-    """Names of the cases of a preprocessed folder that have all three files."""
+    """Names of the cases with all three files in a preprocessed folder."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
@@ -182,7 +182,7 @@ def confirm(record: Record, files: Sequence[ImageFile], images: Sequence[Path]) 
 
 
 def settings_hash(plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str:
-    """Hash of what a preprocessed case depends on in plans, configuration and dataset.json."""
+    """Hash of the entries of plans, configuration and dataset.json with an effect on preprocessed cases."""
     settings = {
         "configuration": {k: v for k, v in configuration.items() if k not in NOT_PREPROCESSING},
         "transpose_forward": plans["transpose_forward"],

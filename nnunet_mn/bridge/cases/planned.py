@@ -24,12 +24,12 @@ class PlannedDataset:
 
     @property
     def cases(self) -> CaseFolders:
-        """Where its cases lie."""
+        """The folders of its cases."""
         labeled = self.folders.preprocessed / str(self.configuration_manager.data_identifier)
         return CaseFolders(raw=self.folders.raw, labeled=labeled, description=self.dataset_json)
 
     def config(self) -> MNConfig:
-        """The settings of a training that starts now. What a trainer variant fixes is not among them."""
+        """The settings of a training started now, without those fixed by a trainer variant."""
         planned = self.configuration_manager.configuration.get("mn", {})
         return resolve(Layer(f"'mn' in the plans' configuration {self.configuration}", planned), environment_layer())
 

@@ -29,10 +29,10 @@ class RawImages:
         return scan_folder(self.folder / "imagesTr", ending=self.ending).cases
 
     def of_training_case(self, name: str) -> tuple[Path, ...] | None:
-        """The image of every channel: those that dataset.json lists under `dataset`, or else those in imagesTr.
+        """The image of every channel, from dataset.json's list `dataset` or else from imagesTr.
 
         Returns:
-            None for a name that is not a training case.
+            None if the name is no training case.
 
         Raises:
             MNError: when files are missing or in surplus.

@@ -16,10 +16,10 @@ class Roles:
     Args:
         fold: its number, or "all".
         labeled: cases to train on with their labels.
-        val: cases to validate on. They are the labeled ones where there are no others.
-        unlabeled: cases that the split file lists as unlabeled. Folders of images may hold more.
-        mentioned: every case that the split file names in any fold.
-        warnings: what the user should know.
+        val: cases to validate on. They are the labeled ones if there are no others.
+        unlabeled: the cases under `unlabeled` in the split file. Folders of images may hold more.
+        mentioned: every case in any fold of the split file.
+        warnings: for the user.
     """
 
     fold: int | str
@@ -31,7 +31,7 @@ class Roles:
 
     @property
     def held_out(self) -> list[str]:
-        """Validation cases that are not trained on."""
+        """Validation cases outside of the training cases."""
         labeled = set(self.labeled)
         return [name for name in self.val if name not in labeled]
 
@@ -47,7 +47,7 @@ def roles_in_training(
     Args:
         splits, fold: from `read_splits`; a number or "all".
         cases: all preprocessed training cases.
-        stock_split: nnU-Net's `do_split`. It is not called where there are too few cases for it.
+        stock_split: nnU-Net's `do_split`. It is not called for fewer cases than it can divide.
 
     Raises:
         MNError: when nothing is left to train on.
@@ -64,11 +64,11 @@ def roles_in_training(
 
 
 def roles_of_fold(splits: list[Split] | None, fold: int | str, *, train: Iterable[str], val: Iterable[str]) -> Roles:
-    """Take every case that the split file calls unlabeled out of nnU-Net's own split.
+    """Take the split file's unlabeled cases out of nnU-Net's own split.
 
     Args:
         splits, fold: from `read_splits`; a number or "all".
-        train, val: what nnU-Net's `do_split` returned.
+        train, val: from nnU-Net's `do_split`.
 
     Raises:
         MNError: when nothing is left to train on.
@@ -102,11 +102,11 @@ def roles_of_fold(splits: list[Split] | None, fold: int | str, *, train: Iterabl
 def roles_of_all_folds(splits: list[Split] | None, cases: Collection[str] = ()) -> Roles:
     """The roles for planning and preprocessing. Both serve all folds.
 
-    A case that any fold calls unlabeled is unlabeled here. A case may be labeled and for validation at once.
+    A case is unlabeled here if any fold calls it so. A case may be labeled and for validation at once.
 
     Args:
         splits: from `read_splits`.
-        cases: all training cases. They are labeled where there is no split file.
+        cases: all training cases. Without a split file they are labeled.
     """
     unlabeled = _named(splits, "unlabeled")
     return Roles(
@@ -121,7 +121,7 @@ def roles_of_all_folds(splits: list[Split] | None, cases: Collection[str] = ()) 
 def listed_split(
     splits: list[Split] | None, fold: int | str, cases: Sequence[str]
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """What nnU-Net trains on and validates on by the split file. For a fold without an entry these are all cases."""
+    """nnU-Net's training and validation cases by the split file. Without an entry for the fold, both are all cases."""
     entry = _entry(splits, fold)
     return (cases, cases) if entry is None else (entry["train"], entry["val"])
 
@@ -133,20 +133,20 @@ def listed_unlabeled(splits: list[Split] | None, fold: int | str) -> list[str]:
 
 
 def _entry(splits: list[Split] | None, fold: int | str) -> Split | None:
-    """The entry of a fold, or None where stock nnU-Net would train on every preprocessed case."""
+    """The entry of a fold, or None if stock nnU-Net would train on every preprocessed case."""
     return splits[fold] if splits is not None and isinstance(fold, int) and fold < len(splits) else None
 
 
 def _named(splits: list[Split] | None, *parts: str) -> frozenset[str]:
-    """The cases that any fold names in some of its lists."""
+    """The cases in these lists of all folds together."""
     return frozenset(name for split in splits or () for part in parts for name in split[part])
 
 
 def labeled_for_planning(cases: Collection[str], splits: list[Split] | None) -> tuple[list[str], list[str]]:
-    """Choose the cases whose labels planning may read: those that no fold calls unlabeled.
+    """Choose the cases with readable labels for planning: all cases except the unlabeled ones of any fold.
 
-    Plans serve all folds. In splits that were drawn for experiments, every case that one fold trains on may be
-    unlabeled in another. Then the cases that any fold trains on are chosen, with a warning.
+    Plans serve all folds. In splits drawn for experiments, each training case of one fold may be unlabeled in
+    another. Then the training cases of all folds are chosen, with a warning.
 
     Args:
         cases: names of all training cases.

@@ -1,4 +1,4 @@
-"""Where unlabeled cases come from. A new place is one more entry in `SOURCES`. Needs no torch."""
+"""The sources of unlabeled cases. A new place is one more entry in `SOURCES`. Needs no torch."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from nnunet_mn.errors import MNError
 
 @dataclass(frozen=True, slots=True)
 class UnlabeledCase:
-    """One unlabeled case. It has no images where the raw data are not on this machine."""
+    """One unlabeled case. Without raw data on this machine it has no images."""
 
     name: str
     images: tuple[Path, ...]
@@ -26,12 +26,12 @@ class UnlabeledCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """A place where unlabeled cases come from.
+    """A place with unlabeled cases.
 
     Args:
         name: of the place in the setting `unlabeled_sources`.
-        remedy: what to do about it when no unlabeled case is found.
-        warning: what the user should know about its cases, whose number stands for `{n}`.
+        remedy: advice for a fold without unlabeled cases.
+        warning: about its cases, for the user. `{n}` stands for their number.
         last_resort: it is searched by default only if all other places are empty.
     """
 
@@ -50,7 +50,7 @@ class Source(ABC):
 
 
 class SplitList(Source):
-    """The training cases that the split file lists as unlabeled."""
+    """The training cases under `unlabeled` in the split file."""
 
     def find(self, raw: RawImages, roles: Roles) -> tuple[list[UnlabeledCase], list[str]]:
         found = {name: raw.of_training_case(name) for name in roles.unlabeled}
@@ -86,7 +86,7 @@ def search(folders: CaseFolders, roles: Roles, names: Collection[str]) -> tuple[
     """Unite the cases of some sources.
 
     Args:
-        folders: where the cases lie.
+        folders: of the cases.
         roles: of the fold.
         names: of the sources.
 
@@ -103,7 +103,7 @@ def search(folders: CaseFolders, roles: Roles, names: Collection[str]) -> tuple[
 
 
 def has_image_folder(raw: Path) -> bool:
-    """Whether a raw dataset has a folder of unlabeled images that is searched by default."""
+    """Whether a raw dataset has a folder of unlabeled images among the usual sources."""
     folders = [source for source in SOURCES if isinstance(source, FolderOfImages) and not source.last_resort]
     return any((raw / source.name).is_dir() for source in folders)
 
@@ -136,7 +136,7 @@ def _check_same(
 
 
 def _search_preprocessed(folder: Path, roles: Roles, sources: Sequence[Source]) -> list[UnlabeledCase]:
-    """What can be known without raw data: the split's list, and preprocessed cases that no split mentions."""
+    """The unlabeled cases without raw data: the split's list, and preprocessed cases outside of all splits."""
     names = {source.name for source in sources}
     found = [UnlabeledCase(name, (), LISTED.name) for name in roles.unlabeled] if LISTED.name in names else []
     records, folders = Manifest.read(folder), {source.name for source in SOURCES} - {LISTED.name}

@@ -14,14 +14,14 @@ Split = dict[str, list[str]]
 
 
 def read_splits(preprocessed: Path, raw: Path | None) -> tuple[list[Split] | None, list[str]]:
-    """Read and check the split file that nnU-Net uses.
+    """Read and check nnU-Net's split file.
 
     Args:
         preprocessed: the dataset's folder in nnUNet_preprocessed. Its file counts.
         raw: the dataset's folder in nnUNet_raw. nnU-Net copies its file only once, when it plans.
 
     Returns:
-        One entry per fold with `train`, `val` and `unlabeled`, or None where there is no file yet; and warnings.
+        One entry per fold with `train`, `val` and `unlabeled`, or None without a file; and warnings.
 
     Raises:
         MNError: when the file is broken, or when the raw file lists unlabeled cases and was never copied.
@@ -37,7 +37,7 @@ def read_splits(preprocessed: Path, raw: Path | None) -> tuple[list[Split] | Non
 
 
 def _check_uncopied(file: Path, preprocessed: Path) -> list[str]:
-    """Judge a raw split file that nnU-Net does not use. To ignore its unlabeled list would leak their labels."""
+    """Judge a raw split file not yet copied by nnU-Net. Labels would leak if its unlabeled list were ignored."""
     splits, _ = _read_split_file(file)
     if any(entry["unlabeled"] for entry in splits):
         raise MNError(
@@ -47,7 +47,7 @@ def _check_uncopied(file: Path, preprocessed: Path) -> list[str]:
 
 
 def splits_for_planning(preprocessed: Path, raw: Path) -> tuple[list[Split] | None, list[str]]:
-    """Read the split file that training will use. Before the first planning it is the raw one: nnU-Net copies it."""
+    """Read the split file of the coming training. Before the first planning it is the raw one: nnU-Net copies it."""
     if (raw / SPLITS).is_file() and not (preprocessed / SPLITS).is_file():
         return read_splits(raw, None)
     return read_splits(preprocessed, raw)
@@ -57,7 +57,7 @@ def check_case_name(name: str, where: str) -> str:
     """Return the name if it can be part of file names. nnU-Net takes `NAME_seg.b2nd` for the segmentation of NAME.
 
     Raises:
-        MNError: when it cannot, saying where it stands.
+        MNError: when it cannot; the message names its place.
     """
     if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         raise MNError(f"{where} names a case {name!r}, which is no file name; correct it")

@@ -1,4 +1,4 @@
-"""Which unlabeled cases a fold has. Needs no torch."""
+"""The unlabeled cases of a fold. Needs no torch."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from nnunet_mn.errors import MNError
 
 @dataclass(frozen=True)
 class UnlabeledCases:
-    """The unlabeled cases of a fold, by name, and what the user should know about them."""
+    """The unlabeled cases of a fold, by name, and warnings for the user."""
 
     cases: tuple[UnlabeledCase, ...]
     warnings: tuple[str, ...]
@@ -22,7 +22,7 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
     """Find the unlabeled cases of a fold.
 
     Args:
-        folders: where its cases lie. Without raw data the complete preprocessed cases count.
+        folders: of its cases. Without raw data the complete preprocessed cases count.
         roles: of the fold.
         sources: names of the `SOURCES` to search. None means the usual ones, and the last resorts if these are empty.
 
@@ -53,7 +53,7 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
 
 
 def find_unlabeled_of_all_folds(folders: CaseFolders, sources: tuple[str, ...] | None) -> UnlabeledCases:
-    """Find the unlabeled cases that any fold may need.
+    """Find the unlabeled cases of all folds together.
 
     Args:
         folders, sources: as in `find_unlabeled`.
