@@ -1,4 +1,4 @@
-"""The methods that `accuracy.py` compares: which trainer each uses, and what it changes."""
+"""The methods compared by `accuracy.py`: the trainer of each, and its changes."""
 
 from dataclasses import dataclass, field
 
@@ -11,15 +11,15 @@ class Method:
 
     Args:
         name: in tables and results.
-        trainer: nnU-Net trainer class, ours or one of `evidence/trainers`. None: the code that it needs is gone, and
-            the method is kept for its records.
-        text: what it is, for the table's legend.
-        settings: fields of MNConfig that it changes.
+        trainer: nnU-Net trainer class, ours or one of `evidence/trainers`. None: its code is gone, and the method is
+            kept for its records.
+        text: a description for the table's legend.
+        settings: changed fields of MNConfig.
         all_labels: trains on every label of the pool (the upper bound) rather than on the fold's few.
         teaches_itself: the labeled-only model of the same fold and seed labels the unlabeled cases, and stock nnU-Net
             is trained again on both.
-        ablation_of: the method from which it differs in one thing, and with which it is compared; None: it is no
-            variant of M&N, and compared with `mn`.
+        ablation_of: the method to compare it with; the two differ in one thing. None: it is no variant of M&N, and
+            compared with `mn`.
     """
 
     name: str
@@ -50,7 +50,7 @@ def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> M
 
 
 def _ablation_with_diffusion(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
-    """An ablation of what was M&N's default before the unlabeled share was rounded down."""
+    """An ablation of M&N's earlier default, before the unlabeled share was rounded down."""
     settings = {**_DIFFUSED, **settings}
     text = f"{text}, under the earlier default `{_WITH_DIFFUSION}`"
     return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=_WITH_DIFFUSION)
@@ -150,7 +150,7 @@ METHODS = {method.name: method for method in _ALL}
 
 
 def find_method(name: str) -> Method:
-    """The method of that name, to be trained.
+    """The method of a name, for training.
 
     Raises:
         MNError: when there is none, or it can no longer be trained.

@@ -1,4 +1,4 @@
-"""What a finished run leaves: one JSON line, from which every table is made."""
+"""The record of a finished run: one JSON line. Every table is made from these lines."""
 
 import json
 from collections.abc import Iterable
@@ -16,21 +16,21 @@ Half = Literal["tune", "report"]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One training, evaluated on the fold's validation cases, on which no method trains.
+    """One training, evaluated on the fold's validation cases. No method trains on them.
 
     Args:
-        method, fold, seed: which run.
+        method, fold, seed: of the run.
         n_labeled: labeled cases of the fold.
         scale: of plans, see `workspace.scale_key`.
         updates: of the 3D network.
         seconds: of the training command, with nnU-Net's own validation.
-        config: M&N's settings, as the checkpoint holds them; of the labeled-only trainer what was set.
+        config: M&N's settings from the checkpoint; for the labeled-only trainer the given ones.
         versions: of packages.
         date: of the run.
         dice: case -> class -> nnU-Net's Dice.
-        hd95: case -> class -> mm, None where truth or prediction is empty.
-        volume: case -> class -> predicted voxels as a share of the true ones, None where truth is empty; the
-            earliest runs lack it.
+        hd95: case -> class -> mm, None if truth or prediction is empty.
+        volume: case -> class -> predicted voxels as a share of the true ones, None if truth is empty; the earliest
+            runs lack it.
     """
 
     method: str
@@ -49,7 +49,7 @@ class Record:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes two runs the same."""
+        """Equal for two records of the same run."""
         return self.method, self.fold, self.seed, self.scale, self.updates
 
     def cases(self, half: Half) -> list[str]:
@@ -67,15 +67,15 @@ class Record:
         return float(np.mean([self.dice[case][label] for case in self.cases(half)]))
 
     def mean_hd95(self, half: Half) -> float:
-        """Mean distance in mm over cases and classes where both masks have voxels."""
+        """Mean distance in mm over cases and classes with voxels in both masks."""
         return _mean(value for case in self.cases(half) for value in self.hd95[case].values())
 
     def mean_volume(self, half: Half, label: str) -> float:
-        """Mean share of a class's true volume that is predicted; NaN where the run has not recorded it."""
+        """Mean predicted volume of a class as a share of the true one; NaN if the run has not recorded it."""
         return _mean(self.volume[case][label] for case in self.cases(half) if case in self.volume)
 
     def missed(self, half: Half) -> int:
-        """Classes of cases that were not found at all."""
+        """Number of classes of cases missed altogether."""
         return sum(value is None for case in self.cases(half) for value in self.hd95[case].values())
 
     @property
@@ -129,7 +129,7 @@ def score(summary: Path, truths: Path) -> Scores:
 
 
 def _mean(values: Iterable[float | None]) -> float:
-    """Of those that are there; NaN of none."""
+    """Mean of the values other than None; NaN of none."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else float("nan")
 

@@ -27,7 +27,7 @@ BACKBONE = "efficientnet-lite0"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is trained: a method on the labels of a fold, with a seed."""
+    """One training: a method on the labels of a fold, with a seed."""
 
     method: Method
     fold: int
@@ -59,7 +59,7 @@ def plan_runs(methods: list[Method], folds: list[int], seeds: list[int], splits:
 
 
 def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> records.Record:
-    """Train and evaluate; a training that was cut off goes on.
+    """Train and evaluate; an interrupted training goes on.
 
     Raises:
         MNError: when a command fails, with its log.
@@ -88,7 +88,7 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> reco
 
 
 def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
-    """Run `nnUNetv2_train` to its end, or go on where it was cut off; the fold's result folder."""
+    """Run or resume `nnUNetv2_train` to its end. Returns the fold's result folder."""
     folder = (
         space.results(run.name)
         / space.dataset.name
@@ -102,7 +102,7 @@ def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
             on_epoch(epoch)
 
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "training.lock"):  # self-training may want the model that another job is training
+    with FileLock(folder / "training.lock"):  # self-training may want a model still trained by another job
         note_settings(space.results(run.name), _resolved(run, space.scale))
         if not (folder / "validation" / "summary.json").exists():
             _train(run, space, folder, follow)
@@ -110,7 +110,7 @@ def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
 
 
 def note_settings(folder: Path, config: MNConfig) -> None:
-    """Note with which settings a run is trained; defaults may have changed since an earlier part of it.
+    """Note the settings of a run. Defaults may have changed since an earlier part of it.
 
     Raises:
         MNError: when the folder holds a training with others.
@@ -161,7 +161,7 @@ def _resolved(run: Run, scale: Scale) -> MNConfig:
 
 
 def _config(checkpoint: Path, run: Run, scale: Scale) -> dict[str, Any]:
-    """M&N's resolved settings from the checkpoint; for other trainers those that were set."""
+    """M&N's resolved settings from the checkpoint; for other trainers the given ones."""
     stored = torch.load(checkpoint, map_location="cpu", weights_only=False).get("mn")
     return _settings(run, scale) if stored is None else stored["config"]
 
@@ -174,7 +174,7 @@ def _fold_of_all_labels(splits: list[dict[str, Any]]) -> int:
 
 
 def _pseudo_labeled(run: Run, space: Workspace) -> Workspace:
-    """A copy of the dataset in which the labeled-only model's predictions are the unlabeled cases' labels."""
+    """A copy of the dataset with the labeled-only model's predictions as the unlabeled cases' labels."""
     folder = space.folder / "self_training" / trainings_key(space.scale) / f"fold{run.fold}_seed{run.seed}"
     dataset = folder / "nnUNet_raw" / space.dataset.name
     teacher = Run(method=METHODS[_teacher(run.method)], fold=run.fold, seed=run.seed)
@@ -223,7 +223,7 @@ def _link(file: Path, folder: Path) -> None:
 
 
 def _remove_extras(labels: Path, ending: str) -> None:
-    """Leave segmentations alone in a folder that nnU-Net predicted into."""
+    """Remove everything but segmentations from a folder of nnU-Net's predictions."""
     for file in labels.iterdir():
         if not file.name.endswith(ending):
             file.unlink()

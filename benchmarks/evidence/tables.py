@@ -36,7 +36,7 @@ class Difference:
 
 
 def paired_difference(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> Difference | None:
-    """Compare two methods on the label sets and seeds that both have; None where they share none.
+    """Compare two methods on their common label sets and seeds; None if they share none.
 
     Label sets (folds) are drawn with replacement, within each as many of its seeds as it has, and within each of
     these, cases.
@@ -92,7 +92,7 @@ def table(records: Sequence[Record], half: Half) -> str:
 
 
 def _from_base(name: str, records: Sequence[Record], half: Half) -> tuple[str, Difference | None]:
-    """What a method is compared with, and the difference; None for ours, and where they share no label set."""
+    """A method's reference and the difference from it; None for ours, and without a common label set."""
     base = METHODS[name].ablation_of or OURS
     runs, theirs = ([r for r in records if r.method == one] for one in (name, base))
     return base, None if name == OURS else paired_difference(runs, theirs, half)
@@ -135,7 +135,7 @@ def _legend(records: Sequence[Record]) -> list[str]:
 
 
 def _folds(runs: Sequence[Record]) -> str:
-    """The label sets of some runs, with their seeds where there are several."""
+    """The label sets of some runs, and the number of their seeds if there are several."""
     seeds = {r.seed for r in runs}
     return ", ".join(map(str, sorted({r.fold for r in runs}))) + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
 
@@ -154,8 +154,8 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 
 
 def by_labels(records: Sequence[Record], half: Half) -> str:
-    """Markdown: baselines and ours by the number of labels, on the label sets that ours has, with the share of the
-    distance to all labels where that is more than a tie; nothing where ours has none."""
+    """Markdown: baselines and ours by the number of labels, on our label sets; empty without any. The last column is
+    the gain as a share of the distance to all labels, unless this distance is a tie."""
     columns = " | ".join(f"`{name}`" for name in _COMPARED)
     lines = [f"| labels | folds | {columns} | gain over `{FAIR_BASELINE}` | of the distance to `{UPPER_BOUND}` |"]
     lines.append("|---|" + "---|" * (len(_COMPARED) + 3))
@@ -178,7 +178,7 @@ _COMPARED = (BASELINE, FAIR_BASELINE, OURS)
 
 
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:
-    """A mark for each run, its form that of the label set, and each method's difference from ours with its interval."""
+    """A mark for each run, shaped by its label set, and each method's difference from ours with its interval."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -210,7 +210,7 @@ def plot(records: Sequence[Record], half: Half, file: Path) -> None:
 
 
 def _draw_difference(axes: "Axes", row: int, difference: Difference, color: str, *, hollow: bool) -> None:
-    """The mean and its interval, or a number at the edge where it lies beyond."""
+    """The mean and its interval, or a number at the edge if it lies beyond."""
     if abs(difference.mean) > NEAR:
         side = np.sign(difference.mean)
         text = f"◂ {difference.mean:+.3f}" if side < 0 else f"{difference.mean:+.3f} ▸"

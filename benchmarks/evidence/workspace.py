@@ -55,7 +55,7 @@ class Workspace:
 
     Args:
         dataset: the raw dataset; only read.
-        folder: for everything that is written.
+        folder: for all output.
         scale: of all trainings.
     """
 
@@ -76,7 +76,7 @@ class Workspace:
         return self.folder / "runs" / trainings_key(self.scale) / run
 
     def log(self, name: str) -> Path:
-        """Where a command's output goes."""
+        """The file for a command's output."""
         path = self.folder / "logs" / trainings_key(self.scale) / f"{name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -121,12 +121,12 @@ class Workspace:
 
 
 def scale_key(scale: Scale) -> str:
-    """What tells the results of a method apart."""
+    """A name for plans and settings: it tells the results of a method apart."""
     return "_".join([plans_key(scale), *_texts(scale.settings)])
 
 
 def trainings_key(scale: Scale) -> str:
-    """What tells trainings of the same plans apart, in a file name."""
+    """A part of a file name: it tells trainings of the same plans apart."""
     return "_".join([f"{scale.updates}_updates", *_texts(scale.settings)])
 
 
@@ -135,14 +135,14 @@ def _texts(settings: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def plans_key(scale: Scale) -> str:
-    """What tells plans apart."""
+    """A name for the small plans of a scale."""
     spacing = "planned" if scale.spacing is None else "x".join(f"{s:g}" for s in scale.spacing)
     numbers: Sequence[Sequence[int]] = (scale.patch_size, (scale.batch_size,), scale.features)
     return "_".join([spacing, *("x".join(map(str, part)) for part in numbers)])
 
 
 def options(key: str, updates: int) -> str:
-    """What `accuracy.py run` was told to train at a scale: the inverse of `scale_key`, as command-line options."""
+    """The command-line options of `accuracy.py run` for a scale: the inverse of `scale_key`."""
     spacing, patch_size, batch_size, features, *settings = key.split("_", 4)
     parts = [f"--updates {updates}"]
     if spacing != "planned":

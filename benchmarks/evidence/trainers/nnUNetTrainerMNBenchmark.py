@@ -1,4 +1,4 @@
-"""Trainers that only the benchmark needs: M&N with one thing changed, a mean teacher, copy-paste.
+"""Trainers for the benchmark alone: M&N with one thing changed, a mean teacher, copy-paste.
 
 nnU-Net finds them through `nnUNet_extTrainer`; like all trainers there, they live in one file.
 """
@@ -24,7 +24,7 @@ from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNL
 
 
 class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
-    """The same 2D network without what it learned from natural images."""
+    """The same 2D network with random weights in place of pretrained ones."""
 
     def build_cotrainer(self) -> CoTrainer:
         built = super().build_cotrainer()
@@ -41,7 +41,7 @@ class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
 
 
 class HardMasks(MeanOfBoth):
-    """Each network votes for its likeliest class; where they disagree, the mean of both is half and half."""
+    """Each network votes for its likeliest class. If they disagree, the mean of both is half and half."""
 
     def mean(self, first: Tensor, second: Tensor) -> Tensor:
         votes = (self.labels.encode(masks.argmax(1, keepdim=True)).values for masks in (first, second))
@@ -79,7 +79,7 @@ class nnUNetTrainerMNHardMasks(nnUNetTrainerMNTeacher):
 
 
 class nnUNetTrainerMNMeanOfLogits(nnUNetTrainerMNTeacher):
-    """Both networks' mean pseudo-mask is that of their logits."""
+    """Both networks' mean pseudo-mask is the mean of their logits, made into probabilities."""
 
     teacher = MeanOfLogits
 
@@ -94,13 +94,13 @@ class nnUNetTrainerMNMovingAverage(nnUNetTrainerMNTeacher):
 
 
 def is_soft(values: Tensor) -> Tensor:
-    """Which samples of `(B, K, ...)` have a soft target, that is, a pseudo-mask: `(B,)`."""
+    """Whether each sample of `(B, K, ...)` has a soft target, a pseudo-mask: `(B,)`."""
     return ((values > 0) & (values < 1)).flatten(1).any(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SquaredDiceOfPseudoMasks(SoftTargetLoss):
-    """Squared denominators where the target is soft."""
+    """Squared denominators for soft targets."""
 
     def sizes(self, prediction: Tensor, values: Tensor) -> Tensor:
         soft = is_soft(values).reshape(-1, *[1] * (values.ndim - 1))
@@ -163,7 +163,7 @@ class nnUNetTrainerMNSquaredDiceMeanOfLogitsHalf(nnUNetTrainerMNHalfUnlabeled, n
 
 
 class FinestOutput(nn.Module):
-    """A 3D network of which only the finest output is used."""
+    """A 3D network with its finest output alone."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ SHORTEST, LONGEST = 0.3, 0.7  # of a box's edge, as a share of the volume's: 3 t
 
 
 class Paste(NamedTuple):
-    """What covers a part of an unlabeled sample.
+    """A piece of a labeled sample to cover a part of an unlabeled one.
 
     Args:
         source: index of the labeled sample.
@@ -212,7 +212,7 @@ class Paste(NamedTuple):
 
 
 def draw_pastes(n_labeled: int, n_unlabeled: int, size: Sequence[int], generator: torch.Generator) -> list[Paste]:
-    """One paste for each unlabeled sample; none where no sample is labeled.
+    """One paste for each unlabeled sample; none without labeled samples.
 
     Args:
         n_labeled, n_unlabeled: samples in the batch.
@@ -247,7 +247,7 @@ def paste(labeled: Tensor, unlabeled: Tensor, pastes: Sequence[Paste]) -> Tensor
 
 
 class nnUNetTrainerCopyPaste(nnUNetTrainerMNLabeledOnly):
-    """Labeled samples alone, each with a box of another: what copy-paste is worth without unlabeled samples."""
+    """Labeled samples alone, each with a box of another: the worth of copy-paste without unlabeled samples."""
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         volumes = batch["data"]
