@@ -26,7 +26,6 @@ def draw_splits(cases: Sequence[str], *, labeled: int, val: int | None, folds: i
         cases: names of all cases with labels, in any order.
         labeled: cases to train on with their labels.
         val: validation cases per fold. None means a fifth of the other cases, less for many folds.
-        folds: their number.
         seed: of the shuffle.
 
     Raises:

@@ -29,7 +29,7 @@ NOT_PREPROCESSING = frozenset(
 
 
 class ImageFile(NamedTuple):
-    """State of one image file. Its change time reveals an edit even under an old modification time."""
+    """State of one image file. Its change time reveals an edit even if the modification time was put back."""
 
     name: str
     size: int  # bytes

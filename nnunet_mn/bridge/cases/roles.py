@@ -138,12 +138,12 @@ def _entry(splits: list[Split] | None, fold: int | str) -> Split | None:
 
 
 def _named(splits: list[Split] | None, *parts: str) -> frozenset[str]:
-    """The cases in these lists of all folds together."""
+    """The union of these lists over all folds."""
     return frozenset(name for split in splits or () for part in parts for name in split[part])
 
 
 def labeled_for_planning(cases: Collection[str], splits: list[Split] | None) -> tuple[list[str], list[str]]:
-    """Choose the cases with readable labels for planning: all cases except the unlabeled ones of any fold.
+    """Choose the cases with labels for planning: all except the unlabeled ones of any fold.
 
     Plans serve all folds. In splits drawn for experiments, each training case of one fold may be unlabeled in
     another. Then the training cases of all folds are chosen, with a warning.

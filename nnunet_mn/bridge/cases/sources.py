@@ -83,12 +83,7 @@ SOURCES: tuple[Source, ...] = (LISTED, IMAGES_UN, IMAGES_TS)
 
 
 def search(folders: CaseFolders, roles: Roles, names: Collection[str]) -> tuple[list[UnlabeledCase], list[str]]:
-    """Unite the cases of some sources.
-
-    Args:
-        folders: of the cases.
-        roles: of the fold.
-        names: of the sources.
+    """Unite the cases of the sources with these names.
 
     Returns:
         The cases, each name once, and warnings.

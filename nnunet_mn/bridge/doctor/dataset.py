@@ -1,4 +1,4 @@
-"""The doctor's checks of a dataset: plans, splits, cases, leaks, what is preprocessed."""
+"""The doctor's checks of a dataset: plans, splits, cases, leaks, preprocessed files."""
 
 import functools
 from collections.abc import Iterator
@@ -59,12 +59,12 @@ def check_plans(planned: PlannedDataset) -> list[Row]:
 
 
 def check_memory(planned: PlannedDataset) -> list[Row]:
-    """Whether both networks fit the first GPU. Without a GPU the row says what they take."""
+    """Whether both networks fit the first GPU. Without a GPU the row names their memory."""
     try:
         cost, warnings = cost_of_planned(planned)
     except MNError:
         raise
-    except Exception as error:  # an architecture that is not nnU-Net's may raise anything
+    except Exception as error:  # an architecture from elsewhere than nnU-Net may raise anything
         architecture = planned.configuration_manager.configuration.get("architecture", {}).get("network_class_name")
         return [_note("GPU memory", f"of {architecture} it cannot be estimated ({type(error).__name__}: {error})")]
     total = torch.cuda.mem_get_info(0)[1] / GIB if torch.cuda.is_available() else None
@@ -72,7 +72,7 @@ def check_memory(planned: PlannedDataset) -> list[Row]:
 
 
 def judge(needed: float, *, total: float | None) -> Row:
-    """The row for networks that take some GiB, on a card of `total` GiB or without one."""
+    """The row for networks of `needed` GiB, on a card of `total` GiB or without one."""
     text = f"both networks take about {needed:.1f} GiB in training"
     if total is None:
         return Row("good", "GPU memory", text)
@@ -86,7 +86,7 @@ def judge(needed: float, *, total: float | None) -> Row:
 
 
 def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> list[Row]:
-    """The counts of a fold, and cases that are where they must not be."""
+    """Count the cases of a fold, and refuse missing ones and copies of validation cases."""
     topic, cases = f"fold {fold}", planned.cases
     labeled_here = sorted(complete_cases(cases.labeled))
     roles = roles_in_training(splits, fold, labeled_here, lambda: listed_split(splits, fold, labeled_here))
@@ -107,7 +107,7 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
 
 
 def _is_supervised(cases: CaseFolders, splits: list[Split] | None, fold: int | str) -> bool:
-    """Whether a fold has no unlabeled case while another has, as one for a fully supervised comparison."""
+    """Whether a fold has no unlabeled case, but another fold has: it is for a fully supervised comparison."""
     elsewhere = has_image_folder(cases.raw) if cases.raw is not None else cases.unlabeled.is_dir()
     return bool(listed_unlabeled(splits, "all")) and not listed_unlabeled(splits, fold) and not elsewhere
 

@@ -20,7 +20,7 @@ GIB = 2**30
 
 
 def check_environment() -> Iterator[Row]:
-    """Rows about everything that does not depend on a dataset or its plans."""
+    """Rows about everything outside of a dataset and its plans."""
     checks = {
         "nnU-Net": check_nnunet,
         "look-up": check_look_up,
@@ -34,7 +34,7 @@ def check_environment() -> Iterator[Row]:
 
 
 def check_nnunet() -> list[Row]:
-    """Which nnunetv2 Python imports here, and whether it is supported."""
+    """The version and the folder of nnunetv2; it must be supported."""
     package = registration.nnunet_package()
     found = f"nnunetv2 {check_nnunet_version()} in {package} (supported: {supported_range()})"
     return [Row("good", "nnU-Net", found), Row("good", "plug-in", f"nnunet-mn {__version__}")]
@@ -107,7 +107,7 @@ def _look_up(name: str) -> type | None:
 
 
 def check_folders() -> list[Row]:
-    """Whether nnU-Net's three folders exist and can be written to where they have to be."""
+    """Whether nnU-Net's three folders exist and, if need be, can be written to."""
     return [_check_folder(variable) for variable in FOLDERS]
 
 
@@ -150,7 +150,7 @@ def check_weights(config: MNConfig) -> list[Row]:
 
 
 def check_cpus() -> list[Row]:
-    """Whether the loader's workers fit the CPUs that this process may use."""
+    """Whether the loader's workers fit the CPUs of this process."""
     from nnunet_mn.bridge.training.workers import worker_count
 
     workers = worker_count()
@@ -162,7 +162,7 @@ def check_cpus() -> list[Row]:
 
 
 def check_gpu() -> list[Row]:
-    """Which GPUs there are, and how much of their memory is free."""
+    """The GPUs and their free memory."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What `nnunet-mn doctor` prints: one line per check, with the fix where something is wrong."""
+"""The page of `nnunet-mn doctor`: one line per check, with the fix if something is wrong."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ MARKS: dict[State, Text] = {
 
 
 class Row(NamedTuple):
-    """The result of one check; `bad` is what would stop a training."""
+    """The result of one check; a `bad` one would stop a training."""
 
     state: State
     topic: str
@@ -29,7 +29,7 @@ Check = Callable[[], list[Row]]
 
 
 def examine(topic: str, check: Check) -> list[Row]:
-    """The rows of a check, or a bad one with the mistake that it met."""
+    """The rows of a check, or a bad one with its mistake."""
     try:
         return check()
     except MNError as error:

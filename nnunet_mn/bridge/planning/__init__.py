@@ -1,1 +1,1 @@
-"""Plans for two networks: what they cost and whether they can be trained."""
+"""Plans for two networks: their cost, and mistakes in them."""

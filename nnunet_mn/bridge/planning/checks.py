@@ -1,4 +1,4 @@
-"""What a training needs of plans and preprocessed folders. Each mistake in them has its sentence."""
+"""The demands of a training on plans and preprocessed folders. Each mistake in them has its sentence."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,10 +15,10 @@ SMALLEST_BATCH = 2  # a labeled and an unlabeled sample
 
 
 def planned_configuration(plans: dict[str, Any], configuration: str) -> ConfigurationManager:
-    """A configuration of the plans whose sizes make sense.
+    """A configuration of the plans with whole, positive sizes.
 
     Raises:
-        MNError: naming the entry of the plans that makes none.
+        MNError: naming the wrong entry of the plans.
     """
     known = plans.get("configurations")
     if not isinstance(known, dict) or configuration not in known:
@@ -33,7 +33,7 @@ def planned_configuration(plans: dict[str, Any], configuration: str) -> Configur
 
 
 def check_co_trainable(planned: ConfigurationManager, configuration: str) -> None:
-    """Raise an MNError for a configuration of the plans that M&N cannot train."""
+    """Raise an MNError if M&N cannot train a configuration of the plans."""
     if len(planned.patch_size) != 3 or planned.previous_stage_name is not None:
         raise MNError(
             f"M&N co-trains a 2D and a 3D network, which configuration '{configuration}' does not allow: use "
@@ -81,7 +81,7 @@ def dataset_class_of(folder: Path) -> Any:
 
 
 def check_preprocessed(named: Iterable[str], preprocessed: Iterable[str], folder: Path) -> None:
-    """Raise an MNError about cases of a split that were not preprocessed."""
+    """Raise an MNError if cases of a split were not preprocessed."""
     missing = sorted(set(named) - set(preprocessed))
     if missing:
         raise MNError(

@@ -1,4 +1,4 @@
-"""What a planned M&N training takes: GPU memory of both networks in both phases of a step, and arithmetic.
+"""The cost of a planned M&N training: GPU memory of both networks in both phases of a step, and arithmetic.
 
 A step has two phases (`CoTrainer.step`). The first trains the 3D network, the second the 2D network, each with the
 other's pseudo-masks. Weights and optimizers of both stay on the card all the time.
@@ -22,15 +22,15 @@ from nnunet_mn.schedule import Schedule
 from nnunet_mn.slices import along_axis
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
-# What a card holds beside weights and saved tensors: the context and cuDNN's workspace, and gradients on their way.
-# Both are fitted to the memory that nnU-Net documents for its four presets (7.7, 9.1, 22.7 and 36.6 GB,
+# A card's memory beside weights and saved tensors: the context and cuDNN's workspace, and gradients on their way. Both
+# are fitted to the documented memory of nnU-Net's four presets (7.7, 9.1, 22.7 and 36.6 GB,
 # documentation/resenc_presets.md), and reproduce it within 3 %.
 CONTEXT_GIB = 1.74
 SHARE_OF_TRANSIENTS = 0.137
 HALF = 2  # bytes of a number under autocast
 
 CARD = "A100 40 GB"
-# What the same document's 9, 12, 35 and 66 hours for 250,000 steps mean, within 10 %.
+# Fitted to the same document's 9, 12, 35 and 66 hours for 250,000 steps, within 10 %.
 CARD_FLOPS = 55e12
 STEPS_PER_EPOCH, EPOCHS = 250, 1000
 
@@ -41,7 +41,7 @@ class SliceCost:
 
     Args:
         cost: of a training pass in half precision, for each further slice.
-        fixed: bytes that a pass keeps however many slices it has, such as weights in another layout.
+        fixed: bytes kept by a pass of any number of slices, such as weights in another layout.
         weights: bytes of weights, gradients and optimizer.
         cast: bytes of the weights' copy in half precision.
     """
@@ -64,7 +64,7 @@ class PlanCost:
         sample: the 3D network on one sample, with its loss.
         weights_3d: bytes of the 3D network's weights, gradients and optimizer.
         slice: the 2D network on one slice of the largest view.
-        loss_2d: bytes that the loss of the 2D network keeps per sample.
+        loss_2d: bytes kept by the loss of the 2D network per sample.
         config: settings.
     """
 
@@ -80,27 +80,27 @@ class PlanCost:
 
     @property
     def slices(self) -> tuple[int, int]:
-        """Slices that the 2D network learns from in a step, and slices of all samples, both along the largest view."""
+        """The 2D network's training slices in a step, and the slices of all samples, both along the largest view."""
         count = largest_view(self.views)[0]
         return self.batch_size * math.ceil(count / self.config.slice_step), self.batch_size * count
 
     @property
     def most_slices(self) -> int:
-        """Slices of all samples where they are smallest."""
+        """Slices of all samples along the axis with the most."""
         return self.batch_size * max(count for count, _, _ in self.views)
 
     @property
     def networks_gib(self) -> tuple[float, float]:
-        """GiB that weights, gradients and optimizer of the 3D and of the 2D network take all the time."""
+        """GiB of weights, gradients and optimizer: of the 3D and of the 2D network, at all times."""
         return self.weights_3d / GIB, (self.slice.weights + self.slice.cast) / GIB
 
     @property
     def phase_3d_gib(self) -> float:
-        """GiB at the peak of the phase that trains the 3D network."""
+        """GiB at the peak of the 3D network's training phase."""
         return self._peak(self.batch_size * self.sample.saved + 2 * self._pseudo_masks())
 
     def phase_2d_gib(self, slices_per_forward: int) -> float:
-        """GiB at the peak of the phase that trains the 2D network."""
+        """GiB at the peak of the 2D network's training phase."""
         at_once = min(slices_per_forward, self.slices[0])
         return self._peak(at_once * self.slice.cost.saved + self._kept_in_phase_2d())
 
@@ -110,7 +110,7 @@ class PlanCost:
         return max(self.phase_3d_gib, self.phase_2d_gib(self.config.slices_per_forward or self.most_slices))
 
     def slices_that_fit(self, target_gib: float) -> int:
-        """The most slices in flight that keep the second phase below a target; 0 if one slice is too much."""
+        """The most slices in flight for a second phase below a target; 0 if one slice is too much."""
         room = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)
         fitting = max(0, int(room // max(1, self.slice.cost.saved)))
         return fitting if fitting < self.slices[1] else self.most_slices
@@ -195,7 +195,7 @@ def largest_view(views: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
 
 
 def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConfig) -> int:
-    """Bytes that the loss of the 2D network keeps for one sample, logits included."""
+    """Bytes kept by the loss of the 2D network for one sample, logits included."""
     shape = (1, labels.num_channels, math.ceil(view[0] / config.slice_step), *view[1:])
     logits = torch.empty(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
     loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
@@ -205,7 +205,7 @@ def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConf
 def network_2d_cost(network: nn.Module, size: tuple[int, int], *, channels: int) -> SliceCost:
     """Run a 2D network on one and on two empty slices and measure it.
 
-    It runs in fp32. Autocast keeps half of that, and a copy of the weights in half precision.
+    It runs in fp32. Autocast keeps half of the bytes, and a copy of the weights in half precision.
 
     Args:
         network: slices (N, C, H, W) -> logits (N, K, H, W).
@@ -228,7 +228,7 @@ def _measure_slices(network: nn.Module, slices: Tensor) -> Cost:
 
 
 def typical_2d_cost(size: tuple[int, int]) -> SliceCost:
-    """SegFormer-B2's cost with LoRA, measured once. It stands in where the wanted network's weights are not here."""
+    """SegFormer-B2's cost with LoRA, measured once. It stands in if the wanted network's weights are not here."""
     pixels = size[0] * size[1]
     cost = Cost(saved=1850 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
     return SliceCost(cost=cost, fixed=5 * 2**20, weights=round(0.175 * GIB), cast=round(0.06 * GIB))

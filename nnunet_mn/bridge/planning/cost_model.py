@@ -1,4 +1,4 @@
-"""The costs of plans, while they are made and later, and the settings that they carry."""
+"""The costs of plans, during planning and later, and the settings in them."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -33,15 +33,15 @@ ALWAYS_WRITTEN = ("backbone", "slices_per_forward")
 
 
 class CostModel:
-    """Measures both networks once for each size that planning tries.
+    """Measures both networks once for each size tried in planning.
 
     Args:
         config: settings.
         channels: of an image.
         labels: of the dataset.
 
-    Weights that are not on this machine are no error: plans are often made where they are not needed. Then a typical
-    network's cost stands in, and `warnings` say so.
+    Missing weights are no error: a machine for planning alone does not need them. Then a typical network's cost stands
+    in, and `warnings` say so.
 
     Raises:
         MNError: when the 2D network is unknown or its weights are damaged.
@@ -101,13 +101,13 @@ class CostModel:
 
 
 def cost_of_planned(planned: PlannedDataset) -> tuple[PlanCost, list[str]]:
-    """What the training of a planned configuration takes. Its settings hold the slices in flight.
+    """The cost of training a planned configuration. Its settings hold the slices in flight.
 
     Returns:
         The cost, and warnings.
 
     Raises:
-        MNError: as `CostModel`. An architecture that is not nnU-Net's may raise anything.
+        MNError: as `CostModel`. An architecture from elsewhere than nnU-Net may raise anything.
     """
     labels = label_space(planned.plans_manager.get_label_manager(planned.dataset_json))
     model = CostModel(planned.config(), channels=n_channels(planned.dataset_json), labels=labels)
@@ -119,7 +119,7 @@ def cost_of_planned(planned: PlannedDataset) -> tuple[PlanCost, list[str]]:
 
 
 def written_settings(config: MNConfig) -> dict[str, Any]:
-    """The dictionary `mn` of a planned configuration: the settings that decide on memory, without preset defaults."""
+    """The dictionary `mn` of a planned configuration: settings with an effect on memory, without preset defaults."""
     values = config.to_dict()
     defaults = {field.name: field.default for field in fields(MNConfig)} | dict(PRESETS[config.preset])
     return {

@@ -27,7 +27,7 @@ PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
     """nnU-Net's extractor on labeled cases alone: `nnUNetv2_plan_and_preprocess -fpe MNFingerprintExtractor`.
 
-    Stock's extractor reads every label in labelsTr, also those of cases that a split calls unlabeled.
+    Stock's extractor reads every label in labelsTr, also those of a split's unlabeled cases.
 
     Args:
         dataset_name_or_id, num_processes, verbose: as stock's.
@@ -60,7 +60,7 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
 
     @last_word
     def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
-        """Check that the labeled images can be read, then write the fingerprint as stock does."""
+        """Check the headers of the labeled images, then write the fingerprint as stock does."""
         self.headers()
         found: dict[str, Any] = super().run(overwrite_existing)
         return found
@@ -81,7 +81,7 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
         return headers
 
     def analyze(self) -> dict[str, tuple[Any, ...]]:
-        """What stock's `analyze_case` returns, by case name."""
+        """The results of stock's `analyze_case`, by case name."""
         samples = int(self.num_foreground_voxels_for_intensitystats // len(self.dataset))
         work = partial(_analyze, self.analyze_case, self.reader, samples)
         results = map_in_processes(work, self.dataset.items(), processes=min(self.num_processes, len(self.dataset)))

@@ -12,7 +12,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one pass of a network costs for one sample.
+    """The cost of one pass of a network for one sample.
 
     Args:
         saved: bytes kept for the backward pass, without the weights.

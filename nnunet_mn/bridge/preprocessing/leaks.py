@@ -37,7 +37,7 @@ def hash_voxels(array: np.ndarray) -> str:
 def refuse_copies_of_val(
     folder: Path, val_folder: Path, val: Sequence[str], *, unlabeled: Collection[str] | None = None
 ) -> None:
-    """Refuse unlabeled cases that are validation cases under another name.
+    """Refuse unlabeled cases with the voxels of a validation case.
 
     Args:
         folder: of the preprocessed unlabeled cases.
@@ -46,7 +46,7 @@ def refuse_copies_of_val(
         unlabeled: names of the cases in use. None means all in the folder but those called like a validation case.
 
     Raises:
-        MNError: naming the cases whose preprocessed voxels are equal, or one that cannot be read.
+        MNError: naming the cases with equal preprocessed voxels, or an unreadable one.
     """
     names = complete_cases(folder) - set(val) if unlabeled is None else unlabeled
     if not val or not names:
@@ -72,7 +72,7 @@ def refuse_copies_of_val(
 
 
 def _by_look(folder: Path, names: Collection[str]) -> dict[tuple[tuple[int, ...], str], dict[str, list[str]]]:
-    """Names of unlabeled cases, first by shape and middle slice, which are cheap, then by the hash of all voxels."""
+    """Names of unlabeled cases, first by shape and middle slice (both cheap), then by the hash of all voxels."""
     manifest = Manifest.read(folder)
     known: dict[tuple[tuple[int, ...], str], dict[str, list[str]]] = {}
     for name in names:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 
 class Part(NamedTuple):
-    """One of several jobs that divide the cases of a folder. All its files lie beside that folder."""
+    """One of several jobs with a share of a folder's cases. All its files lie beside the folder."""
 
     folder: Path
     number: int
@@ -25,11 +25,11 @@ class Part(NamedTuple):
 
 @contextlib.contextmanager
 def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
-    """Make a new folder to work in, and lock the part. What killed processes left behind is removed.
+    """Make a new folder to work in, and lock the part. Remains of killed processes are removed.
 
     Args:
-        part: the work that one process only may do.
-        log: is told when another one is waited for.
+        part: work for one process at a time.
+        log: is told about waiting for another process.
 
     Raises:
         OSError: when nothing can be written there.
@@ -51,7 +51,7 @@ def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
 
 
 def _remove_stale(part: Part) -> None:
-    """Remove staging folders whose part nobody works on."""
+    """Remove staging folders no process works in."""
     for stale in part.folder.parent.glob(f"{glob.escape(part.folder.name)}.*.staging-*"):
         owner = stale.with_name(stale.name.rpartition(".staging-")[0] + ".lock")
         try:

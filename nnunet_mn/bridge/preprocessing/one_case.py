@@ -18,12 +18,12 @@ from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.preprocessing.leaks import measure
 from nnunet_mn.errors import MNError
 
-LITTLE_SPACE = 16 * 2**20  # bytes; with less than this free, the disk is blamed for a case that was not written
+LITTLE_SPACE = 16 * 2**20  # bytes; with less free space, the disk is blamed for an unwritten case
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for every case. `settings` come from `manifest.settings_hash`."""
+    """The data in common to all cases. `settings` come from `manifest.settings_hash`."""
 
     folder: Path
     staging: Path
@@ -34,7 +34,7 @@ class Job:
 
 
 class _CheckedReader:
-    """nnU-Net's reader. It refuses images that cannot be trained on."""
+    """nnU-Net's reader. It refuses images unfit for training."""
 
     def __init__(self, reader: Any, channels: int) -> None:
         self.reader, self.channels = reader, channels
@@ -44,7 +44,7 @@ class _CheckedReader:
 
 
 class _CheckedPlans(PlansManager):  # type: ignore[misc]
-    """Plans with a reader that checks images. nnU-Net's preprocessor runs unchanged and reads each image once."""
+    """Plans with a checking reader of images. nnU-Net's preprocessor runs unchanged and reads each image once."""
 
     def __init__(self, plans: dict[str, Any], channels: int) -> None:
         super().__init__(plans)
@@ -59,12 +59,8 @@ class _CheckedPlans(PlansManager):  # type: ignore[misc]
 def prepare_case(job: Job, case: UnlabeledCase) -> Record:
     """Preprocess a case into the staging folder and rename it into its place.
 
-    Args:
-        job: settings and folders.
-        case: with its images.
-
     Returns:
-        Its record. Of a bad image it says why in `skipped`.
+        Its record. For a bad image, `skipped` gives the reason.
 
     Raises:
         MNError: when the result cannot be written, or memory is short.
@@ -143,7 +139,7 @@ def _is_full(folder: Path) -> bool:
 
 
 def not_written(folder: Path, error: Exception) -> MNError:
-    """The error for a case that could not be written beside the preprocessed cases."""
+    """The error for a failure to write a case beside the preprocessed ones."""
     free = shutil.disk_usage(folder.parent).free / 2**30 if folder.parent.is_dir() else 0.0
     return MNError(
         f"a preprocessed case could not be written to {folder.parent} ({free:.2f} GiB free there; {error}): make "

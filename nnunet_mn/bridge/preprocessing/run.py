@@ -25,7 +25,7 @@ MOST_BAD = 20  # bad images; from here on it is a fault of the whole dataset
 
 
 class Preprocessed(NamedTuple):
-    """Names of the cases that can be trained on, and of those left out with the reason."""
+    """Names of the cases for training, and of the others with the reason for leaving them out."""
 
     names: tuple[str, ...]
     skipped: dict[str, str]
@@ -39,11 +39,9 @@ def prepare_unlabeled(
     num_processes: int,
     log: Callable[[str], None],
 ) -> Preprocessed:
-    """Find the unlabeled cases of a fold, preprocess those that are missing, and refuse copies of validation cases.
+    """Find the unlabeled cases of a fold, preprocess missing ones, and refuse copies of validation cases.
 
     Args:
-        planned: the dataset.
-        roles: of the fold.
         sources: as in `find_unlabeled`.
         num_processes: 1 means this process.
         log: takes lines for the user.
@@ -69,11 +67,10 @@ def preprocess_unlabeled(
     skip_bad: bool = False,
     log: Callable[[str], None] = print,
 ) -> Preprocessed:
-    """Preprocess the cases that are missing, or whose images or plans changed. Of two processes at once, one waits.
+    """Preprocess missing cases and cases with changed images or plans. Of two processes at once, one waits.
 
     Args:
         cases: from `find_unlabeled`.
-        planned: the dataset.
         num_processes: 1 means this process.
         num_parts, part_id: take every n-th case only, from this one on.
         skip_bad: leave bad images out, now and later, instead of raising.
@@ -125,7 +122,7 @@ def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Pat
                 continue
             bad[record.name] = record.skipped
             if skip_bad:
-                (job.folder / f"{record.name}.b2nd").unlink(missing_ok=True)  # of an image that was good once
+                (job.folder / f"{record.name}.b2nd").unlink(missing_ok=True)  # the image was good once
                 append(manifest, record)
             elif len(bad) == MOST_BAD:
                 break

@@ -1,4 +1,4 @@
-"""Find the unlabeled cases that are not preprocessed yet.
+"""Find the unlabeled cases still to preprocess.
 
 Nothing here needs torch. It would take more memory than the records of 100,000 cases.
 """
@@ -15,7 +15,7 @@ from nnunet_mn.errors import MNError
 
 @dataclass
 class Survey:
-    """Cases to preprocess, cases that are left out, and records with new time stamps."""
+    """Cases to preprocess, cases to leave out, and records with new time stamps."""
 
     to_do: list[UnlabeledCase] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Survey:
 
 
 def survey(cases: Sequence[UnlabeledCase], folder: Path, settings: str) -> Survey:
-    """Compare the cases with what is there. Nothing is written. Images are read only if their time stamps are new."""
+    """Compare the cases with their records. Nothing is written. Images are read only if their time stamps are new."""
     found, absent = Survey(), []
     complete, manifest = complete_cases(folder), Manifest.read(folder)
     for case in cases:
