@@ -42,12 +42,15 @@ def every_nth_slice(volume: Tensor, step: int, first: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SliceSampler:
-    """Draws how the 2D network sees volumes.
+    """Draws the 2D network's view of volumes: an axis and a first slice.
+
+    >>> SliceSampler(axes=(1,), step=2).draw_view()(torch.zeros(1, 1, 4, 16, 6)).shape
+    torch.Size([1, 1, 8, 4, 6])
 
     Args:
-        axes: spatial axes along which it may look, 0 to 2.
+        axes: spatial axes to look along, 0 to 2.
         step: it learns from every `step`-th slice.
-        generator: of the draws; ranks that share a batch need the same state.
+        generator: of the draws; ranks with a common batch need the same state.
     """
 
     axes: tuple[int, ...] = (0,)

@@ -1,6 +1,6 @@
 """nnU-Net's experiment planners for M&N: `nnUNetv2_plan_and_preprocess -d 4 -pl MNPlanner`.
 
-They change in the stock planner only what M&N needs. Each change has its reason where it is made.
+They change the stock planner only for the needs of M&N. Each change has its reason beside it.
 """
 
 import math
@@ -42,16 +42,16 @@ LEAST_SHARE = 0.05  # of the target; no patch is tried for less
 
 
 class _MNPlanning:
-    """What M&N changes in a stock planner. That planner stands after this class among the bases.
+    """M&N's changes to a stock planner. The stock planner stands after this class among the bases.
 
     - Spacing and shape come from labeled **and** unlabeled images: a few labeled scans say little about a dataset's
       geometry. Intensities need masks and come from labeled cases alone. No label of an unlabeled case is read.
     - The dataset's size counts unlabeled cases. It caps the batch at 5 % of the dataset.
-    - A batch of at least 4 is planned where the memory target allows it: then the share of unlabeled samples can grow
-      in steps. Memory beyond stock's 8 GiB goes to a batch of 4 first, then to a larger patch.
+    - A batch of at least 4 is planned if the memory target allows it: the share of unlabeled samples can then grow in
+      steps. Memory beyond stock's 8 GiB goes to a batch of 4 first, then to a larger patch.
     - The memory target covers both networks in the worse of a step's two phases. The 2D network is measured on a slice
       and gets as many slices in flight as fit. The patch is shrunk only if one slice does not fit.
-    - Each 3D configuration gets a dictionary `mn` with the backbone and the settings that this was planned for.
+    - Each 3D configuration gets a dictionary `mn` with the backbone and the settings of the plan.
     """
 
     default_target_gib: ClassVar[float] = 8  # as stock's planner of the same size
@@ -76,14 +76,14 @@ class _MNPlanning:
     ) -> None:
         target = self.default_target_gib if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
         name = self.default_plans_name if plans_name is None else plans_name
-        # mypy does not know the planner that stands after this class among the bases
+        # mypy does not know the planner after this class among the bases
         super().__init__(  # type: ignore[call-arg]
             dataset_name_or_id, target, preprocessor_name, name, overwrite_target_spacing, suppress_transpose
         )
 
     @last_word
     def plan_experiment(self) -> dict[str, Any]:
-        """Plan as stock does, on a fingerprint of all images, and print what the plans take."""
+        """Plan as stock does, on a fingerprint of all images, and print the cost of the plans."""
         check_nnunet_version()
         config = resolve(environment_layer())
         labels = label_space(LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order")))
@@ -98,7 +98,7 @@ class _MNPlanning:
         return plans
 
     def _look_at_the_dataset(self, sources: tuple[str, ...] | None) -> None:
-        """Put a fingerprint of our own in place of stock's, whose statistics hold labels of unlabeled cases."""
+        """Put our own fingerprint in place of stock's: stock's statistics hold labels of unlabeled cases."""
         processes = min(default_num_processes, cpu_count())  # nnU-Net's 8 take half a minute to start on one CPU
         extractor = MNFingerprintExtractor(self.dataset_name, processes)
         raw = Path(self.raw_dataset_folder)
@@ -127,7 +127,7 @@ class _MNPlanning:
         aim = max(min(target, STOCK_TARGET_GIB), target * SMALLEST_BATCH / WANTED_BATCH)
         try:
             while aim > LEAST_SHARE * target:
-                self.UNet_vram_target_GB = aim  # stock shrinks the patch until a batch of 2 fits this
+                self.UNet_vram_target_GB = aim  # stock shrinks the patch until a batch of 2 fits
                 plan: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
                 covered = approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(plan["patch_size"])
                 most = min(round(plan["batch_size"] * target / aim), round(covered))
@@ -144,7 +144,7 @@ class _MNPlanning:
         )
 
     def _fit(self, plan: dict[str, Any], target: float, most: int) -> PlanCost | None:
-        """Give a plan the largest batch up to `most` that fits, and the slices in flight. None: no batch fits."""
+        """Give a plan the largest fitting batch up to `most`, and the slices in flight. None: no batch fits."""
         axes = slice_axes(self._costs.config, plan["spacing"])
         for batch_size in range(most, SMALLEST_BATCH - 1, -1):
             cost = self._costs.of(plan["architecture"], plan["patch_size"], batch_size, axes=axes)

@@ -1,4 +1,4 @@
-"""2D networks: pretrained backbones, their adaptation, and the parts that make segmenters of them."""
+"""2D networks: pretrained backbones, their adaptation, and the parts for making segmenters of them."""
 
 from nnunet_mn.networks.build import build_network_2d
 from nnunet_mn.networks.network_2d import Network2D

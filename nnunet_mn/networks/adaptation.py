@@ -1,4 +1,4 @@
-"""The adaptation of a backbone: its trained weights, and its layers that stay in evaluation mode."""
+"""The adaptation of a backbone: its trained weights, and its layers in evaluation mode."""
 
 from collections.abc import Iterator
 from typing import Literal

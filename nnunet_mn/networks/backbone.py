@@ -79,7 +79,7 @@ class Measured:
 
 
 def accepted_shape(model: Any, *, patch: int, image_size: int | None) -> Shape:
-    """Find out by trying what sizes of images a model takes: the libraries do not say.
+    """Find a model's sizes of images by trying them: the libraries do not say.
 
     Args:
         model: images to anything, in evaluation mode.
@@ -106,7 +106,7 @@ def _probe_side(patch: int) -> int:
 
 
 def probe_image(facts: Facts) -> Tensor:
-    """A black image of a size that a backbone takes."""
+    """A black image of a size fit for a backbone."""
     side = facts.shape if isinstance(facts.shape, int) else _probe_side(facts.patch)
     return torch.zeros(1, 3, side, side)
 

@@ -21,6 +21,9 @@ def build_network_2d(
 ) -> Network2D:
     """Build the 2D network of the settings, with its pretrained weights.
 
+    >>> build_network_2d(MNConfig(), in_channels=1, num_classes=2)(torch.zeros(3, 1, 40, 48)).shape
+    torch.Size([3, 2, 40, 48])
+
     Args:
         config: its backbone and adaptation.
         in_channels: C of the slices.

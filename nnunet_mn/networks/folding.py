@@ -1,4 +1,4 @@
-"""Convolutions that include the batch norm after them: one pass over the activations is saved."""
+"""Convolutions with their batch norm inside: one pass over the activations is saved."""
 
 from collections import Counter
 
@@ -69,7 +69,7 @@ def fold_norms(model: nn.Module, image: Tensor) -> None:
 
 
 def _follow(model: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Pairs of a convolution and the batch norm that takes its output, each used once."""
+    """Pairs of a convolution and the batch norm of its output, each used once."""
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
     hooks = []

@@ -194,7 +194,7 @@ def _size(config: Any, field: str) -> int | None:
 
 
 def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
-    """Put a tap in place of the layer that runs last: in every segmentation model, the classifier."""
+    """Put a tap in place of the last layer to run: in every segmentation model, the classifier."""
     ran: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))

@@ -43,6 +43,9 @@ def list_backbones() -> list[tuple[Entry, bool]]:
 def weights_are_here(backbone: str) -> bool:
     """Whether a backbone's weights are on this machine. Opens no connection.
 
+    >>> weights_are_here("efficientnet-lite0")  # a package has them
+    True
+
     Args:
         backbone: a name of the registry, `timm:<model>`, `timm:<model>@<weight file>`, a Hugging Face id, or a local
             folder.

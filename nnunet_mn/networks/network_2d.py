@@ -21,7 +21,7 @@ class Network2D(nn.Module):
         adapter: channels and intensities -> images.
         backbone: images -> feature maps; already adapted.
         head: feature maps and slices -> logits.
-        geometry: the sizes of images that the backbone takes.
+        geometry: the backbone's demands on the size of images.
         adaptation: of the backbone's weights.
         batch_statistics: whether the backbone's batch norms keep their statistics or adapt them in training.
     """

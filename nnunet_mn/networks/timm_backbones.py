@@ -16,7 +16,7 @@ from nnunet_mn.networks.registry import UNKNOWN_LICENSE, find
 from nnunet_mn.networks.weights import check_fit, read_tensors, renamed_by_order
 
 with warnings.catch_warnings():
-    # timm still uses parts of torch.jit that torch has deprecated; the user can do nothing about it.
+    # timm still uses deprecated parts of torch.jit; the user can do nothing about it.
     warnings.simplefilter("ignore")
     import timm
     from timm.models import get_pretrained_cfg, is_model

@@ -65,7 +65,7 @@ def check_fit(
         state: the weights.
         expected: the network's.
         source: of the weights, for the message.
-        remedy: for weights that do not fit, for the message.
+        remedy: for unfit weights, for the message.
 
     Raises:
         MNError: when any differ; it names the first of them.
@@ -115,16 +115,16 @@ def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def learned_state(network: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and all buffers."""
+    """Trained parameters and all buffers: the tensors changed by training."""
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     return {name: tensor.detach() for name, tensor in network.state_dict().items() if name not in frozen}
 
 
 def load_learned_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `learned_state` returned.
+    """Put back the tensors of `learned_state`.
 
     Raises:
-        MNError: naming the first tensors that differ.
+        MNError: naming the first differing tensors.
     """
     check_fit(state, learned_state(network), source="the checkpoint's 2D network")
     with torch.no_grad():
