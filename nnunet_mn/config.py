@@ -1,4 +1,4 @@
-"""Every setting of M&N in one frozen dataclass, and the layers it is read from."""
+"""Every setting of M&N in one frozen dataclass, and the layers behind it."""
 
 import os
 import typing
@@ -37,7 +37,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-# Settings of earlier versions, and what took their place.
+# Settings of earlier versions, and their replacements.
 REMOVED: Mapping[str, str] = MappingProxyType(
     {
         "batch_statistics": "those of the pretrained encoder are always kept; build_network_2d has an argument for it",
@@ -51,14 +51,14 @@ REMOVED: Mapping[str, str] = MappingProxyType(
 
 
 class Layer(NamedTuple):
-    """Some settings and where they come from, for messages."""
+    """Some settings, and their source for messages."""
 
     source: str
     values: Mapping[str, Any]
 
 
 def _range(low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> dict[str, Any]:
-    """Metadata of a number that must lie between two bounds."""
+    """Metadata of a number between two bounds."""
     allowed = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
 
     def check(value: float) -> bool:
@@ -77,36 +77,34 @@ class MNConfig:
 
     Args:
         backbone: the 2D network: a name of the registry, a Hugging Face id or a local folder.
-        adaptation: which weights of its encoder are trained: `lora` (low-rank updates), `full`, `frozen` (none), or
-            `auto`, which is `lora` for transformers and `full` for convolutional networks.
+        adaptation: the trained weights of its encoder: `lora` (low-rank updates), `full`, `frozen` (none), or `auto`:
+            `lora` for transformers and `full` for convolutional networks.
         preset: other defaults for the other settings: `nnunet` keeps nnU-Net's, `paper` takes the reference's.
         optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
         schedule: of the learning rate: nnU-Net's `poly`, or the reference's `cosine` with a warm-up in each stage.
         loss: nnU-Net's Dice and cross entropy (`nnunet`), or the reference's with squared denominators (`paper`).
-        rounding: how the unlabeled share becomes a number of samples: `floor` is the reference's, `diffusion` carries
-            the error to the next batch, and `auto` is `floor` for batches of four and more, `diffusion` for smaller.
-        supervised_fraction: share of the training, in iterations, that uses labeled samples only.
+        rounding: of the unlabeled share to a number of samples: `floor` is the reference's, `diffusion` carries the
+            error to the next batch, and `auto` is `floor` for batches of four and more, `diffusion` for smaller.
+        supervised_fraction: share of the iterations with labeled samples only, at the start.
         lr_2d: peak learning rate of the 2D network.
         lr_3d: of the 3D network; None means 1e-3 with `adamw` and nnU-Net's 1e-2 with `sgd`.
         lora_rank: of the low-rank updates, and their scale.
         dropout_2d: of the low-rank updates. At 0 the pretrained model's own dropout is off, too.
-        teacher: what an unlabeled sample is learned from: the mean of `both` networks' pseudo-masks, or that of the
-            `other` one alone, as in the paper.
-        slice_axes: along which axes the 2D network sees a volume: the `first` (of largest spacing), as in the paper,
-            or `auto`, which is all three where voxels are nearly cubes: in each step it then teaches along a random
-            one and learns along a random one.
-        slice_step: the 2D network is trained on every n-th slice of a sample, from a random one on; when it teaches,
-            it sees all of them.
+        teacher: of unlabeled samples: the mean of `both` networks' pseudo-masks, or those of the `other` network alone,
+            as in the paper.
+        slice_axes: the 2D network's axes in a volume: the `first` (of largest spacing), as in the paper, or `auto`: all
+            three if voxels are nearly cubes. In each step it then draws one at random to teach along, and one to learn
+            along.
+        slice_step: the 2D network learns from every n-th slice of a sample, from a random one on. It teaches on all.
         slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels. Results do not
             depend on it while dropout is off.
-        precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`, which is `bf16` where a CUDA card computes
-            with it, `fp16` on older cards and `fp32` elsewhere; losses are always fp32.
+        precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`: `bf16` on CUDA cards with bf16, `fp16` on
+            older ones, `fp32` elsewhere. Losses are always fp32.
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.
-        unlabeled_sources: where unlabeled cases are looked for; None means `split` and `imagesUn`, and `imagesTs` if
-            these hold none.
+        unlabeled_sources: of cases. None means `split` and `imagesUn`, and `imagesTs` if these hold none.
         foreground_crops: crops of unlabeled cases show foreground as often as those of labeled ones do, by pseudo-masks
             of the 3D network.
-        foreground_share: share of the crops that show foreground; None means nnU-Net's third.
+        foreground_share: share of the crops with foreground; None means nnU-Net's third.
         checkpoint_every: epochs between two writings of `checkpoint_latest.pth`.
         seed: of every random generator; None means nnU-Net's behavior (not seeded).
 
@@ -160,13 +158,16 @@ _TYPES: dict[str, Any] = typing.get_type_hints(MNConfig)
 
 
 def resolve(*layers: Layer) -> MNConfig:
-    """Build a configuration from layers, later ones winning, over the defaults of the preset that they choose.
+    """Build a configuration from layers over the defaults of their preset. Later layers win.
+
+    >>> resolve(Layer("the shell", {"preset": "paper", "lr_2d": "5e-4"})).teacher
+    'other'
 
     Args:
         layers: settings and their sources, in rising order of precedence; strings are converted to a field's type.
 
     Raises:
-        MNError: naming the field, the value, the layer's source and what is allowed.
+        MNError: naming the field, the value, the layer's source and the allowed values.
     """
     values: dict[str, Any] = {}
     for layer in layers:
@@ -211,7 +212,7 @@ def _convert(name: str, raw: Any) -> Any:
             try:
                 return kind(raw)
             except ValueError:
-                return raw  # `_check` says what is allowed
+                return raw  # `_check` names the allowed values
     return float(raw) if kind is float and type(raw) is int else raw
 
 

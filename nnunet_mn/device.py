@@ -1,4 +1,4 @@
-"""The CPUs that this process may use, and how torch uses them."""
+"""The CPUs of this process, and torch's use of them."""
 
 import os
 
@@ -9,17 +9,17 @@ from nnunet_mn.errors import MNError
 
 
 def cpu_count() -> int:
-    """CPUs that this process may use, which a cluster's job often has fewer of than the machine."""
+    """CPUs for this process. A job on a cluster often has fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def prepare_torch() -> None:
-    """Make trainings on the CPU fast: no more threads than CPUs, which nnU-Net asks of the machine, not of the job.
+    """Make trainings on the CPU fast: no more threads than CPUs of the job, and no denormal numbers.
 
-    Gradients of confident predictions are denormal numbers, with which a step takes up to three times as long: they
-    are flushed to zero. Threads inherit this from the one that calls first.
+    nnU-Net counts the machine's CPUs instead. Gradients of confident predictions are denormal: a step with them takes
+    up to three times as long. They are flushed to zero. Threads inherit this from the first caller.
     """
     torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
     torch.set_flush_denormal(True)
@@ -29,15 +29,15 @@ FIRST_WITH_BF16 = (8, 0)  # compute capability: NVIDIA Ampere
 
 
 def autocast_type(wanted: Precision, device: torch.device) -> torch.dtype | None:
-    """The type that autocast uses on a device, or None for fp32 throughout.
+    """The type for autocast on a device, or None for fp32 throughout.
 
     Args:
-        wanted: `auto` is bf16 where a CUDA card computes with it, fp16 on older cards and fp32 elsewhere: autocast is
-            slow on the CPU and not reliable on MPS.
-        device: where the networks are.
+        wanted: `auto` is bf16 on CUDA cards with bf16, fp16 on older cards and fp32 elsewhere. Autocast is slow on the
+            CPU and not reliable on MPS.
+        device: of the networks.
 
     Raises:
-        MNError: when the device cannot do what is wanted.
+        MNError: when the device lacks the wanted type.
     """
     if wanted == "auto":
         return None if device.type != "cuda" else torch.bfloat16 if _has_bf16(device) else torch.float16

@@ -6,7 +6,7 @@ class MNError(RuntimeError):
 
 
 class LastWordError(MNError, SystemExit):
-    """An MNError that nobody catches: it ends the process with exit code 1 and its sentence instead of a traceback.
+    """An uncaught MNError. It ends the process with exit code 1 and its sentence instead of a traceback.
 
     Raised only in calls from nnU-Net's commands to a trainer or planner: it would end an interactive session.
     """

@@ -15,7 +15,7 @@ class TrainedFold:
         name: its folder, such as `fold_0`.
         cases: numbers of `labeled`, `unlabeled` and `val` cases; empty if the training did not record them.
         config: the settings of the training.
-        versions: of the packages in that training.
+        versions: of the packages in the training.
         dice: mean validation Dice of each class or region, and of the foreground.
         n_validated: cases behind these means.
     """

@@ -25,7 +25,7 @@ def map_in_processes(
     """Results of `work` for every item, as they come.
 
     Args:
-        work: a function that can be pickled.
+        work: a picklable function.
         items: taken only as fast as they are worked on.
         processes: how many; 1 means this process.
 

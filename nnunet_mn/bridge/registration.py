@@ -20,7 +20,7 @@ from nnunet_mn.errors import MNError
 
 
 class Hook(NamedTuple):
-    """Some classes of the plug-in, and the file where nnU-Net finds them."""
+    """Some classes of the plug-in, and their file for nnU-Net."""
 
     file: str  # relative to the nnunetv2 package
     module: str
@@ -66,7 +66,7 @@ def __getattr__(name):
 
 
 def register(package: Path | None = None) -> list[Path]:
-    """Write the files through which nnU-Net finds the plug-in; files that are up to date are left alone.
+    """Write the files for nnU-Net to find the plug-in. Files already up to date are left alone.
 
     Args:
         package: folder of the nnunetv2 package; None: the installed one.

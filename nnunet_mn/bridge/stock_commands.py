@@ -61,7 +61,7 @@ def epoch_begun(line: str) -> int | None:
 
 
 def _script(name: str) -> str:
-    """The console script beside this Python, for environments that are not activated; else the one on the path."""
+    """The console script beside this Python, for environments without activation; else the one on the path."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""The installed version of nnunetv2, and the versions that the plug-in supports."""
+"""The installed version of nnunetv2, and the supported versions."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 

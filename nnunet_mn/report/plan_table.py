@@ -12,8 +12,7 @@ def plan_table(costs: Mapping[str, PlanCost], *, target_gib: float, backbone: st
 
     Args:
         costs: by configuration; their settings hold the slices in flight.
-        target_gib: of GPU memory.
-        backbone: the 2D network.
+        backbone: the 2D network, for the title.
     """
     table = Table(title=f"M&N with {backbone}, for {target_gib:g} GiB of GPU memory")
     table.add_column("")
