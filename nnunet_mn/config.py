@@ -101,7 +101,7 @@ class MNConfig:
         precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`: `bf16` on CUDA cards with bf16, `fp16` on
             older ones, `fp32` elsewhere. Losses are always fp32.
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.
-        unlabeled_sources: of cases. None means `split` and `imagesUn`, and `imagesTs` if these hold none.
+        unlabeled_sources: places to search. None means `split` and `imagesUn`, and `imagesTs` if these hold none.
         foreground_crops: crops of unlabeled cases show foreground as often as those of labeled ones do, by pseudo-masks
             of the 3D network.
         foreground_share: share of the crops with foreground; None means nnU-Net's third.

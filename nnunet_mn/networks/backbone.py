@@ -79,7 +79,7 @@ class Measured:
 
 
 def accepted_shape(model: Any, *, patch: int, image_size: int | None) -> Shape:
-    """Find a model's sizes of images by trying them: the libraries do not say.
+    """Try out the image sizes of a model: the libraries do not say them.
 
     Args:
         model: images to anything, in evaluation mode.

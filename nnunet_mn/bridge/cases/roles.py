@@ -64,7 +64,7 @@ def roles_in_training(
 
 
 def roles_of_fold(splits: list[Split] | None, fold: int | str, *, train: Iterable[str], val: Iterable[str]) -> Roles:
-    """Take the split file's unlabeled cases out of nnU-Net's own split.
+    """Take the fold's listed unlabeled cases out of nnU-Net's own split.
 
     Args:
         splits, fold: from `read_splits`; a number or "all".

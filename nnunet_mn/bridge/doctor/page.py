@@ -29,7 +29,7 @@ Check = Callable[[], list[Row]]
 
 
 def examine(topic: str, check: Check) -> list[Row]:
-    """The rows of a check, or a bad one with its mistake."""
+    """The rows of a check, or a bad row with its mistake."""
     try:
         return check()
     except MNError as error:

@@ -110,7 +110,7 @@ class PlanCost:
         return max(self.phase_3d_gib, self.phase_2d_gib(self.config.slices_per_forward or self.most_slices))
 
     def slices_that_fit(self, target_gib: float) -> int:
-        """The most slices in flight for a second phase below a target; 0 if one slice is too much."""
+        """The most slices in flight with the second phase below a target; 0 if one slice is too much."""
         room = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)
         fitting = max(0, int(room // max(1, self.slice.cost.saved)))
         return fitting if fitting < self.slices[1] else self.most_slices

@@ -51,7 +51,7 @@ def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
 
 
 def _remove_stale(part: Part) -> None:
-    """Remove staging folders no process works in."""
+    """Remove the staging folders of parts without a process."""
     for stale in part.folder.parent.glob(f"{glob.escape(part.folder.name)}.*.staging-*"):
         owner = stale.with_name(stale.name.rpartition(".staging-")[0] + ".lock")
         try:
