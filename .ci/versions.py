@@ -1,7 +1,8 @@
 """Run the main flow (register, plan, train, be stopped, resume, predict) against several versions of nnunetv2.
 
-Each version is laid over this environment without its dependencies, in a folder that PYTHONPATH puts first.
-Usage: python versions.py SCRATCH_FOLDER VERSION ...
+Each version is laid over this environment without its dependencies, in a folder that PYTHONPATH puts first. The oldest
+and the newest run the whole flow; those between are planned for and trained one update. Two run at once.
+Usage: python versions.py SCRATCH_FOLDER OLDEST ... NEWEST
 """
 
 import json
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nnunet_mn.bridge.files import write_whole
@@ -21,56 +23,100 @@ from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, Workspace
 EPOCHS = 3
 TRAINER = "nnUNetTrainerMN"
 WHICH = ("-tr", TRAINER, "-p", PLANS, "-device", "cpu")
-TRAIN = ("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", *WHICH)
+DATASET = str(DATASET_ID)
+TRAIN = ("nnUNetv2_train", DATASET, CONFIGURATION, "0", *WHICH)
 
 
 def main() -> None:
     scratch, *versions = sys.argv[1:]
-    for version in versions:
-        overlay = Path(scratch, version, "site")
-        install = ["pip", "install", "--quiet", "--no-deps", "--target", str(overlay), f"nnunetv2=={version}"]
-        subprocess.run([sys.executable, "-m", *install], check=True)
-        check_version(version, overlay, Workspace(Path(scratch, version, "work")))
-        print(f"nnunetv2 {version}: register, plan, train, stop, resume, predict, unregister work", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        for line in pool.map(lambda version: check_version(version, Path(scratch, version), versions), versions):
+            print(line, flush=True)
 
 
-def check_version(version: str, overlay: Path, space: Workspace) -> None:
-    space.out.mkdir(parents=True)
-    space.prepare()
-    settings = space.environment(seed=0, epochs=EPOCHS, iterations=2, val_iterations=1)
-    environment = {**settings, "PYTHONPATH": str(overlay), "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
-    environment["COLUMNS"] = "1000"  # the doctor's lines whole
-    environment.pop("nnUNet_extTrainer", None)
+def check_version(version: str, folder: Path, versions: list[str]) -> str:
+    """Install a version and run its flow; a line that says what worked."""
+    overlay = folder / "site"
+    install = ["pip", "install", "--quiet", "--no-deps", "--target", str(overlay), f"nnunetv2=={version}"]
+    subprocess.run([sys.executable, "-m", *install], check=True)
+    flow = Flow(Workspace(folder / "work"), overlay)
+    flow.plan()
+    if version in (versions[0], versions[-1]):
+        flow.doctor(version)
+        flow.stop_and_resume()
+        flow.predict()
+        flow.unregister()
+        return f"nnunetv2 {version}: register, plan, doctor, train, stop, resume, predict, unregister work"
+    flow.train_once()
+    return f"nnunetv2 {version}: register, plan, train one update work"
 
-    def run(*command: str) -> str:
-        log = space.logs / f"{len(list(space.logs.iterdir()))}.log"
-        run_stock(command, environment=environment, log=log)
+
+class Flow:
+    """The commands on a generated dataset with one version of nnU-Net.
+
+    Args:
+        space: folders.
+        overlay: where that version is installed.
+    """
+
+    def __init__(self, space: Workspace, overlay: Path) -> None:
+        self.space, self.overlay = space, overlay
+        space.out.mkdir(parents=True)
+        space.prepare()
+        settings = space.environment(seed=0, epochs=EPOCHS, iterations=2, val_iterations=1)
+        settings |= {"PYTHONPATH": str(overlay), "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+        settings["OMP_NUM_THREADS"] = "1"  # two versions at once
+        settings["COLUMNS"] = "1000"  # the doctor's lines whole
+        settings.pop("nnUNet_extTrainer", None)
+        self.environment = settings
+
+    def run(self, *command: str, **settings: str) -> str:
+        """Run a command; its output."""
+        log = self.space.logs / f"{len(list(self.space.logs.iterdir()))}.log"
+        run_stock(command, environment={**self.environment, **settings}, log=log)
         return log.read_text(encoding="utf-8")
 
-    registered = run("nnunet-mn", "register")
-    expect(str(overlay) in registered, f"registered outside of the overlay: {registered}")
-    write_dataset(space.raw, space.test_labels, seed=0, n_unlabeled=4, n_test=1)
-    run("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-np", "1", "-npfp", "1")
-    run("nnUNetv2_plan_experiment", "-d", str(DATASET_ID), "-pl", "MNPlanner")
-    expect((space.preprocessed / "nnUNetMNPlans.json").exists(), "MNPlanner wrote no plans")
-    stock = json.loads((space.preprocessed / "nnUNetPlans.json").read_bytes())
-    plans = small_plans(stock, name=PLANS, patch_size=(16, 32, 32), batch_size=2, features=(4, 8, 8))
-    write_whole(space.preprocessed / f"{PLANS}.json", json.dumps(plans))
-    space.results.mkdir(parents=True)
-    page = run("nnunet-mn", "doctor", "-d", str(DATASET_ID), "-p", PLANS)
-    expect(f"nnunetv2 {version} in {overlay}" in page, f"the doctor sees another version:\n{page}")
-    stop_in_epoch(1, environment, space.logs / "stopped.log")
-    run(*TRAIN, "--c")
-    log = "".join(file.read_text() for file in sorted(space.model(TRAINER).glob("training_log_*.txt")))
-    epochs = [int(epoch) for epoch in re.findall(r"Epoch (\d+)\s*$", log, re.MULTILINE)]
-    expect(sorted(set(epochs)) == list(range(EPOCHS)) and epochs.count(0) == 1, f"epochs trained: {epochs}")
-    predicted = space.predictions(TRAINER)
-    run(
-        "nnUNetv2_predict", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", "0", *WHICH, "-npp", "1", "-nps", "1",
-        "-i", str(space.raw / "imagesTs"), "-o", str(predicted), "--disable_tta",
-    )  # fmt: skip
-    expect(len(list(predicted.glob("test_*"))) == 1, "nothing was predicted")
-    expect("removed" in run("nnunet-mn", "unregister"), "nothing was unregistered")
+    def plan(self) -> None:
+        """Register the plug-in, plan with both planners and derive plans for a small network."""
+        space = self.space
+        registered = self.run("nnunet-mn", "register")
+        expect(str(self.overlay) in registered, f"registered outside of the overlay: {registered}")
+        write_dataset(space.raw, space.test_labels, seed=0, n_unlabeled=4, n_test=1)
+        self.run("nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-np", "1", "-npfp", "1")
+        self.run("nnUNetv2_plan_experiment", "-d", DATASET, "-pl", "MNPlanner")
+        expect((space.preprocessed / "nnUNetMNPlans.json").exists(), "MNPlanner wrote no plans")
+        stock = json.loads((space.preprocessed / "nnUNetPlans.json").read_bytes())
+        plans = small_plans(stock, name=PLANS, patch_size=(16, 32, 32), batch_size=2, features=(4, 8, 8))
+        write_whole(space.preprocessed / f"{PLANS}.json", json.dumps(plans))
+        space.results.mkdir(parents=True)
+
+    def doctor(self, version: str) -> None:
+        """The doctor sees this version."""
+        page = self.run("nnunet-mn", "doctor", "-d", DATASET, "-p", PLANS)
+        expect(f"nnunetv2 {version} in {self.overlay}" in page, f"the doctor sees another version:\n{page}")
+
+    def train_once(self) -> None:
+        """A training of one update."""
+        self.run(*TRAIN, nnUNet_mn_epochs="1", nnUNet_mn_iterations_per_epoch="1")
+
+    def stop_and_resume(self) -> None:
+        """A training that is stopped in the second epoch and goes on to its end."""
+        stop_in_epoch(1, self.environment, self.space.logs / "stopped.log")
+        self.run(*TRAIN, "--c")
+        log = "".join(file.read_text() for file in sorted(self.space.model(TRAINER).glob("training_log_*.txt")))
+        epochs = [int(epoch) for epoch in re.findall(r"Epoch (\d+)\s*$", log, re.MULTILINE)]
+        expect(sorted(set(epochs)) == list(range(EPOCHS)) and epochs.count(0) == 1, f"epochs trained: {epochs}")
+
+    def predict(self) -> None:
+        """The stock command predicts."""
+        predicted = self.space.predictions(TRAINER)
+        which = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", *WHICH, "-npp", "1", "-nps", "1", "--disable_tta")
+        self.run("nnUNetv2_predict", *which, "-i", str(self.space.raw / "imagesTs"), "-o", str(predicted))
+        expect(len(list(predicted.glob("test_*"))) == 1, "nothing was predicted")
+
+    def unregister(self) -> None:
+        """What was registered is removed."""
+        expect("removed" in self.run("nnunet-mn", "unregister"), "nothing was unregistered")
 
 
 def stop_in_epoch(epoch: int, environment: dict[str, str], log: Path) -> None:

@@ -14,7 +14,7 @@ import queue
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from evidence import records, tables, workspace
@@ -111,8 +111,8 @@ def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
                 text = f"{one.name}: {dice:.4f} on the tune half, {record.seconds:.0f} s; {state}"
                 progress.console.print(text, style=None)
 
-        failures = [str(done.exception()) for done in as_completed([pool.submit(do, m) for m in missing])
-                    if done.exception() is not None]  # fmt: skip
+        started = [pool.submit(do, one) for one in missing]
+        failures = [str(done.exception()) for done in as_completed(started) if done.exception() is not None]
     if failures:
         raise MNError("; ".join(failures))
 
@@ -137,7 +137,7 @@ def table(
         raise MNError(f"{RECORDS} holds no finished run yet")
     for scale in _scales(found):
         chosen = _of_scale(found, scale)
-        typer.echo(f"\n{_heading(chosen)}\n\nHalf: {half}.\n\n{_tables(chosen, half)}\n")  # type: ignore[arg-type]
+        typer.echo(f"\n{_heading(chosen)}\n\nHalf: {half}.\n\n{_tables(chosen, cast(records.Half, half))}\n")
     if write:
         _write_report(found)
 

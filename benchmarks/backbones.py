@@ -73,9 +73,9 @@ def load_volumes(folder: Path, cases: list[str], size: tuple[int, int]) -> list[
     for case in cases:
         image = _read(folder / "imagesTr" / f"{case}_0000{ending}", np.float32)
         labels = _read(folder / "labelsTr" / f"{case}{ending}", np.int64)
-        padded = [np.pad(a, [(0, 0), *((0, n - s) for n, s in zip(size, a.shape[1:], strict=True))]) for a in (
-            (image - image.mean()) / image.std(), labels)]  # fmt: skip
-        volumes.append((torch.from_numpy(padded[0])[:, None], torch.from_numpy(padded[1])[:, None]))
+        missing = [(0, 0), *((0, n - s) for n, s in zip(size, labels.shape[1:], strict=True))]
+        image, labels = np.pad((image - image.mean()) / image.std(), missing), np.pad(labels, missing)
+        volumes.append((torch.from_numpy(image)[:, None], torch.from_numpy(labels)[:, None]))
     return volumes
 
 

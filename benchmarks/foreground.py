@@ -162,10 +162,8 @@ def run_seed(root: Path, seed: int, iterations: int, *, share_only: bool) -> dic
         results = root / f"results_{crops}"
         environment = {**base, "nnUNet_results": str(results), "nnUNet_mn_foreground_crops": str(crops)}
         which = ["-tr", TRAINER, "-p", PLANS, "-device", "cpu"]
-        seconds = run_stock(
-            ["nnUNetv2_train", str(DATASET), "3d_fullres", "0", *which], environment=environment,
-            log=root / "logs" / f"train_{crops}.txt",
-        )  # fmt: skip
+        train = ["nnUNetv2_train", str(DATASET), "3d_fullres", "0", *which]
+        seconds = run_stock(train, environment=environment, log=root / "logs" / f"train_{crops}.txt")
         if crops:
             model = results / NAME / f"{TRAINER}__{PLANS}__3d_fullres" / "fold_0"
             folder = preprocessed / "nnUNetPlans_3d_fullres_unlabeled"
@@ -179,11 +177,10 @@ def run_seed(root: Path, seed: int, iterations: int, *, share_only: bool) -> dic
                 locations.use(position)
                 print(f"  after {position} of {iterations} updates: {share_with_foreground(cases, locations):.3f}")
         predicted = root / f"predicted_{crops}"
-        run_stock(
-            ["nnUNetv2_predict", "-d", str(DATASET), "-c", "3d_fullres", "-f", "0", *which, "-npp", "1", "-nps", "1",
-             "-i", str(root / "nnUNet_raw" / NAME / "imagesTs"), "-o", str(predicted), "--disable_tta"],
-            environment=environment, log=root / "logs" / f"predict_{crops}.txt",
-        )  # fmt: skip
+        folders = ["-i", str(root / "nnUNet_raw" / NAME / "imagesTs"), "-o", str(predicted)]
+        fast = ["--disable_tta", "-npp", "1", "-nps", "1"]
+        predict = ["nnUNetv2_predict", "-d", str(DATASET), "-c", "3d_fullres", "-f", "0", *which, *folders, *fast]
+        run_stock(predict, environment=environment, log=root / "logs" / f"predict_{crops}.txt")
         of_cases = dice(predicted, truth / "test")
         print(
             f"seed {seed}, foreground_crops={crops}: test Dice {np.mean(of_cases):.3f} "
@@ -197,14 +194,10 @@ def run_seed(root: Path, seed: int, iterations: int, *, share_only: bool) -> dic
 def share_after_supervised_stage(root: Path, truth: Path, base: dict[str, str]) -> None:
     """Print the share of crops with the organ in them, after a training on the labeled cases alone."""
     environment, which = {**base, "nnUNet_results": str(root / "results")}, ["-tr", LABELED_ONLY, "-p", PLANS]
-    run_stock(
-        ["nnUNetv2_train", str(DATASET), "3d_fullres", "0", *which, "-device", "cpu"], environment=environment,
-        log=root / "logs" / "train.txt",
-    )  # fmt: skip
-    run_stock(
-        ["nnunet-mn", "preprocess", "-d", str(DATASET), "-p", PLANS, "-np", "1"], environment=environment,
-        log=root / "logs" / "preprocess.txt",
-    )  # fmt: skip
+    train = ["nnUNetv2_train", str(DATASET), "3d_fullres", "0", *which, "-device", "cpu"]
+    run_stock(train, environment=environment, log=root / "logs" / "train.txt")
+    preprocess = ["nnunet-mn", "preprocess", "-d", str(DATASET), "-p", PLANS, "-np", "1"]
+    run_stock(preprocess, environment=environment, log=root / "logs" / "preprocess.txt")
     predictor = nnUNetPredictor(
         use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
     )
@@ -214,12 +207,8 @@ def share_after_supervised_stage(root: Path, truth: Path, base: dict[str, str]) 
     folder = root / "nnUNet_preprocessed" / NAME / "nnUNetPlans_3d_fullres_unlabeled"
     dataset = infer_dataset_class(str(folder))(str(folder))
     locations = ForegroundLocations(root / "found", [1], iterations_per_epoch=1)
-    print(
-        refresh(
-            locations, dataset, predictor.predict_sliding_window_return_logits, position=1, regions=False, seed=0,
-            stop=lambda: False,
-        )
-    )  # fmt: skip
+    predict = predictor.predict_sliding_window_return_logits
+    print(refresh(locations, dataset, predict, position=1, regions=False, seed=0, stop=lambda: False))
     cases = Truth(dataset, truth / "unlabeled")
     hits = []
     for name in cases.identifiers:

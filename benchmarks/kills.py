@@ -198,7 +198,7 @@ def epochs_in_checkpoint(training: Training) -> int:
         stored = torch.load(file, map_location="cpu", weights_only=False)
         expect({"network_weights", "mn", "current_epoch"} <= set(stored), f"{file} is not whole")
         epochs[file.stem] = int(stored["current_epoch"])
-    for name in ("checkpoint_final", "checkpoint_latest", "checkpoint_best"):  # the order in which --c looks
+    for name in ("checkpoint_final", "checkpoint_latest", "checkpoint_best"):  # in the order of --c
         if name in epochs:
             return epochs[name]
     return 0

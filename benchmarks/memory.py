@@ -10,6 +10,7 @@ import argparse
 import math
 import time
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -55,17 +56,22 @@ def architecture(features: int, stages: int) -> dict[str, Any]:
 
 def build(config: MNConfig, planned: dict[str, Any], device: torch.device) -> CoTrainer:
     """Both networks as the trainer holds them."""
-    network = get_network_from_plans(
-        planned["network_class_name"], planned["arch_kwargs"], planned["_kw_requires_import"], 1, LABELS.num_channels,
-        deep_supervision=True,
-    ).to(device)  # fmt: skip
+    described = (planned["network_class_name"], planned["arch_kwargs"], planned["_kw_requires_import"])
+    network = get_network_from_plans(*described, 1, LABELS.num_channels, deep_supervision=True).to(device)
     stages = planned["arch_kwargs"]["n_stages"]
     return assembly.build(
-        config, network, torch.optim.AdamW(network.parameters(), 1e-3),
+        config,
+        network,
+        torch.optim.AdamW(network.parameters(), 1e-3),
         scaler_3d=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
-        deep_supervision_weights=tuple(1 / 2**i for i in range(stages - 1)), batch_dice=True, labels=LABELS,
-        in_channels=1, spacing=SPACING, device=device, ranks=ALONE,
-    )  # fmt: skip
+        deep_supervision_weights=tuple(1 / 2**i for i in range(stages - 1)),
+        batch_dice=True,
+        labels=LABELS,
+        in_channels=1,
+        spacing=SPACING,
+        device=device,
+        ranks=ALONE,
+    )
 
 
 def batch_of(patch: tuple[int, ...], size: int, scales: int, device: torch.device) -> tuple[torch.Tensor, list[Any]]:
@@ -85,8 +91,8 @@ def measure_cpu(cotrainer: CoTrainer, volumes: torch.Tensor, masks: list[torch.T
         between.append(time.time_ns())
         return loss
 
-    cotrainer.student_3d.update = noting  # type: ignore[method-assign]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    noted = patch.object(cotrainer.student_3d, "update", noting)
+    with noted, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         cotrainer.step(volumes, masks, 1)
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     held, peaks = 0, [0, 0]
@@ -116,34 +122,39 @@ def main() -> None:
     parser.add_argument("--backbone", default="efficientnet-lite0")
     parser.add_argument("--slices", type=int, default=None)
     arguments = parser.parse_args()
-    device, patch = torch.device(arguments.device), tuple(arguments.patch)
+    device, size = torch.device(arguments.device), tuple(arguments.patch)
     config = MNConfig(backbone=arguments.backbone, slices_per_forward=arguments.slices)
     planned = architecture(arguments.features, arguments.stages)
     on_cpu = device.type == "cpu"
     sample, weights = network_3d_cost(
-        planned, patch, channels=1, labels=LABELS, config=config, precision=torch.float32 if on_cpu else torch.bfloat16
+        planned, size, channels=1, labels=LABELS, config=config, precision=torch.float32 if on_cpu else torch.bfloat16
     )
-    seen = views(patch, assembly.slice_axes(config, SPACING))
+    seen = views(size, assembly.slice_axes(config, SPACING))
     network = build_network_2d(config, in_channels=1, num_classes=LABELS.num_channels)
     cost = PlanCost(
-        patch_size=patch, batch_size=arguments.batch, views=seen, classes=LABELS.num_channels, sample=sample,
+        patch_size=size,
+        batch_size=arguments.batch,
+        views=seen,
+        classes=LABELS.num_channels,
+        sample=sample,
         weights_3d=weights,
         slice=network_2d_cost(network, largest_view(seen)[1:], channels=1),
-        loss_2d=loss_bytes(largest_view(seen), labels=LABELS, config=config), config=config,
-    )  # fmt: skip
+        loss_2d=loss_bytes(largest_view(seen), labels=LABELS, config=config),
+        config=config,
+    )
     del network
     torch.manual_seed(0)
     cotrainer = build(config, planned, device)
-    volumes, masks = batch_of(patch, arguments.batch, arguments.stages - 1, device)
+    volumes, masks = batch_of(size, arguments.batch, arguments.stages - 1, device)
     cotrainer.step(volumes, masks, 1)  # gradients and optimizer states are there from now on
     slices = arguments.slices or cost.most_slices
-    print(f"{arguments.backbone}, patch {patch}, batch {arguments.batch}, {slices} slices in flight, {device}")
+    print(f"{arguments.backbone}, patch {size}, batch {arguments.batch}, {slices} slices in flight, {device}")
     if not on_cpu:
         estimate = max(cost.phase_3d_gib, cost.phase_2d_gib(slices))
         measured = measure_cuda(cotrainer, volumes, masks)
         print(f"estimate {estimate:.2f} GiB, measured {measured:.2f} GiB ({estimate / measured - 1:+.0%})")
         return
-    probabilities = 4 * (arguments.batch - 1) * LABELS.num_channels * math.prod(patch)
+    probabilities = 4 * (arguments.batch - 1) * LABELS.num_channels * math.prod(size)
     at_once = min(slices, cost.slices[0])
     estimates = (
         arguments.batch * sample.saved + 2 * probabilities,

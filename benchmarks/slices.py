@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from nnunet_mn.config import MNConfig
+from nnunet_mn.config import Layer, resolve
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.slices import SliceWise
@@ -27,7 +27,7 @@ def measure(
     """Seconds of a student step and of a teacher pass, and the peak memory in MB added by both."""
     prepare_torch()
     torch.manual_seed(0)
-    config = MNConfig(backbone=backbone, adaptation=adaptation)  # type: ignore[arg-type]
+    config = resolve(Layer("the command line", {"backbone": backbone, "adaptation": adaptation}))
     network = build_network_2d(config, in_channels=shape[1], num_classes=3).to(device)
     optimizer = torch.optim.AdamW(network.parameter_groups(lr=1e-3, weight_decay=0.01))
     slice_wise = SliceWise(network, slices_per_forward=slices_per_forward)

@@ -47,11 +47,9 @@ class HalfUnlabeled(Schedule):
 
 def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
     """A co-trainer with a plain U-Net of 16 to 128 features in place of a planned one."""
-    network = PlainConvUNet(
-        1, 4, (16, 32, 64, 128), nn.Conv3d, 3, (1, 2, 2, 2), 2, CLASSES, 2, conv_bias=True,
-        norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True}, deep_supervision=True,
-    ).to(device)  # fmt: skip
+    layers = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "conv_bias": True}
+    layers |= {"nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True}, "deep_supervision": True}
+    network = PlainConvUNet(1, 4, (16, 32, 64, 128), nn.Conv3d, 3, (1, 2, 2, 2), 2, CLASSES, 2, **layers).to(device)
     return assembly.build(
         resolve(Layer("the command line", {"backbone": backbone, "seed": 0}), environment_layer()),
         network,
@@ -175,8 +173,10 @@ def main(
 
     with tempfile.TemporaryDirectory() as folder:
         stock, mixed = loaders(Path(folder), patch, batch)
-        pairs = [[seconds(lambda it=it: next(it), torch.device("cpu"), calls=10) for it in (mixed, stock)]
-                 for _ in range(rounds + 1)][1:]  # fmt: skip
+        pairs = [
+            [seconds(lambda it=it: next(it), torch.device("cpu"), calls=10) for it in (mixed, stock)]
+            for _ in range(rounds + 1)
+        ][1:]
     for i, name in enumerate(("mixed batch", "stock batch")):
         print(f"{name:30} {1000 * statistics.median(pair[i] for pair in pairs):9.1f} ms")
     print(f"{'peak memory, process':30} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:9.2f} GiB")

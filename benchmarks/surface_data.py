@@ -15,6 +15,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import SimpleITK
@@ -122,9 +123,11 @@ class Dataset:
             folder = "imagesTr" if case in training else "imagesUn" if case.startswith("un") else "imagesTs"
             self._write_case(case, folder, seed)
         content: dict[str, Any] = {
-            "channel_names": {str(i): name for i, name in enumerate(self.channels)}, "labels": self.labels,
-            "numTraining": len(training), "file_ending": self.ending,
-        }  # fmt: skip
+            "channel_names": {str(i): name for i, name in enumerate(self.channels)},
+            "labels": self.labels,
+            "numTraining": len(training),
+            "file_ending": self.ending,
+        }
         if self.regions_order is not None:
             content["regions_class_order"] = self.regions_order
         if self.dataset_key:
@@ -184,8 +187,8 @@ class Dataset:
             if small and "features_per_stage" in kwargs:
                 kwargs["features_per_stage"] = [4] * kwargs["n_stages"]
         file.write_text(json.dumps(plans))
-        self.run("nnUNetv2_preprocess", "-d", str(self.number), "-plans_name", self.plans, "-c", *configurations, "-np",
-                 *["1"] * len(configurations))  # fmt: skip
+        which = ("-d", str(self.number), "-plans_name", self.plans, "-c", *configurations)
+        self.run("nnUNetv2_preprocess", *which, "-np", *["1"] * len(configurations))
 
     def train(
         self, fold: int | str = 0, *options: str, configuration: str = "3d_fullres", trainer: str = TRAINER
@@ -196,8 +199,9 @@ class Dataset:
     def predict(self, fold: int | str = 0, *options: str, configuration: str = "3d_fullres", out: str = "out") -> Path:
         """Predict the test case with stock's command and return the folder."""
         which = ("-d", str(self.number), "-c", configuration, "-f", str(fold), "-tr", TRAINER, "-p", self.plans)
-        self.run("nnUNetv2_predict", *which, "-i", str(self.raw / "imagesTs"), "-o", str(self.root / out), "-device",
-                 "cpu", "-npp", "0", "-nps", "0", "--disable_tta", *options)  # fmt: skip
+        folders = ("-i", str(self.raw / "imagesTs"), "-o", str(self.root / out))
+        fast = ("-device", "cpu", "-npp", "0", "-nps", "0", "--disable_tta")
+        self.run("nnUNetv2_predict", *which, *folders, *fast, *options)
         expect((self.root / out / f"test_0{self.ending}").exists(), "nothing was predicted")
         return self.root / out
 
@@ -241,7 +245,7 @@ def prepare_process(root: Path) -> None:
     os.environ.update({f"nnUNet_mn_{key}": value for key, value in settings.items()})
     os.environ.update(nnUNet_def_n_proc="1", nnUNet_compile="f")
     warnings.simplefilter("ignore")
-    multiprocessing.get_context = lambda *_: SimpleNamespace(Pool=ThreadPool)  # type: ignore[assignment, return-value]
+    patch.object(multiprocessing, "get_context", lambda *_: SimpleNamespace(Pool=ThreadPool)).start()
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
     stock = DatasetFingerprintExtractor.__init__

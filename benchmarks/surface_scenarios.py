@@ -3,15 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from surface_data import CLASSES, OWN_NETWORK, TRAINER, Dataset, expect, refused
 
 
 def regions_and_ignore(root: Path) -> None:
-    data = Dataset(
-        root, 911, ending=".nrrd", channels=("CT", "MR"), regions_order=[1, 2], plans="nnUNetMNPlans",
-        labels={"background": 0, "whole": [1, 2], "back": 2, "ignore": 3},
-    ).write()  # fmt: skip
+    labels = {"background": 0, "whole": [1, 2], "back": 2, "ignore": 3}
+    images: dict[str, Any] = {"ending": ".nrrd", "channels": ("CT", "MR"), "plans": "nnUNetMNPlans"}
+    data = Dataset(root, 911, labels=labels, regions_order=[1, 2], **images).write()
     data.plan("-pl", "MNPlanner", "-fpe", "MNFingerprintExtractor")
     planned = json.loads((data.preprocessed / "nnUNetMNPlans.json").read_text())["configurations"]["3d_fullres"]
     expect(planned["normalization_schemes"] == ["CTNormalization", "ZScoreNormalization"], "other normalization")
@@ -35,9 +35,15 @@ def ignore_alone(root: Path) -> None:
 
 def many_classes(root: Path) -> None:
     data = Dataset(
-        root, 914, channels=("CT", "T1", "T2", "noNorm"), n_classes=9, shape=(12, 64, 64), spacing=(6.0, 1.0, 1.0),
-        labels={"background": 0, **{f"part_{i}": i for i in range(1, 10)}}, plans="nnUNetResEncUNetMMNPlans",
-    ).write()  # fmt: skip
+        root,
+        914,
+        channels=("CT", "T1", "T2", "noNorm"),
+        n_classes=9,
+        shape=(12, 64, 64),
+        spacing=(6.0, 1.0, 1.0),
+        labels={"background": 0, **{f"part_{i}": i for i in range(1, 10)}},
+        plans="nnUNetResEncUNetMMNPlans",
+    ).write()
     data.plan("-pl", "MNPlannerResEncM", small=True)
     data.train()
     expect("do_dummy_2d_data_aug: True" in _log(data), "no dummy 2D augmentation")
@@ -67,9 +73,8 @@ def low_resolution_and_ensemble(root: Path) -> None:
     for configuration in ("3d_fullres", "3d_lowres"):
         for fold in (0, 1):
             data.train(fold, "--npz", configuration=configuration)
-    number, folds = str(data.number), ("-f", "0", "1")
-    data.run("nnUNetv2_find_best_configuration", number, "-p", data.plans, "-tr", TRAINER, "-c", "3d_fullres",
-             "3d_lowres", *folds, "-np", "1")  # fmt: skip
+    which = ("-p", data.plans, "-tr", TRAINER, "-c", "3d_fullres", "3d_lowres", "-f", "0", "1")
+    data.run("nnUNetv2_find_best_configuration", str(data.number), *which, "-np", "1")
     both = [data.predict(0, "--save_probabilities", configuration=c, out=c) for c in ("3d_fullres", "3d_lowres")]
     data.run("nnUNetv2_ensemble", "-i", *map(str, both), "-o", str(root / "ensemble"), "-np", "1")
     expect((root / "ensemble" / "test_0.nii.gz").exists(), "no ensemble")
@@ -86,8 +91,9 @@ def own_architecture(root: Path) -> None:
     plans["configurations"]["3d_fullres"]["architecture"] = {
         "network_class_name": "own_network.OwnNetwork",
         # nnU-Net takes the scales of its targets from `strides`, all but the last of them
-        "arch_kwargs": {"features": 4, "strides": [[1, 1, 1], [2, 2, 2]]}, "_kw_requires_import": [],
-    }  # fmt: skip
+        "arch_kwargs": {"features": 4, "strides": [[1, 1, 1], [2, 2, 2]]},
+        "_kw_requires_import": [],
+    }
     file.write_text(json.dumps(plans))
     data.train()
     data.predict()
@@ -101,8 +107,8 @@ def pretrained_export_install(root: Path) -> None:
     weights = data.model(trainer=stock) / "fold_0" / "checkpoint_final.pth"
     data.train(0, "-pretrained_weights", str(weights))
     archive = root / "stock.zip"
-    data.run("nnUNetv2_export_model_to_zip", "-d", str(data.number), "-o", str(archive), "-c", "3d_fullres", "-tr",
-             TRAINER, "-p", data.plans, "-f", "0")  # fmt: skip
+    which = ("-d", str(data.number), "-c", "3d_fullres", "-tr", TRAINER, "-p", data.plans, "-f", "0")
+    data.run("nnUNetv2_export_model_to_zip", *which, "-o", str(archive))
     data.run("nnunet-mn", "export", str(data.model()), "-o", str(root / "ours.zip"))
     for name in ("stock", "ours"):
         results = root / f"installed_{name}"

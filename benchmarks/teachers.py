@@ -55,9 +55,13 @@ class Preprocessed:
         """The trained 3D network, with one map of logits as its output."""
         planned = self.configuration
         network = get_network_from_plans(
-            planned.network_arch_class_name, planned.network_arch_init_kwargs,
-            planned.network_arch_init_kwargs_req_import, channels, self.n_labels, deep_supervision=False,
-        )  # fmt: skip
+            planned.network_arch_class_name,
+            planned.network_arch_init_kwargs,
+            planned.network_arch_init_kwargs_req_import,
+            channels,
+            self.n_labels,
+            deep_supervision=False,
+        )
         network.load_state_dict(weights)
         return network.eval()
 
@@ -65,10 +69,8 @@ class Preprocessed:
 def dice(probabilities: Tensor, truth: np.ndarray, n_labels: int) -> float:
     """Mean over the classes in the truth."""
     found = probabilities.argmax(1)[0].numpy()
-    return float(np.mean([
-        2 * np.sum((found == label) & (truth == label)) / (np.sum(found == label) + np.sum(truth == label))
-        for label in range(1, n_labels) if label in truth
-    ]))  # fmt: skip
+    masks = [(found == label, truth == label) for label in range(1, n_labels) if label in truth]
+    return float(np.mean([2 * np.sum(one & other) / (np.sum(one) + np.sum(other)) for one, other in masks]))
 
 
 def teachers(network_3d: nn.Module, network_2d: nn.Module, volume: Tensor, divisor: np.ndarray) -> list[Tensor]:

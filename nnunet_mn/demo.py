@@ -68,9 +68,16 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
         _make_data(show, seed=seed, scale=scale)
         baseline, mn = (_run_model(show, name, trainer, scale) for name, trainer in (BASELINE, MN))
     result = DemoResult(
-        seed=seed, quick=quick, updates=scale.epochs * scale.iterations, n_labeled=N_LABELED,
-        n_unlabeled=scale.n_unlabeled, n_test=scale.n_test, seconds=time.monotonic() - start, baseline=baseline, mn=mn,
-    )  # fmt: skip
+        seed=seed,
+        quick=quick,
+        updates=scale.epochs * scale.iterations,
+        n_labeled=N_LABELED,
+        n_unlabeled=scale.n_unlabeled,
+        n_test=scale.n_test,
+        seconds=time.monotonic() - start,
+        baseline=baseline,
+        mn=mn,
+    )
     write_whole(space.out / "demo.json", json.dumps(result.to_dict(), indent=2))
     draw(result, space, iterations=scale.iterations)
     console.print(results_table(result))
@@ -153,20 +160,16 @@ def _run_model(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelRes
     """Train, predict the test cases, and evaluate."""
     space, predictions = show.space, show.space.predictions(trainer)
     which = ("-tr", trainer, "-p", PLANS, "-device", "cpu")
-    seconds = show.run(
-        f"nnUNetv2_train -tr {trainer}", "nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", *which,
-        log=f"train_{trainer}.log", epochs=scale.epochs,
-    )  # fmt: skip
-    show.run(
-        f"nnUNetv2_predict -tr {trainer}", "nnUNetv2_predict", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", "0",
-        *which, "-i", str(space.raw / "imagesTs"), "-o", str(predictions), "--disable_tta", "-npp", "1", "-nps", "1",
-        log=f"predict_{trainer}.log",
-    )  # fmt: skip
+    train = ("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", *which)
+    seconds = show.run(f"nnUNetv2_train -tr {trainer}", *train, log=f"train_{trainer}.log", epochs=scale.epochs)
+    folders = ("-i", str(space.raw / "imagesTs"), "-o", str(predictions))
+    fast = ("--disable_tta", "-npp", "1", "-nps", "1")
+    predict = ("nnUNetv2_predict", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", "0", *which, *folders, *fast)
+    show.run(f"nnUNetv2_predict -tr {trainer}", *predict, log=f"predict_{trainer}.log")
     summary = predictions / "summary.json"
-    show.run(
-        "nnUNetv2_evaluate_simple", "nnUNetv2_evaluate_simple", str(space.test_labels), str(predictions),
-        "-l", *map(str, CLASSES.values()), "-o", str(summary), "-np", "1", log=f"evaluate_{trainer}.log",
-    )  # fmt: skip
+    options = ("-l", *map(str, CLASSES.values()), "-o", str(summary), "-np", "1")
+    evaluate = ("nnUNetv2_evaluate_simple", str(space.test_labels), str(predictions), *options)
+    show.run("nnUNetv2_evaluate_simple", *evaluate, log=f"evaluate_{trainer}.log")
     scores = read_scores(summary, space.test_labels, predictions)
     curves = _read_curves(space.model(trainer) / "checkpoint_final.pth")
     return ModelResult(name=name, trainer=trainer, seconds=seconds, scores=scores, curves=curves)

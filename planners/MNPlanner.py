@@ -38,11 +38,11 @@ MN_PLANS = "nnUNetMNPlans"
 STOCK_TARGET_GIB = 8.0  # of nnU-Net's default planner
 WANTED_BATCH, SMALLEST_BATCH = 4, 2
 SHRINK = 0.9
-LEAST_SHARE = 0.05  # of the target, below which no patch is tried
+LEAST_SHARE = 0.05  # of the target; no patch is tried for less
 
 
 class _MNPlanning:
-    """What M&N changes in a stock planner, which stands after this class among the bases.
+    """What M&N changes in a stock planner. That planner stands after this class among the bases.
 
     - Spacing and shape come from labeled **and** unlabeled images: a few labeled scans say little about a dataset's
       geometry. Intensities need masks and come from labeled cases alone. No label of an unlabeled case is read.
@@ -120,7 +120,7 @@ class _MNPlanning:
     ) -> dict[str, Any]:
         """Plan a configuration as stock does, with both networks inside the memory target."""
         stock = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
-        if len(spacing) == 2:  # which M&N does not train
+        if len(spacing) == 2:  # M&N does not train it
             plans: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
             return plans
         target = self.UNet_vram_target_GB

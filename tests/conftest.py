@@ -16,6 +16,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes share the CPUs; torch reads this when it is imported
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import numpy as np
 import pytest
 import SimpleITK

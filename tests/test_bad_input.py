@@ -16,6 +16,8 @@ import pytest
 import SimpleITK
 import torch
 
+pytestmark = pytest.mark.slow
+
 Site = Any  # of training_site.py
 
 

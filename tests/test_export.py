@@ -19,7 +19,7 @@ from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN_1epoch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net and its plots warn
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net and its plots warn
 
 SCORES = {1: {"Dice": 0.75}, 2: {"Dice": 0.5}}
 SUMMARY = {"metric_per_case": [{"metrics": SCORES}] * 2, "mean": SCORES, "foreground_mean": {"Dice": 0.625}}

@@ -41,6 +41,8 @@ from nnunet_mn.networks.lora import is_projection
 from nnunet_mn.networks.weights import frozen_hash
 from nnunet_mn.teaching import same_in_eval
 
+pytestmark = pytest.mark.slow
+
 transformers.utils.logging.disable_progress_bar()
 
 LABELS = 5

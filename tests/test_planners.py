@@ -176,6 +176,7 @@ def test_a_planner_has_stocks_memory_target_a_name_of_its_own_and_takes_others(
     tiny_dataset: Callable[..., Any], planner: type[Any]
 ) -> None:
     dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
     made = planner(dataset.number)
     assert (made.UNet_vram_target_GB, made.plans_identifier) == STOCK_PLANNERS[planner]
     made = planner(dataset.number, 5, "DefaultPreprocessor", "Mine", [1.0, 2.0, 3.0], True)
@@ -226,14 +227,15 @@ def _fold(train: Iterable[str], val: Iterable[str], unlabeled: Iterable[str]) ->
 
 
 def test_cases_that_no_fold_calls_unlabeled_are_labeled() -> None:
-    assert labeled_for_planning("abcd", [_fold("a", "b", "cd")]).names == ("a", "b")
-    assert labeled_for_planning("abc", None).names == ("a", "b", "c")
+    assert labeled_for_planning("abcd", [_fold("a", "b", "cd")]) == (["a", "b"], [])
+    assert labeled_for_planning("abc", None) == (["a", "b", "c"], [])
 
 
 def test_folds_that_share_their_cases_give_a_warning() -> None:
-    found = labeled_for_planning("abcd", [_fold("a", "b", "cd"), _fold("c", "d", "ab")])
-    assert found.names == ("a", "c")
-    assert "every fold's labeled cases are unlabeled in another fold" in str(found.warning)
+    names, warnings = labeled_for_planning("abcd", [_fold("a", "b", "cd"), _fold("c", "d", "ab")])
+    assert names == ["a", "c"]
+    assert len(warnings) == 1
+    assert "every fold's labeled cases are unlabeled in another fold" in warnings[0]
 
 
 def test_a_case_that_one_fold_labels_and_another_does_not_is_planned_once(

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 Site = Any  # of training_site.py
 Train = Any  # of training_site.py
 KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"

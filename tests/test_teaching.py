@@ -1,8 +1,94 @@
+from copy import deepcopy
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nnunet_mn.teaching import same_in_eval
+from nnunet_mn.slices import SliceSampler, along_axis
+from nnunet_mn.targets import LabelSpace
+from nnunet_mn.teaching import FrozenPair, MeanOfBoth, MovingAverage, OtherNetwork, Teacher, pseudo_mask, same_in_eval
+
+LABELS = LabelSpace(num_channels=3)
+
+
+class Network(nn.Module):
+    """Logits that depend on the order of the axes."""
+
+    def __init__(self, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 3, (3, 1, 1), padding=(1, 0, 0))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        return [self.dropout(self.conv(volume))]
+
+
+def _teacher(kind: type[Teacher], *, axes: tuple[int, ...] = (0,), dropout: float = 0.0, seed: int = 0) -> Teacher:
+    torch.manual_seed(seed)
+    sampler = SliceSampler(axes=axes, generator=torch.Generator().manual_seed(seed))
+    return kind(network_3d=Network(dropout=dropout), network_2d=Network(), labels=LABELS, sampler=sampler)
+
+
+def _volumes() -> Tensor:
+    return torch.randn(2, 1, 4, 6, 8, generator=torch.Generator().manual_seed(1))
+
+
+def _taught(teacher: Teacher, volumes: Tensor) -> tuple[Tensor, Tensor]:
+    return teacher(volumes, teacher.network_3d(volumes)[0].detach())
+
+
+def test_the_other_network_teaches_each_student() -> None:
+    teacher, volumes = _teacher(OtherNetwork), _volumes()
+    for_3d, for_2d = _taught(teacher, volumes)
+    assert torch.equal(for_3d, pseudo_mask(teacher.network_2d, volumes, LABELS))
+    assert torch.equal(for_2d, pseudo_mask(teacher.network_3d, volumes, LABELS))
+
+
+@pytest.mark.parametrize("kind", [OtherNetwork, MeanOfBoth, MovingAverage, FrozenPair])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_masks_are_probabilities_without_a_gradient_also_for_no_volumes(kind: type[Teacher], dropout: float) -> None:
+    teacher = _teacher(kind, dropout=dropout)
+    for volumes in (_volumes(), _volumes()[:0]):
+        for masks in _taught(teacher, volumes):
+            assert not masks.requires_grad
+            torch.testing.assert_close(masks.sum(1), torch.ones(len(volumes), 4, 6, 8))
+    assert teacher.network_3d.training
+
+
+def test_a_moving_average_follows_the_students_and_starts_fast() -> None:
+    teacher = _teacher(MovingAverage)
+    student, slow = teacher.students[0], teacher.network_3d
+    start = slow.conv.bias.clone()
+    with torch.no_grad():
+        student.conv.bias.add_(1)
+    taken = []
+    for _ in range(400):
+        before = slow.conv.bias.clone()
+        teacher.follow()
+        taken.append(float(((slow.conv.bias - before) / (student.conv.bias.detach() - before)).mean()))
+    assert taken[0] == pytest.approx(1 / 2)
+    assert taken[1] == pytest.approx(1 / 3)
+    assert taken[200] == pytest.approx(0.01, abs=1e-3)
+    torch.testing.assert_close(slow.conv.bias, start + 1, atol=0.02, rtol=0)
+    assert not any(parameter.requires_grad for parameter in slow.parameters())
+
+
+def test_a_resumed_moving_average_goes_on_where_it_stopped() -> None:
+    first, second = _teacher(MovingAverage), _teacher(MovingAverage, seed=5)
+    for parameter in first.students[1].parameters():
+        parameter.data.add_(1)
+    first.follow()
+    second.load_state_dict(deepcopy(first.state_dict()))
+    assert second.steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(_taught(first, _volumes()), _taught(second, _volumes()), strict=True))
+
+
+def test_a_frozen_pair_looks_along_all_axes() -> None:
+    teacher, volumes = _teacher(FrozenPair, axes=(0, 1, 2)), _volumes()
+    along = [along_axis(pseudo_mask(teacher.network_2d, along_axis(volumes, axis), LABELS), axis) for axis in range(3)]
+    of_3d = pseudo_mask(teacher.network_3d, volumes, LABELS)
+    for masks in teacher(volumes, torch.zeros(2, 3, 4, 6, 8)):  # the student's logits are not asked for
+        torch.testing.assert_close(masks, (torch.stack(along).mean(0) + of_3d) / 2)
 
 
 @pytest.mark.parametrize(

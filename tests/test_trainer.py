@@ -22,7 +22,7 @@ from nnunet_mn.bridge.training import workers
 from nnunet_mn.bridge.training.checkpoint import load_mn
 from nnunet_mn.errors import MNError
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net and its plots warn
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net and its plots warn
 
 FIELDS = {
     "backbone": "efficientnet-lite0",

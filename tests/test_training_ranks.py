@@ -16,6 +16,8 @@ from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training.ddp import own_seed
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("one_training_rank.py")
 FIELDS = {"backbone": "efficientnet-lite0", "adaptation": "frozen", "seed": 1, "epochs": 2, "iterations_per_epoch": 4,
           "val_iterations_per_epoch": 1, "supervised_fraction": 0.25, "checkpoint_every": 1}  # fmt: skip

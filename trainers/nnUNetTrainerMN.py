@@ -125,12 +125,6 @@ class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
         )
 
 
-class nnUNetTrainerMNLabeledOnly(_LabeledCases):
-    """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
-
-    variant: ClassVar[dict[str, Any]] = {"optimizer_3d": "sgd"}  # nnU-Net's
-
-
 class nnUNetTrainerMN(_LabeledCases):
     """Co-trains nnU-Net's 3D network and a pretrained 2D one on labeled and unlabeled cases (arXiv 2509.15167)."""
 
@@ -506,6 +500,12 @@ class nnUNetTrainerMN(_LabeledCases):
             f"M&N stopped on {reason} in epoch {self.current_epoch} after iteration {self.iteration} of "
             f"{self.iterations}; run the same command with --c to go on"
         )
+
+
+class nnUNetTrainerMNLabeledOnly(_LabeledCases):
+    """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
+
+    variant: ClassVar[dict[str, Any]] = {"optimizer_3d": "sgd"}  # nnU-Net's
 
 
 class nnUNetTrainerMN_1epoch(nnUNetTrainerMN):

@@ -114,19 +114,10 @@ def _stage_common(folder: Path, target: Path) -> None:
 
 
 def _run_stock_export(model: _Model, results: Path, output: Path) -> None:
+    folds = (fold.name.removeprefix("fold_") for fold in model.folds)
+    which = ("-d", model.dataset, "-c", model.configuration, "-tr", model.trainer, "-p", model.plans, "-f", *folds)
     run_stock(
-        [
-            "nnUNetv2_export_model_to_zip",
-            *("-d", model.dataset, "-o", str(output), "-c", model.configuration),
-            *(
-                "-tr",
-                model.trainer,
-                "-p",
-                model.plans,
-                "-f",
-                *(fold.name.removeprefix("fold_") for fold in model.folds),
-            ),
-        ],
+        ["nnUNetv2_export_model_to_zip", "-o", str(output), *which],
         environment={**os.environ, "nnUNet_results": str(results)},
         log=results.with_name("export.log"),
     )

@@ -4,6 +4,7 @@ nnU-Net imports every module of a folder on its way to a class, so our module mu
 plug-in only when one of the plug-in's own names is asked for (PEP 562).
 """
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -26,27 +27,20 @@ class Hook(NamedTuple):
     names: tuple[str, ...]
 
 
-# Listed by hand because importing the trainers imports torch; a test compares them with the classes.
-TRAINERS = (
-    "nnUNetTrainerMN",
-    "nnUNetTrainerMNLabeledOnly",
-    "nnUNetTrainerMN_1epoch",
-    "nnUNetTrainerMN_5epochs",
-    "nnUNetTrainerMN_10epochs",
-    "nnUNetTrainerMN_20epochs",
-    "nnUNetTrainerMN_50epochs",
-    "nnUNetTrainerMN_100epochs",
-    "nnUNetTrainerMN_250epochs",
-    "nnUNetTrainerMN_500epochs",
-    "nnUNetTrainerMN_2000epochs",
-    "nnUNetTrainerMN_4000epochs",
-)
+def _public_classes(module: str) -> tuple[str, ...]:
+    """The names of a module's own classes, read from its source: importing it would import torch."""
+    spec = importlib.util.find_spec(module)
+    source = Path(str(spec.origin)).read_text(encoding="utf-8") if spec is not None else ""
+    classes = (node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    return tuple(name for name in classes if not name.startswith("_"))
 
-PLANNERS = ("MNPlanner", "MNPlannerResEncM", "MNPlannerResEncL", "MNPlannerResEncXL", "MNFingerprintExtractor")
 
+_TRAINERS, _PLANNERS = "nnunet_mn.trainers.nnUNetTrainerMN", "nnunet_mn.planners.MNPlanner"
+TRAINERS = _public_classes(_TRAINERS)
+PLANNERS = (*_public_classes(_PLANNERS), "MNFingerprintExtractor")
 HOOKS = (
-    Hook("training/nnUNetTrainer/variants/nnUNetTrainerMN.py", "nnunet_mn.trainers.nnUNetTrainerMN", TRAINERS),
-    Hook("experiment_planning/experiment_planners/MNPlanner.py", "nnunet_mn.planners.MNPlanner", PLANNERS),
+    Hook("training/nnUNetTrainer/variants/nnUNetTrainerMN.py", _TRAINERS, TRAINERS),
+    Hook("experiment_planning/experiment_planners/MNPlanner.py", _PLANNERS, PLANNERS),
 )
 
 MARK = "# Written by `nnunet-mn register`; `nnunet-mn unregister` removes it."

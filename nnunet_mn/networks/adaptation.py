@@ -30,7 +30,7 @@ def chosen_adaptation(config: MNConfig, backbone: Backbone) -> Adaptation:
 
 
 def adapt(backbone: Backbone, config: MNConfig) -> Adaptation:
-    """Freeze the backbone's weights that are not trained, and insert LoRA if the settings ask for it.
+    """Freeze the untrained weights of a backbone, and insert LoRA if the settings ask for it.
 
     Under `lora` the encoder's norms and biases are trained too, and of a pretrained decode head the biases alone, as
     in the reference. Under `frozen` a decode head is trained, as every head is.
@@ -62,7 +62,7 @@ def _is_of_norm(module: nn.Module, parameter: str) -> bool:
 
 
 def keep_still(backbone: Backbone, adaptation: Adaptation, *, batch_statistics: BatchStatistics = "frozen") -> None:
-    """After `train()`: put the layers that must not change back into evaluation mode."""
+    """After `train()`: put frozen layers back into evaluation mode."""
     if adaptation == "frozen":
         backbone.encoder.eval()
     if batch_statistics == "frozen":

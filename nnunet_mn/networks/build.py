@@ -62,7 +62,7 @@ def load_backbone(config: MNConfig) -> Backbone:
         return load_timm(name)
     if entry is None and not Path(name).is_dir() and name.count("/") != 1:
         raise MNError(
-            f"backbone is '{name}', which is no local folder, no Hugging Face id (owner/name) and none of "
+            f"backbone is '{name}': no local folder, no Hugging Face id (owner/name) and none of "
             f"{', '.join(known.name for known in ENTRIES)}; use one of these or timm:<name>"
         )
     from nnunet_mn.networks.huggingface import load_huggingface

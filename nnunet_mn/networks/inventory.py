@@ -64,9 +64,8 @@ def weights_are_here(backbone: str) -> bool:
 def can_be_fetched(backbone: str) -> bool:
     """Whether a backbone's weights have an address on the hub. A local file or folder has none, nor has a package."""
     source = _source(backbone)
-    if source.startswith(_TIMM):
-        return _own_file(source) is None
-    return not source.startswith(_EMBEDDED) and source.count("/") == 1 and not Path(source).is_dir()
+    is_id = source.count("/") == 1 and not Path(source).is_dir()
+    return _own_file(source) is None if source.startswith(_TIMM) else is_id
 
 
 def _source(backbone: str) -> str:

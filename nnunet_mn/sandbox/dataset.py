@@ -46,7 +46,8 @@ def write_dataset(dataset: Path, test_labels: Path, *, seed: int, n_unlabeled: i
 
 def read_volume(path: Path) -> NDArray[Any]:
     """Voxels of a NIfTI file as (z, y, x)."""
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))  # type: ignore[no-any-return]
+    voxels: NDArray[Any] = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    return voxels
 
 
 def _generator(seed: int, role: str, index: int) -> np.random.Generator:

@@ -71,7 +71,7 @@ def topology(
         if max(strides[-1]) == 1:
             raise MNError(
                 f"A patch of {list(patch_size)} voxels cannot be halved {n_stages - 1} times; take fewer stages "
-                f"than {n_stages}, or a patch whose axes are multiples of {2 ** (n_stages - 1)}"
+                f"than {n_stages}, or a patch with axes in multiples of {2 ** (n_stages - 1)}"
             )
         size = [n // f for n, f in zip(size, strides[-1], strict=True)]
         spacing = [s * f for s, f in zip(spacing, strides[-1], strict=True)]

@@ -17,7 +17,7 @@ class DatasetFolders:
     Args:
         name: `DatasetXXX_Name`.
         raw: its folder in nnUNet_raw; None where it is not here.
-        preprocessed: its folder in nnUNet_preprocessed, which may not exist yet.
+        preprocessed: its folder in nnUNet_preprocessed. It may not exist yet.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Drawing splits with few labeled cases for experiments on a dataset whose cases all have labels."""
+"""Draw splits with few labeled cases, for experiments on a dataset with labels for all cases."""
 
 import json
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ USUAL_FOLDS = 5
 def draw_splits(cases: Sequence[str], *, labeled: int, val: int | None, folds: int, seed: int) -> list[Split]:
     """Draw the labeled, validation and unlabeled cases of every fold.
 
-    All folds share the labeled cases, so that an ensemble of them has not seen more labels than one of them. Their
-    validation sets are disjoint, as `nnUNetv2_find_best_configuration` wants, and come from the other end of the
-    shuffled cases: with the same seed a larger `labeled` keeps the labeled and, where `val` is given, the validation
-    cases of a smaller one.
+    All folds share the labeled cases. An ensemble of folds has then seen no more labels than one fold. Validation sets
+    are disjoint, as `nnUNetv2_find_best_configuration` wants. Labeled cases come from one end of the shuffled cases,
+    validation cases from the other. With the same seed a larger `labeled` keeps the labeled cases of a smaller one,
+    and its validation cases where `val` is given.
 
     Args:
         cases: names of all cases with labels, in any order.
         labeled: cases to train on with their labels.
-        val: validation cases per fold; None: a fifth of the cases that are not labeled, less where folds are many.
+        val: validation cases per fold. None means a fifth of the cases that are not labeled, less for many folds.
         folds: number of folds.
         seed: of the shuffle.
 

@@ -1,4 +1,4 @@
-"""Spacing and shape of images from their headers, as nnU-Net's readers would report them."""
+"""Spacing and shape of images from their headers, equal to what nnU-Net's readers report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def read_headers(
     """Read the header of each case's first channel, with a progress bar.
 
     Args:
-        reader: nnU-Net's reader of the dataset; of an unknown one, images are read whole.
+        reader: nnU-Net's reader of the dataset. For an unknown one, images are read whole.
         cases: image files by case name.
         processes: how many; 1 means this process.
 

@@ -1,4 +1,4 @@
-"""Raw image files: which cases a folder holds, and whether a case can be read and used."""
+"""Raw image files: the cases of a folder, and whether a case can be read and used."""
 
 import contextlib
 import filecmp
@@ -18,7 +18,7 @@ MOST_NAMED = 5  # files or cases that one message lists
 
 
 class BadImageError(MNError):
-    """An image that cannot be used; with `--skip-bad` its case is left out."""
+    """An image that cannot be used. With `--skip-bad` its case is left out."""
 
 
 class ImageFolder(NamedTuple):
@@ -42,7 +42,7 @@ def name_some(items: Sequence[str]) -> str:
 
 
 def scan_folder(folder: Path, *, ending: str) -> ImageFolder:
-    """Sort the files `NAME_0000.ext` of a folder into cases; a folder that does not exist holds none.
+    """Sort the files `NAME_0000.ext` of a folder into cases. A folder that does not exist holds none.
 
     Args:
         folder: it is listed once.
@@ -66,7 +66,7 @@ def scan_folder(folder: Path, *, ending: str) -> ImageFolder:
 
 
 def check_channels(name: str, files: Sequence[str], *, folder: Path, ending: str, channels: int) -> None:
-    """Raise an MNError that names the files which a case lacks or has beyond its channels."""
+    """Raise an MNError that names the missing and the surplus files of a case."""
     expected = [f"{name}_{c:04d}{ending}" for c in range(channels)]
     if list(files) == expected or (
         list(files) == expected[:1] and _read_header(folder / expected[0]).GetDimension() == 4
@@ -76,7 +76,7 @@ def check_channels(name: str, files: Sequence[str], *, folder: Path, ending: str
     surplus = [f for f in files if f not in expected]
     wrong = [f"{what} {name_some(which)}" for what, which in (("lacks", missing), ("has in surplus", surplus)) if which]
     raise MNError(
-        f"case '{name}' in {folder} {' and '.join(wrong)}: dataset.json names {channels} channel(s), so that it needs "
+        f"case '{name}' in {folder} {' and '.join(wrong)}: dataset.json names {channels} channel(s), so it needs "
         f"{name_some(expected)}; add or remove these files"
     )
 
@@ -129,7 +129,7 @@ def _why_unreadable(reader: Any, images: Sequence[str], error: Exception) -> str
 
 
 def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence[str], channels: int | None) -> None:
-    """Raise a BadImageError for an array (C, Z, Y, X) that nnU-Net would read but nobody can train on."""
+    """Raise a BadImageError for an array (C, Z, Y, X) that nnU-Net reads but that nobody can train on."""
     named = name_some(list(images))
     spacing = np.asarray(properties["spacing"], dtype=float)
     if channels is not None and data.shape[0] != channels:
@@ -147,7 +147,7 @@ def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence
 
 
 def _check_nifti(image: str) -> None:
-    """Read a NIfTI file a second time, for ITK reads the rest of a truncated one, and every NaN, as zeros."""
+    """Read a NIfTI file a second time. ITK reads NaNs, and the rest of a truncated file, as zeros."""
     if image.endswith((".nii", ".nii.gz")):
         nifti: Any = nibabel.load(image)
         stored = nifti.dataobj
@@ -170,7 +170,7 @@ def _read_header(image: Path) -> SimpleITK.ImageFileReader:
 
 
 def _check_directions(images: Sequence[str]) -> None:
-    """Raise a BadImageError when channels are oriented differently; nnU-Net's reader only prints that."""
+    """Raise a BadImageError for channels with different directions. nnU-Net's reader only prints that."""
     headers = {image: _read_header(Path(image)) for image in images} if len(images) > 1 else {}
     directions = {i: np.asarray(header.GetDirection()) for i, header in headers.items() if header.GetDimension() == 3}
     first = next(iter(directions), "")
@@ -182,7 +182,7 @@ def _check_directions(images: Sequence[str]) -> None:
 
 
 def same_voxels(first: Sequence[Path], second: Sequence[Path], *, dataset_json: dict[str, Any]) -> bool:
-    """Whether two cases hold the same voxels, whatever their files look like.
+    """Whether two cases hold the same voxels. Their files may differ.
 
     Raises:
         BadImageError: when one that differs in bytes cannot be read.

@@ -1,4 +1,4 @@
-"""What is known of every preprocessed unlabeled case, in files of JSON lines beside the folder."""
+"""The manifest: what is known of every preprocessed unlabeled case. It is a file of JSON lines beside the folder."""
 
 import errno
 import hashlib
@@ -29,7 +29,7 @@ NOT_PREPROCESSING = frozenset(
 
 
 class ImageFile(NamedTuple):
-    """State of one image file; its change time catches edits that put the modification time back."""
+    """State of one image file. Its change time shows edits that put the modification time back."""
 
     name: str
     size: int  # bytes
@@ -48,7 +48,7 @@ class Voxels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One case: its images as they were at a time, the settings, and what came out (or why it is left out)."""
+    """One case: its images at a time, the settings, and the voxels that came out or why it is left out."""
 
     name: str
     source: str
@@ -73,14 +73,14 @@ class Record:
 
 
 class Manifest:
-    """The latest record of each case; lines are kept as text, since a data set may have 100,000 of them."""
+    """The latest record of each case. Lines are kept as text: a dataset may have 100,000 of them."""
 
     def __init__(self, lines: Mapping[str, tuple[int, str]]) -> None:
         self._lines = lines
 
     @staticmethod
     def read(folder: Path) -> "Manifest":
-        """Read every manifest of a folder of unlabeled cases; broken lines, as a kill leaves them, are passed over.
+        """Read every manifest of a folder of unlabeled cases. Broken lines, as a kill leaves them, are passed over.
 
         Args:
             folder: the `_unlabeled` folder; the manifests lie beside it, one for each part of a divided job.
@@ -109,7 +109,7 @@ class Manifest:
 
 
 def append(file: Path, record: Record) -> None:
-    """Add one record in one write, on a line of its own even after a line that a kill cut short.
+    """Add one record in one write. It gets its own line, even after a line that a kill cut short.
 
     Raises:
         OSError: when it cannot be written as a whole.
@@ -124,7 +124,7 @@ def append(file: Path, record: Record) -> None:
 
 
 def complete_cases(folder: Path) -> set[str]:
-    """Names of the cases all of whose three files are in a folder of preprocessed cases."""
+    """Names of the cases of a preprocessed folder that have all three files."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
@@ -146,7 +146,7 @@ def hash_file(file: Path) -> str:
 
 
 def look_at(images: Sequence[Path]) -> tuple[ImageFile, ...]:
-    """The present state of image files, without their content."""
+    """The present state of image files. Their content is not read."""
     stats = [(image, image.stat()) for image in images]
     return tuple(ImageFile(image.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, "") for image, s in stats)
 
@@ -157,7 +157,7 @@ def with_content(files: Sequence[ImageFile], images: Sequence[Path]) -> tuple[Im
 
 
 def compare(record: Record, files: Sequence[ImageFile], settings: str) -> Literal["same", "changed", "unsure"]:
-    """Whether a record still describes image files, as far as can be told without reading them.
+    """Whether a record still describes image files. They are not read: the answer may be "unsure".
 
     Args:
         record: from an earlier preprocessing.
@@ -173,7 +173,7 @@ def compare(record: Record, files: Sequence[ImageFile], settings: str) -> Litera
 
 
 def confirm(record: Record, files: Sequence[ImageFile], images: Sequence[Path]) -> Record | None:
-    """Read the images: the record with today's stamps if their content is the recorded one, else None."""
+    """Read the images. The record gets today's stamps if their content is the recorded one; else None is returned."""
     checked_ns = time.time_ns()
     read = with_content(files, images)
     if [f.sha256 for f in read] != [f.sha256 for f in record.files]:
@@ -182,7 +182,7 @@ def confirm(record: Record, files: Sequence[ImageFile], images: Sequence[Path]) 
 
 
 def settings_hash(plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str:
-    """Hash of everything in plans, configuration and dataset.json that a preprocessed case depends on."""
+    """Hash of what a preprocessed case depends on in plans, configuration and dataset.json."""
     settings = {
         "configuration": {k: v for k, v in configuration.items() if k not in NOT_PREPROCESSING},
         "transpose_forward": plans["transpose_forward"],

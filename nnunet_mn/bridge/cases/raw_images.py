@@ -84,4 +84,4 @@ def _check_listed_images(name: str, images: tuple[Path, ...], *, channels: int) 
         )
     missing = [str(image) for image in images if not image.is_file()]
     if missing:
-        raise MNError(f"dataset.json lists {name_some(missing)} for case '{name}', which do not exist; restore them")
+        raise MNError(f"dataset.json lists {name_some(missing)} for case '{name}'; these do not exist: restore them")

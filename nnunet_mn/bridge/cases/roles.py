@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from nnunet_mn.bridge.cases.splits import SPLITS, Split
+from nnunet_mn.bridge.cases.splits import PARTS, SPLITS, Split
 from nnunet_mn.errors import MNError
 
 FEWEST_FOR_STOCK_SPLIT = 5  # nnU-Net's KFold(5)
@@ -94,13 +94,13 @@ def roles_of_fold(splits: list[Split] | None, fold: int | str, *, train: Iterabl
         labeled=labeled,
         val=held_out or labeled,
         unlabeled=tuple(unlabeled),
-        mentioned=_mentioned(splits),
+        mentioned=_named(splits, *PARTS),
         warnings=tuple(warnings),
     )
 
 
 def roles_of_all_folds(splits: list[Split] | None, cases: Collection[str] = ()) -> Roles:
-    """The roles for planning and preprocessing, which serve all folds.
+    """The roles for planning and preprocessing. Both serve all folds.
 
     A case that any fold calls unlabeled is unlabeled here. A case may be labeled and for validation at once.
 
@@ -114,7 +114,7 @@ def roles_of_all_folds(splits: list[Split] | None, cases: Collection[str] = ()) 
         labeled=tuple(sorted((set(cases) if splits is None else _named(splits, "train")) - unlabeled)),
         val=tuple(sorted(_named(splits, "val") - unlabeled)),
         unlabeled=tuple(sorted(unlabeled)),
-        mentioned=_mentioned(splits),
+        mentioned=_named(splits, *PARTS),
     )
 
 
@@ -137,24 +137,12 @@ def _entry(splits: list[Split] | None, fold: int | str) -> Split | None:
     return splits[fold] if splits is not None and isinstance(fold, int) and fold < len(splits) else None
 
 
-def _named(splits: list[Split] | None, part: str) -> set[str]:
-    """The cases that any fold names in one of its lists."""
-    return {name for split in splits or () for name in split[part]}
+def _named(splits: list[Split] | None, *parts: str) -> frozenset[str]:
+    """The cases that any fold names in some of its lists."""
+    return frozenset(name for split in splits or () for part in parts for name in split[part])
 
 
-def _mentioned(splits: list[Split] | None) -> frozenset[str]:
-    return frozenset(name for split in splits or () for names in split.values() for name in names)
-
-
-@dataclass(frozen=True)
-class LabeledCases:
-    """Cases whose labels planning may read, and a warning where no choice is clean."""
-
-    names: tuple[str, ...]
-    warning: str | None = None
-
-
-def labeled_for_planning(cases: Collection[str], splits: list[Split] | None) -> LabeledCases:
+def labeled_for_planning(cases: Collection[str], splits: list[Split] | None) -> tuple[list[str], list[str]]:
     """Choose the cases whose labels planning may read: those that no fold calls unlabeled.
 
     Plans serve all folds. In splits that were drawn for experiments, every case that one fold trains on may be
@@ -164,18 +152,20 @@ def labeled_for_planning(cases: Collection[str], splits: list[Split] | None) -> 
         cases: names of all training cases.
         splits: from `read_splits`.
 
+    Returns:
+        Their names, and warnings.
+
     Raises:
         MNError: when there is none.
     """
     trained = set(cases) & (_named(splits, "train") or set(cases))
     never_unlabeled = sorted(set(cases) - _named(splits, "unlabeled"))
     if trained.intersection(never_unlabeled):
-        return LabeledCases(tuple(never_unlabeled))
+        return never_unlabeled, []
     if not trained:
         raise MNError(f"no training case is labeled in any fold of {SPLITS}; put at least one into 'train'")
-    return LabeledCases(
-        tuple(sorted(trained)),
+    return sorted(trained), [
         f"WARNING: every fold's labeled cases are unlabeled in another fold. The plans serve all folds, so they take "
         f"intensities from the labels of all {len(trained)} cases that some fold trains on. For a fold that knows its "
-        f"own labels alone, plan with a {SPLITS} of that one fold",
-    )
+        f"own labels alone, plan with a {SPLITS} of that one fold"
+    ]

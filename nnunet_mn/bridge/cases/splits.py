@@ -8,6 +8,7 @@ from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.errors import MNError
 
 SPLITS = "splits_final.json"
+PARTS = ("train", "val", "unlabeled")  # of a fold
 
 Split = dict[str, list[str]]
 
@@ -46,7 +47,7 @@ def _check_uncopied(file: Path, preprocessed: Path) -> list[str]:
 
 
 def splits_for_planning(preprocessed: Path, raw: Path) -> tuple[list[Split] | None, list[str]]:
-    """Read the split file that training will use. Before the first planning it is the raw one, which nnU-Net copies."""
+    """Read the split file that training will use. Before the first planning it is the raw one: nnU-Net copies it."""
     if (raw / SPLITS).is_file() and not (preprocessed / SPLITS).is_file():
         return read_splits(raw, None)
     return read_splits(preprocessed, raw)
@@ -84,11 +85,11 @@ def _read_split_file(file: Path) -> tuple[list[Split], list[str]]:
 
 
 def _check_entry(entry: Any, where: str) -> tuple[Split, list[str]]:
-    """The three lists of a fold, each name once."""
+    """The three lists of a fold with each name once, and warnings."""
     if not isinstance(entry, dict) or not {"train", "val"} <= set(entry):
         raise MNError(f"{where} must be a dictionary with the lists 'train' and 'val', but is {str(entry)[:60]!r}")
     lists: Split = {}
-    for key in ("train", "val", "unlabeled"):
+    for key in PARTS:
         names = entry.get(key, [])
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise MNError(f"'{key}' in {where} must be a list of case names, but is {str(names)[:60]!r}")

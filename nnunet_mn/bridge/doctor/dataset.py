@@ -38,7 +38,7 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
     yield from examine("2D weights", lambda: check_weights(planned.config()))
     yield from (_note("splits", warning) for warning in warnings)
     if splits is None:
-        yield _note("splits", "there is no splits_final.json: nnU-Net will draw five folds of all cases with labels")
+        yield _note("splits", "there is no splits_final.json; nnU-Net will draw five folds of all cases with labels")
     for fold in range(len(splits)) if splits is not None else ("all",):
         yield from examine(f"fold {fold}", functools.partial(check_fold, planned, splits, fold))
     yield from examine("unlabeled", functools.partial(check_preprocessed, planned))
@@ -81,7 +81,7 @@ def judge(needed: float, *, total: float | None) -> Row:
     if needed > total:
         return Row("bad", "GPU memory", f"{text}; {remedy}")
     if needed > TIGHT * total:
-        return Row("note", "GPU memory", f"{text}, which is tight; if it fails, {remedy}")
+        return Row("note", "GPU memory", f"{text}: that is tight; if it fails, {remedy}")
     return Row("good", "GPU memory", text)
 
 

@@ -1,4 +1,4 @@
-"""The doctor's checks of the environment: nnU-Net, how it finds the plug-in, folders, weights, machine."""
+"""The doctor's checks of the environment: nnU-Net and its look-up of the plug-in, folders, weights, machine."""
 
 import contextlib
 import io
@@ -57,7 +57,7 @@ def check_look_up() -> list[Row]:
 
 def _planner_row(name: str, *, registered: bool) -> Row:
     if not registered:  # nnU-Net looks for planners in its own package alone
-        return Row("note", "look-up", f"-pl {name} is not found, which only planning needs; run 'nnunet-mn register'")
+        return Row("note", "look-up", f"-pl {name} is not found; only planning needs it; run 'nnunet-mn register'")
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,14 +76,14 @@ def _look_up_planner(name: str) -> type:
 
 
 def _find_trainer(name: str) -> str:
-    """Ask nnU-Net for a trainer as its commands do, whichever version it is.
+    """Ask nnU-Net for a trainer as the commands of its version do.
 
     Raises:
         MNError: when it does not find it, or the plug-in does not load.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what nnU-Net's imports have to say is no finding
+            warnings.simplefilter("ignore")  # of nnU-Net's imports: no finding
             found = _look_up(name)
     except (ImportError, ValueError, TypeError, OSError) as error:
         raise MNError(f"the plug-in does not load ({error!r}); reinstall nnunet-mn in this environment") from error

@@ -1,7 +1,7 @@
 """What a planned M&N training takes: GPU memory of both networks in both phases of a step, and arithmetic.
 
-A step has two phases: in the first the 3D network is trained on what the 2D one has predicted, in the second the other
-way round (`CoTrainer.step`). The weights and optimizers of both stay on the card all the time.
+A step has two phases (`CoTrainer.step`). The first trains the 3D network, the second the 2D network, each with the
+other's pseudo-masks. Weights and optimizers of both stay on the card all the time.
 """
 
 import math
@@ -23,8 +23,8 @@ from nnunet_mn.slices import along_axis
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
 # What a card holds beside weights and saved tensors: the context and cuDNN's workspace, and gradients on their way.
-# Both fitted to the memory that nnU-Net documents for its four presets (7.7, 9.1, 22.7 and 36.6 GB,
-# documentation/resenc_presets.md), which they reproduce within 3 %.
+# Both are fitted to the memory that nnU-Net documents for its four presets (7.7, 9.1, 22.7 and 36.6 GB,
+# documentation/resenc_presets.md), and reproduce it within 3 %.
 CONTEXT_GIB = 1.74
 SHARE_OF_TRANSIENTS = 0.137
 HALF = 2  # bytes of a number under autocast
@@ -59,11 +59,11 @@ class PlanCost:
     Args:
         patch_size: voxels.
         batch_size: samples a step.
-        views: slices, height and width of a patch along each axis that the 2D network sees it along, see `views`.
+        views: slices, height and width of a patch along each axis of the 2D network, see `views`.
         classes: channels K of the logits.
         sample: the 3D network on one sample, with its loss.
         weights_3d: bytes of the 3D network's weights, gradients and optimizer.
-        slice: the 2D network on one slice of the view whose slices are largest.
+        slice: the 2D network on one slice of the largest view.
         loss_2d: bytes that the loss of the 2D network keeps per sample.
         config: settings.
     """
@@ -80,7 +80,7 @@ class PlanCost:
 
     @property
     def slices(self) -> tuple[int, int]:
-        """Slices that the 2D network learns from in a step, and those of all samples, where slices are largest."""
+        """Slices that the 2D network learns from in a step, and slices of all samples, both along the largest view."""
         count = largest_view(self.views)[0]
         return self.batch_size * math.ceil(count / self.config.slice_step), self.batch_size * count
 
@@ -110,7 +110,7 @@ class PlanCost:
         return max(self.phase_3d_gib, self.phase_2d_gib(self.config.slices_per_forward or self.most_slices))
 
     def slices_that_fit(self, target_gib: float) -> int:
-        """The most slices in flight with which the second phase stays below a target, 0 if not even one does."""
+        """The most slices in flight that keep the second phase below a target; 0 if one slice is too much."""
         room = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)
         fitting = max(0, int(room // max(1, self.slice.cost.saved)))
         return fitting if fitting < self.slices[1] else self.most_slices
@@ -152,7 +152,7 @@ def network_3d_cost(
     config: MNConfig,
     precision: torch.dtype = torch.bfloat16,
 ) -> tuple[Cost, int]:
-    """Measure a planned 3D network on one sample, without computing anything.
+    """Measure a planned 3D network on one sample. Nothing is computed.
 
     Args:
         architecture: of the plans.
@@ -160,7 +160,7 @@ def network_3d_cost(
         channels: of an image.
         labels: of the dataset.
         config: chooses loss and optimizer.
-        precision: of the network; every GPU's autocast takes half, a CPU fp32.
+        precision: of the network. Autocast takes half precision on every GPU; a CPU takes fp32.
 
     Returns:
         The cost of a sample, its loss in fp32, and the bytes of weights and optimizer.
@@ -190,7 +190,7 @@ def views(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[tuple[int, in
 
 
 def largest_view(views: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """The view whose slices have the most pixels: the others take less memory and as much arithmetic."""
+    """The view with the largest slices. The others take less memory and as much arithmetic."""
     return max(views, key=lambda view: view[1] * view[2])
 
 
@@ -205,7 +205,7 @@ def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConf
 def network_2d_cost(network: nn.Module, size: tuple[int, int], *, channels: int) -> SliceCost:
     """Run a 2D network on one and on two empty slices and measure it.
 
-    It runs in fp32, of which half is what autocast keeps; its half-precision copy of the weights comes on top.
+    It runs in fp32. Autocast keeps half of that, and a copy of the weights in half precision.
 
     Args:
         network: slices (N, C, H, W) -> logits (N, K, H, W).
@@ -228,7 +228,7 @@ def _measure_slices(network: nn.Module, slices: Tensor) -> Cost:
 
 
 def typical_2d_cost(size: tuple[int, int]) -> SliceCost:
-    """SegFormer-B2's cost with LoRA, measured once, for when the weights of the wanted network are not here."""
+    """SegFormer-B2's cost with LoRA, measured once. It stands in where the wanted network's weights are not here."""
     pixels = size[0] * size[1]
     cost = Cost(saved=1850 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
     return SliceCost(cost=cost, fixed=5 * 2**20, weights=round(0.175 * GIB), cast=round(0.06 * GIB))

@@ -65,7 +65,7 @@ class CostModel:
     def of(
         self, architecture: dict[str, Any], patch_size: Sequence[int], batch_size: int, *, axes: Sequence[int] = (0,)
     ) -> PlanCost:
-        """The cost of a planned network with its patch and batch, and the axes along which it is sliced."""
+        """The cost of a planned network with its patch, its batch, and the axes of the 2D network."""
         patch = tuple(int(n) for n in patch_size)
         key = f"{patch} {architecture}"
         if key not in self._samples:

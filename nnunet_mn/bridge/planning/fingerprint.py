@@ -44,9 +44,9 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
         preprocessed = Path(nnUNet_preprocessed) / self.dataset_name
         splits, self.warnings = splits_for_planning(preprocessed, Path(self.input_folder))
         self.roles = roles_of_all_folds(splits, self.dataset)
-        labeled = labeled_for_planning(self.dataset, splits)
-        self.dataset = {name: self.dataset[name] for name in labeled.names}
-        self.warnings += [] if labeled.warning is None else [labeled.warning]
+        labeled, warnings = labeled_for_planning(self.dataset, splits)
+        self.dataset = {name: self.dataset[name] for name in labeled}
+        self.warnings += warnings
 
     @property
     def reader(self) -> type[Any]:

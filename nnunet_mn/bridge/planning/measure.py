@@ -1,4 +1,4 @@
-"""How much memory and arithmetic a training step takes, found by running it on one sample or on no data at all."""
+"""Memory and arithmetic of a training step. They are measured on one sample or without any data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one pass of a network through one sample costs.
+    """What one pass of a network costs for one sample.
 
     Args:
         saved: bytes kept for the backward pass, without the weights.
@@ -26,10 +26,9 @@ class Cost:
 
 
 def measure_cost(step: Callable[[], Tensor], weights: nn.Module) -> Cost:
-    """Run a forward pass, its loss and its backward pass and count.
+    """Run a forward pass, its loss and its backward pass, and count.
 
-    Saved tensors are told apart by their storage, so that two views of one count once. On the meta device nothing is
-    computed and no memory is taken.
+    Tensors with the same storage count once. On the meta device nothing is computed and no memory is taken.
 
     Args:
         step: a forward pass, returns a scalar.

@@ -25,7 +25,7 @@ def measure(file: Path) -> Voxels:
 
 
 def probe(volume: Any) -> str:
-    """Hash of the middle slice of an array (C, Z, Y, X), which costs a fraction of reading all of it."""
+    """Hash of the middle slice of an array (C, Z, Y, X). It costs a fraction of reading the whole."""
     return hash_voxels(volume[:, volume.shape[1] // 2])
 
 
@@ -37,13 +37,13 @@ def hash_voxels(array: np.ndarray) -> str:
 def refuse_copies_of_val(
     folder: Path, val_folder: Path, val: Sequence[str], *, unlabeled: Collection[str] | None = None
 ) -> None:
-    """Make sure that no unlabeled case is a validation case under another name.
+    """Refuse unlabeled cases that are validation cases under another name.
 
     Args:
         folder: of the preprocessed unlabeled cases.
         val_folder: of the preprocessed labeled cases.
         val: names of the validation cases.
-        unlabeled: names of the cases in use; None means all in the folder that are not called like a validation case.
+        unlabeled: names of the cases in use. None means all in the folder but those called like a validation case.
 
     Raises:
         MNError: naming the cases whose preprocessed voxels are equal, or one that cannot be read.
@@ -72,7 +72,7 @@ def refuse_copies_of_val(
 
 
 def _by_look(folder: Path, names: Collection[str]) -> dict[tuple[tuple[int, ...], str], dict[str, list[str]]]:
-    """Names of unlabeled cases by what is cheap to know of their voxels (shape, middle slice), then by hash of all."""
+    """Names of unlabeled cases, first by shape and middle slice, which are cheap, then by the hash of all voxels."""
     manifest = Manifest.read(folder)
     known: dict[tuple[tuple[int, ...], str], dict[str, list[str]]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""One process at a time for each part of the preprocessing, with a staging folder of its own."""
+"""A lock and a staging folder for each part of the preprocessing: one process works on a part at a time."""
 
 import contextlib
 import glob
@@ -12,23 +12,23 @@ from filelock import FileLock, Timeout
 
 
 class Part(NamedTuple):
-    """One of several jobs that divide the cases of a folder; all its files lie beside that folder."""
+    """One of several jobs that divide the cases of a folder. All its files lie beside that folder."""
 
     folder: Path
     number: int
     of: int
 
     def file(self, end: str) -> Path:
-        """A file of this part; nothing but cases may lie inside the folder."""
+        """A file of this part. It lies outside of the folder: nnU-Net allows nothing but cases inside."""
         return self.folder.with_name(f"{self.folder.name}.{self.number}-of-{self.of}{end}")
 
 
 @contextlib.contextmanager
 def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
-    """A new folder to work in, while no other process works on the same part; what killed ones left is removed.
+    """Make a new folder to work in, and lock the part. What killed processes left behind is removed.
 
     Args:
-        part: which work is to be done by one process only.
+        part: the work that one process only may do.
         log: is told when another one is waited for.
 
     Raises:

@@ -146,6 +146,6 @@ def not_written(folder: Path, error: Exception) -> MNError:
     """The error for a case that could not be written beside the preprocessed cases."""
     free = shutil.disk_usage(folder.parent).free / 2**30 if folder.parent.is_dir() else 0.0
     return MNError(
-        f"a preprocessed case could not be written to {folder.parent}, which has {free:.2f} GiB free ({error}): make "
+        f"a preprocessed case could not be written to {folder.parent} ({free:.2f} GiB free there; {error}): make "
         f"room or check the rights there and run again; finished cases are kept"
     )

@@ -1,6 +1,6 @@
-"""Which unlabeled cases are preprocessed already.
+"""Find the unlabeled cases that are not preprocessed yet.
 
-Nothing here needs torch, which takes more memory than the records of 100,000 cases.
+Nothing here needs torch. It would take more memory than the records of 100,000 cases.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from nnunet_mn.errors import MNError
 
 @dataclass
 class Survey:
-    """Which cases have to be preprocessed, which are left out, and records whose time stamps were out of date."""
+    """Cases to preprocess, cases that are left out, and records with new time stamps."""
 
     to_do: list[UnlabeledCase] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Survey:
 
 
 def survey(cases: Sequence[UnlabeledCase], folder: Path, settings: str) -> Survey:
-    """Compare the cases with what is there; nothing is written, and only images with new time stamps are read."""
+    """Compare the cases with what is there. Nothing is written. Images are read only if their time stamps are new."""
     found, absent = Survey(), []
     complete, manifest = complete_cases(folder), Manifest.read(folder)
     for case in cases:
@@ -58,5 +58,5 @@ def _up_to_date(record: Record, images: Sequence[Path], settings: str) -> Record
         if comparison == "unsure":
             return confirm(record, files, images)
     except OSError:
-        return None  # preprocessing it will say which file cannot be read
+        return None  # its preprocessing will name the unreadable file
     return record if comparison == "same" else None
