@@ -41,3 +41,10 @@ def test_the_workflow_runs_the_script_on_every_supported_python() -> None:
 def test_the_citation_is_of_this_version() -> None:
     (version,) = re.findall(r'^version = "(.+)"$', PYPROJECT, re.MULTILINE)
     assert re.findall(r"^version: (.+)$", CITATION, re.MULTILINE) == [version]
+
+
+def test_each_test_file_is_in_one_part_of_the_contributors_table() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    patterns = re.findall(r"`(test_[\w*]+\.py)`", table)
+    files = [file for pattern in patterns for file in (ROOT / "tests").glob(pattern)]
+    assert sorted(files) == sorted((ROOT / "tests").glob("test_*.py"))
