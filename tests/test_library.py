@@ -1,6 +1,5 @@
 """The example in docs/library.md runs, and what the package exports is there."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -17,9 +16,9 @@ PAGE = (Path(__file__).parents[1] / "docs" / "library.md").read_text(encoding="u
 def test_the_example_trains_both_networks(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", EXAMPLE], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    losses = ast.literal_eval(done.stdout)
-    assert losses.keys() == {"3d", "2d"}
-    assert max(losses.values()) < -0.3  # at random both are near 0.2
+    right = [float(line.split()[0]) for line in done.stdout.splitlines()]
+    assert len(right) == 2
+    assert min(right) > 0.7  # by chance half of them
 
 
 def test_every_exported_name_is_there() -> None:
