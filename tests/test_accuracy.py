@@ -278,3 +278,22 @@ def test_readme_quotes_the_scale_at_which_ours_was_trained_most() -> None:
     shorter = [replace(record(name), scale=workspace.scale_key(SCALE)) for name in ("mn", "nnunet")]
     longer = replace(shorter[1], updates=1600)
     assert accuracy.readme_section([longer, *shorter]).startswith("600 updates")
+
+
+def test_the_evidence_page_says_which_ablations_were_trained_and_with_what_result() -> None:
+    page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
+    page = page.split("### Ablations")[1].split("What the trained ones say")[0]
+    trained, elsewhere, defined = (
+        set(re.findall(r"`((?:mn|nnunet)-[\w-]+)`", part)) for part in re.split("Trained at other|Only defined", page)
+    )
+    found = records.read(accuracy.RECORDS)
+    here = [r for r in found if r.updates == 800]
+    ablations = {name for name, method in methods.METHODS.items() if method.ablation_of is not None}
+    assert trained == {r.method for r in here} & ablations
+    assert elsewhere == {r.method for r in found} & ablations - trained
+    assert defined == set(methods.METHODS) - {r.method for r in found}
+    for name in trained:
+        base = [r for r in here if r.method == methods.METHODS[name].ablation_of]
+        difference = tables.paired_difference([r for r in here if r.method == name], base, "report")
+        assert difference is not None
+        assert difference.verdict in ("worse", "tie")
