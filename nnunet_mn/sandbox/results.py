@@ -139,8 +139,8 @@ def verdict(result: DemoResult) -> str:
         f"({better} of {len(cases)} test cases higher)."
     )
     caution = (
-        "The data are generated, the network is small, and the training is short and has one seed. Everything runs "
-        "here: no more is shown. Other data will give other numbers."
+        "The data are generated, the network is small, and the training is short and has one seed. This shows that "
+        "everything runs here, not what to expect on other data."
     )
     hurried = " With --quick the training is far too short to compare the models." if result.quick else ""
     return f"{comparison} {caution}{hurried}"
