@@ -22,7 +22,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_mn.config import Layer, resolve
+from nnunet_mn.config import REMOVED, Layer, resolve
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.weights import load_learned_state
@@ -86,7 +86,8 @@ def teachers(network_3d: nn.Module, network_2d: nn.Module, volume: Tensor, divis
 
 def judge(checkpoint: dict[str, Any], preprocessed: Preprocessed, fold: int) -> list[float]:
     """Mean Dice for each column."""
-    config = resolve(Layer("the checkpoint", checkpoint["mn"]["config"]))
+    stored = {name: value for name, value in checkpoint["mn"]["config"].items() if name not in REMOVED}
+    config = resolve(Layer("the checkpoint", stored))
     rows = []
     for volume, truth in preprocessed.tune_half(fold):
         if not rows:

@@ -41,8 +41,8 @@ SHRINK = 0.9
 LEAST_SHARE = 0.05  # of the target; no patch is tried for less
 
 
-class _MNPlanning:
-    """M&N's changes to a stock planner. The stock planner stands after this class among the bases.
+class _MNPlanning(ExperimentPlanner):
+    """M&N's changes to a stock planner. Another stock planner may stand after this class among the bases.
 
     - Spacing and shape come from labeled **and** unlabeled images: a few labeled scans say little about a dataset's
       geometry. Intensities need masks and come from labeled cases alone. No label of an unlabeled case is read.
@@ -57,13 +57,9 @@ class _MNPlanning:
     default_target_gib: ClassVar[float] = 8  # as stock's planner of the same size
     default_plans_name: ClassVar[str] = MN_PLANS
 
-    dataset_name: str
     dataset_json: dict[str, Any]
-    dataset_fingerprint: dict[str, Any]
-    raw_dataset_folder: str
-    plans_identifier: str
     UNet_vram_target_GB: float
-    max_dataset_covered: float
+    _warnings: list[str]
 
     def __init__(
         self,
@@ -76,8 +72,7 @@ class _MNPlanning:
     ) -> None:
         target = self.default_target_gib if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
         name = self.default_plans_name if plans_name is None else plans_name
-        # mypy does not know the planner after this class among the bases
-        super().__init__(  # type: ignore[call-arg]
+        super().__init__(
             dataset_name_or_id, target, preprocessor_name, name, overwrite_target_spacing, suppress_transpose
         )
 
@@ -90,7 +85,7 @@ class _MNPlanning:
         self._costs = CostModel(config, channels=n_channels(self.dataset_json), labels=labels)
         self.planned: dict[str, PlanCost] = {}
         self._look_at_the_dataset(config.unlabeled_sources)
-        plans: dict[str, Any] = super().plan_experiment()  # type: ignore[misc]
+        plans: dict[str, Any] = super().plan_experiment()
         shown = {name: cost for name, cost in self.planned.items() if name in plans["configurations"]}
         Console().print(plan_table(shown, target_gib=self.UNet_vram_target_GB, backbone=config.backbone))
         for warning in self._warnings:
@@ -121,14 +116,14 @@ class _MNPlanning:
         """Plan a configuration as stock does, with both networks inside the memory target."""
         stock = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
         if len(spacing) == 2:  # M&N does not train it
-            plans: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
+            plans: dict[str, Any] = super().get_plans_for_configuration(*stock)
             return plans
         target = self.UNet_vram_target_GB
         aim = max(min(target, STOCK_TARGET_GIB), target * SMALLEST_BATCH / WANTED_BATCH)
         try:
             while aim > LEAST_SHARE * target:
                 self.UNet_vram_target_GB = aim  # stock shrinks the patch until a batch of 2 fits
-                plan: dict[str, Any] = super().get_plans_for_configuration(*stock)  # type: ignore[misc]
+                plan: dict[str, Any] = super().get_plans_for_configuration(*stock)
                 covered = approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(plan["patch_size"])
                 most = min(round(plan["batch_size"] * target / aim), round(covered))
                 cost = self._fit(plan, target, max(most, WANTED_BATCH))
@@ -156,7 +151,7 @@ class _MNPlanning:
         return None
 
 
-class MNPlanner(_MNPlanning, ExperimentPlanner):  # type: ignore[misc]
+class MNPlanner(_MNPlanning):
     """nnU-Net's default planner for M&N; writes `nnUNetMNPlans`."""
 
 
@@ -169,20 +164,20 @@ class _MNResEncPlanning(_MNPlanning):
         return f"{MN_PLANS if shared else self.plans_identifier}_{configuration_name}"
 
 
-class MNPlannerResEncM(_MNResEncPlanning, nnUNetPlannerResEncM):  # type: ignore[misc]
+class MNPlannerResEncM(_MNResEncPlanning, nnUNetPlannerResEncM):
     """The residual-encoder preset M (about 9 GiB) for M&N; writes `nnUNetResEncUNetMMNPlans`."""
 
     default_plans_name = "nnUNetResEncUNetMMNPlans"
 
 
-class MNPlannerResEncL(_MNResEncPlanning, nnUNetPlannerResEncL):  # type: ignore[misc]
+class MNPlannerResEncL(_MNResEncPlanning, nnUNetPlannerResEncL):
     """The residual-encoder preset L (24 GiB) for M&N; writes `nnUNetResEncUNetLMNPlans`."""
 
     default_target_gib = 24
     default_plans_name = "nnUNetResEncUNetLMNPlans"
 
 
-class MNPlannerResEncXL(_MNResEncPlanning, nnUNetPlannerResEncXL):  # type: ignore[misc]
+class MNPlannerResEncXL(_MNResEncPlanning, nnUNetPlannerResEncXL):
     """The residual-encoder preset XL (40 GiB) for M&N; writes `nnUNetResEncUNetXLMNPlans`."""
 
     default_target_gib = 40

@@ -53,7 +53,7 @@ def test_tiff_with_and_without_its_file_of_spacing(tmp_path: Path, spacing: list
 
 
 def test_a_reader_of_the_users_own_reads_the_image(tmp_path: Path, volume_tools: Any) -> None:
-    class Own(SimpleITKIO):  # type: ignore[misc]
+    class Own(SimpleITKIO):
         pass
 
     image = tmp_path / "a_0000.nii.gz"

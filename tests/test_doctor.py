@@ -29,7 +29,7 @@ from nnunet_mn.targets import LabelSpace
 def page(rows: Iterable[Row]) -> tuple[bool, str]:
     console = Console(file=io.StringIO(), width=300)
     healthy = print_page(iter(rows), console)
-    return healthy, console.file.getvalue()  # type: ignore[attr-defined]
+    return healthy, console.file.getvalue()
 
 
 def findings(rows: Iterable[Row], state: str) -> str:

@@ -50,16 +50,15 @@ LOGGED = (
 LR_3D_ADAMW = 1e-3
 
 
-class _LabeledCases(nnUNetTrainer):  # type: ignore[misc]
+class _LabeledCases(nnUNetTrainer):
     """The stock trainer with the lengths and the seed of `MNConfig`, on the labeled cases alone."""
-
-    variant: ClassVar[dict[str, Any]] = {}  # a class's settings: over the defaults, under the plans'
 
     initial_lr: float
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
     current_epoch: int
+    variant: ClassVar[dict[str, Any]] = {}  # a class's settings: over the defaults, under the plans'
 
     @last_word
     def __init__(

@@ -24,7 +24,7 @@ REMEDY = "mend the image, or take the case out of the dataset"
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 
-class MNFingerprintExtractor(DatasetFingerprintExtractor):  # type: ignore[misc]
+class MNFingerprintExtractor(DatasetFingerprintExtractor):
     """nnU-Net's extractor on labeled cases alone: `nnUNetv2_plan_and_preprocess -fpe MNFingerprintExtractor`.
 
     Stock's extractor reads every label in labelsTr, also those of a split's unlabeled cases.

@@ -43,7 +43,7 @@ class _CheckedReader:
         return read_images(self.reader, images, channels=self.channels)
 
 
-class _CheckedPlans(PlansManager):  # type: ignore[misc]
+class _CheckedPlans(PlansManager):
     """Plans with a checking reader of images. nnU-Net's preprocessor runs unchanged and reads each image once."""
 
     def __init__(self, plans: dict[str, Any], channels: int) -> None:

@@ -63,7 +63,7 @@ class JointCases:
         return self.unlabeled if identifier in self._unlabeled_names else self.labeled
 
 
-class TellingLoader(nnUNetDataLoader):  # type: ignore[misc]
+class TellingLoader(nnUNetDataLoader):
     """nnU-Net's loader. Its workers tell the trainer their errors; stock's print them and leave the trainer to guess.
 
     Args:

@@ -44,8 +44,8 @@ class Flag:
         self._here, self._value.value = False, 0
 
 
-class _Watchful:
-    """Tells of a killed worker. A mixin: batchgenerators' augmenter stands after it among the bases."""
+class _Augmenter(MultiThreadedAugmenter):
+    """Takes batches from one worker after the other, and tells of a killed one."""
 
     _processes: list[Any]
     abort_event: Flag
@@ -57,13 +57,13 @@ class _Watchful:
         super().__setattr__(name, Flag() if is_event else value)
 
     def _start(self) -> None:
-        super()._start()  # type: ignore[misc]
+        super()._start()
         watch = threading.Thread(target=_set_at_first_end, args=(self.abort_event, self._processes), daemon=True)
         watch.start()
 
     def __next__(self) -> Any:
         try:
-            return super().__next__()  # type: ignore[misc]
+            return super().__next__()
         except RuntimeError as error:  # a worker is gone
             if not self.killed_by:
                 raise
@@ -78,7 +78,7 @@ class _Watchful:
         if self.pin_memory_thread is not None:  # it reads from workers: it has to end before they do
             self.abort_event.set_here()
             self.pin_memory_thread.join(timeout=FINISH_S)
-        super()._finish(*args, **named)  # type: ignore[misc]  # ends the others
+        super()._finish(*args, **named)
         codes = [process.exitcode or 0 for process in ended]
         self.killed_by = tuple(-code for code in codes if code < 0)
 
@@ -87,10 +87,6 @@ def _set_at_first_end(flag: Flag, processes: Sequence[Any]) -> None:
     """Set the flag when the first process ends. Stock's collecting thread looks too, but may hang by then."""
     wait([process.sentinel for process in processes])
     flag.set()
-
-
-class _Augmenter(_Watchful, MultiThreadedAugmenter):  # type: ignore[misc]  # batchgenerators has no types
-    """Takes batches from one worker after the other."""
 
 
 def worker_count() -> int:
