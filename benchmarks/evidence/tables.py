@@ -54,12 +54,12 @@ def paired_difference(ours: Sequence[Record], theirs: Sequence[Record], half: Ha
 def _mean_of_seeds(seeds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Means over cases and seeds drawn at random, `(RESAMPLES,)`."""
     resampled = [cases[rng.integers(len(cases), size=(RESAMPLES, len(cases)))].mean(1) for cases in seeds]
-    return np.mean([_draw(resampled, rng) for _ in seeds], axis=0)  # type: ignore[no-any-return]
+    return np.asarray(np.mean([_draw(resampled, rng) for _ in seeds], axis=0))
 
 
 def _draw(means: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """One of some arrays `(RESAMPLES,)`, drawn anew for each of their elements."""
-    return np.stack(means)[rng.integers(len(means), size=RESAMPLES), np.arange(RESAMPLES)]  # type: ignore[no-any-return]
+    return np.asarray(np.stack(means)[rng.integers(len(means), size=RESAMPLES), np.arange(RESAMPLES)])
 
 
 def _pairs(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list[list[np.ndarray]]:

@@ -99,7 +99,8 @@ def _look_up(name: str) -> type | None:
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     if hasattr(run_training, "recursive_find_trainer_class_by_name"):  # nnunetv2 >= 2.8
-        return run_training.recursive_find_trainer_class_by_name(name)  # type: ignore[no-any-return]
+        trainer: type | None = run_training.recursive_find_trainer_class_by_name(name)
+        return trainer
 
     folder = registration.nnunet_package() / "training" / "nnUNetTrainer"
     found: type | None = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")

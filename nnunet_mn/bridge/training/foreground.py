@@ -87,7 +87,7 @@ class ForegroundLocations:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as stream:
-                np.savez_compressed(stream, **kept, **new)  # type: ignore[arg-type]
+                np.savez_compressed(stream, **kept, **new)  # type: ignore[arg-type]  # numpy's types expect allow_pickle
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(file)
