@@ -84,16 +84,50 @@ def test_few_voxels_of_many_are_kept(locations: ForegroundLocations) -> None:
 
 
 def test_of_many_cases_each_refresh_takes_others_and_keeps_the_earlier(
-    locations: ForegroundLocations, monkeypatch: pytest.MonkeyPatch
+    locations: ForegroundLocations,
 ) -> None:
-    monkeypatch.setattr(foreground, "MOST_CASES", 4)
     names = [f"case_{i}" for i in range(8)]
     known = []
     for position in (8, 16, 24):
-        _refresh(locations, *names, position=position)
+        _refresh(locations, *names, position=position, most_cases=4)
         known.append({name for name in names if locations.of(name)})
     assert len(known[0]) == 4
     assert known[0] < known[1] <= known[2]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "expected"),
+    [(250_000, foreground.MOST_CASES), (4000, 0.02 * 4000 * 2 * 6 / 4 / 8), (10, foreground.FEWEST_CASES)],
+)
+def test_all_refreshes_together_take_a_small_share_of_the_training(iterations: int, expected: float) -> None:
+    cases = Volumes("a", "b")  # of 2 x 2 x 2 windows each, at steps of half a patch
+    patch = [8, 10, 12]
+    found = foreground.affordable_cases(cases, patch_size=patch, iterations=iterations, batch_size=2)
+    assert found == int(expected)
+
+
+def test_a_case_that_cannot_be_predicted_is_named_and_the_others_are_located(locations: ForegroundLocations) -> None:
+    def overflow_in_the_empty_case(image: Tensor) -> Tensor:
+        if not image.any():
+            raise RuntimeError("Encountered inf in predicted array")
+        return _predict(image)
+
+    line = refresh(
+        locations, Volumes("a", "empty"), overflow_in_the_empty_case, position=8, regions=False, seed=0,
+        stop=lambda: False,
+    )  # fmt: skip
+    assert set(locations.of("a")) == {2}
+    assert "1 could not be predicted: 'empty' (Encountered inf in predicted array)" in line
+
+
+def test_many_classes_are_found_in_one_pass() -> None:
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 105, (30, 40, 50)))
+    logits = torch.nn.functional.one_hot(labels, 106).movedim(-1, 0).float()
+    found = foreground._foreground(logits, regions=False)
+    flat = labels.numpy().ravel()
+    assert len(found) == 105
+    assert all(np.array_equal(found[label - 1], np.flatnonzero(flat == label)) for label in range(1, 106))
 
 
 def test_a_case_that_lost_its_foreground_is_cropped_at_random_again(locations: ForegroundLocations) -> None:

@@ -4,10 +4,11 @@ Stock forces a third of the crops to show foreground. It knows the foreground fr
 if its foreground is rare, nearly all of its crops would be background. Only sampled voxel locations are kept.
 """
 
+import itertools
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import Value
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +20,16 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
+from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
+from nnunet_mn.schedule import REFRESHES
 
 MOST_LOCATIONS = 500  # of a class in a case
-MOST_CASES = 500  # predicted at one refresh, drawn anew each time: a refresh must not take a day
+FEWEST_CASES, MOST_CASES = 8, 500  # predicted at one refresh, drawn anew each time
+TIME_SHARE = 0.02  # of a training, for all its refreshes
+# An iteration costs this many forward passes of a patch for each sample: forward and backward of both networks.
+PASSES_PER_SAMPLE = 6
 NEVER = -1
 
 
@@ -123,6 +129,7 @@ def refresh(
     regions: bool,
     seed: int,
     stop: Callable[[], object],
+    most_cases: int = MOST_CASES,
     ranks: Ranks = ALONE,
 ) -> str:
     """Predict unlabeled cases and keep their foreground locations.
@@ -136,6 +143,7 @@ def refresh(
         regions: channels are regions rather than classes.
         seed: of the draws, the same on every rank.
         stop: asked between cases. If any rank's says yes, nothing changes.
+        most_cases: cases to predict; of more, a random choice.
         ranks: they share the cases, and wait for each other after each case.
 
     Returns:
@@ -143,27 +151,53 @@ def refresh(
     """
     start, rng = time.monotonic(), np.random.default_rng([seed, position])
     names = sorted(cases.identifiers)
-    if len(names) > MOST_CASES:
-        names = sorted(rng.choice(names, MOST_CASES, replace=False).tolist())
+    if len(names) > most_cases:
+        names = sorted(rng.choice(names, most_cases, replace=False).tolist())
     rank, n_ranks = (0, 1) if ranks.group is None else (dist.get_rank(ranks.group), dist.get_world_size(ranks.group))
     located: dict[str, list[np.ndarray]] = {}
+    failed: list[str] = []
     for first in range(0, len(names), n_ranks):
         if ranks.any(bool(stop())):
             return "M&N: the search for foreground in unlabeled cases was given up, since the training is to stop"
         for name in names[first + rank : first + rank + 1]:  # empty when no names are left
             image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
             own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
-            located[name] = [_sample(mask, own) for mask in _masks(predict(image), regions=regions)]
+            try:
+                logits = predict(image)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # stock predicts in fp16, where confident logits may overflow
+                failed.append(f"'{name}' ({error})")
+                continue
+            located[name] = [_sample(voxels, logits.shape[1:], own) for voxels in _foreground(logits, regions=regions)]
     located = _of_all_ranks(located, ranks)
     if rank == 0:
         locations.write(position, located)
     ranks.any(False)  # the file is there
     locations.use(position)
     empty = sum(not any(len(voxels) for voxels in all_) for all_ in located.values())
+    problem = f". WARNING: {len(failed)} could not be predicted: {name_some(failed)}" if failed else ""
     return (
-        f"M&N: foreground of {len(names)} unlabeled cases located in {time.monotonic() - start:.1f} s; "
-        f"{empty} of them show none to the 3D network: their crops stay random"
+        f"M&N: foreground of {len(located)} unlabeled cases located in {time.monotonic() - start:.1f} s; "
+        f"{empty} of them show none to the 3D network: their crops stay random{problem}"
     )
+
+
+def affordable_cases(cases: Volumes, *, patch_size: Sequence[int], iterations: int, batch_size: int) -> int:
+    """The number of cases at one refresh with which all refreshes take 2 % of the training.
+
+    It counts windows of nnU-Net's sliding window, and is the same in every run.
+
+    Args:
+        cases: the first of them stand for all.
+        patch_size: voxels.
+        iterations: of the training.
+        batch_size: samples of an iteration.
+    """
+    shapes = [cases.load_case(name)[0].shape[1:] for name in sorted(cases.identifiers)[:FEWEST_CASES]]
+    steps = np.ceil(2 * (np.asarray(shapes) / np.asarray(patch_size) - 1)).clip(0) + 1  # by half a patch
+    windows = TIME_SHARE / REFRESHES * iterations * batch_size * PASSES_PER_SAMPLE
+    return int(np.clip(windows / steps.prod(1).mean(), FEWEST_CASES, MOST_CASES))
 
 
 def _of_all_ranks(located: dict[str, list[np.ndarray]], ranks: Ranks) -> dict[str, list[np.ndarray]]:
@@ -202,6 +236,12 @@ def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Vo
             regions=trainer.label_manager.has_regions,
             seed=trainer.mn_config.seed or 0,
             stop=trainer.stopping.is_ending,
+            most_cases=affordable_cases(
+                cases,
+                patch_size=trainer.configuration_manager.patch_size,
+                iterations=trainer.schedule.total,
+                batch_size=trainer.counts.batch_size,
+            ),
             ranks=trainer.ranks,
         )
     finally:
@@ -215,18 +255,19 @@ def location_keys(labels: LabelManager) -> list[Any]:
     return list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
 
 
-def _masks(logits: Tensor, *, regions: bool) -> Iterable[np.ndarray]:
-    """The pseudo-mask of every foreground channel, `(Z, Y, X)` each."""
+def _foreground(logits: Tensor, *, regions: bool) -> list[np.ndarray]:
+    """The flat indices of every foreground channel's voxels, of logits `(K, Z, Y, X)`."""
     if regions:
-        yield from (logits > 0).cpu().numpy()  # a probability above one half
-        return
-    label_map = logits.argmax(0).cpu().numpy()
-    yield from (label_map == label for label in range(1, len(logits)))
+        return [np.flatnonzero(mask) for mask in (logits > 0).cpu().numpy()]  # a probability above one half
+    labels = logits.argmax(0).cpu().numpy().astype(np.uint8 if len(logits) <= 256 else np.int32).ravel()
+    voxels = np.flatnonzero(labels)
+    order = np.argsort(labels[voxels], kind="stable")
+    first = np.searchsorted(labels[voxels[order]], range(1, len(logits) + 1))
+    return [voxels[order[a:b]] for a, b in itertools.pairwise(first)]
 
 
-def _sample(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """At most `MOST_LOCATIONS` voxels `(n, 3)` of a mask."""
-    voxels = np.flatnonzero(mask)
+def _sample(voxels: np.ndarray, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """At most `MOST_LOCATIONS` of some voxels, `(n, 3)`, from their flat indices in a volume of a shape."""
     if len(voxels) > MOST_LOCATIONS:
         voxels = np.sort(rng.choice(voxels, MOST_LOCATIONS, replace=False))
-    return np.stack(np.unravel_index(voxels, mask.shape), axis=1).astype(np.int32)
+    return np.stack(np.unravel_index(voxels, tuple(shape)), axis=1).astype(np.int32)
