@@ -48,6 +48,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_mn.bridge.registration import trainers_path  # noqa: E402
 from nnunet_mn.bridge.stock_commands import run_stock  # noqa: E402
+from nnunet_mn.bridge.training.reading import read  # noqa: E402
 from nnunet_mn.config import environment_layer, resolve  # noqa: E402
 from nnunet_mn.networks import build_network_2d  # noqa: E402
 from nnunet_mn.sandbox.dataset import DATASET_ID, write_dataset  # noqa: E402
@@ -195,7 +196,7 @@ def epochs_in_checkpoint(training: Training) -> int:
     """The number of epochs that --c would not repeat; every checkpoint must be whole."""
     epochs = {}
     for file in training.fold.glob("checkpoint_*.pth"):
-        stored = torch.load(file, map_location="cpu", weights_only=False)
+        stored = read(file)
         expect({"network_weights", "mn", "current_epoch"} <= set(stored), f"{file} is not whole")
         epochs[file.stem] = int(stored["current_epoch"])
     for name in ("checkpoint_final", "checkpoint_latest", "checkpoint_best"):  # in the order of --c
@@ -207,9 +208,7 @@ def epochs_in_checkpoint(training: Training) -> int:
 def compare(training: Training, undisturbed: Training) -> None:
     """The final and the best checkpoints of two trainings must be equal to the bit, timestamps aside."""
     for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
-        one, other = (
-            torch.load(t.fold / name, map_location="cpu", weights_only=False) for t in (training, undisturbed)
-        )
+        one, other = (read(t.fold / name) for t in (training, undisturbed))
         for stored in (one, other):
             stored["logging"] = {k: v for k, v in stored["logging"].items() if "timestamps" not in k}
             del stored["init_args"]

@@ -22,6 +22,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
+from nnunet_mn.bridge.training.reading import read
 from nnunet_mn.config import REMOVED, Layer, resolve
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks import build_network_2d
@@ -116,7 +117,7 @@ def main() -> None:
     logs: dict[str, list[list[float]]] = {"3D": [], "2D along 0": []}
     print(f"{'Dice':34s}" + "".join(f"{name:>15s}" for name in COLUMNS))
     for file in files:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+        checkpoint = read(file)
         values = judge(checkpoint, preprocessed, int(file.parent.name.removeprefix("fold_")))
         print(f"{file.parents[3].name:34s}" + "".join(f"{value:15.3f}" for value in values), flush=True)
         for name, key in zip(logs, ("mean_fg_dice", "mean_fg_dice_2d"), strict=True):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from nnunet_mn.errors import MNError
 
 ENVIRONMENT_PREFIX = "nnUNet_mn_"
+ENVIRONMENT = f"the environment ({ENVIRONMENT_PREFIX}<field>)"
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Rounding = Literal["auto", "diffusion", "floor"]
 ScheduleKind = Literal["poly", "cosine"]
@@ -107,6 +108,8 @@ class MNConfig:
         foreground_share: share of the crops with foreground; None means nnU-Net's third.
         checkpoint_every: epochs between two writings of `checkpoint_latest.pth`.
         seed: of every random generator; None means nnU-Net's behavior (not seeded).
+        trust_checkpoints: load checkpoints that hold more than nnU-Net and M&N write, which can run code. Only the
+            environment may set it.
 
     Raises:
         MNError: when a value has the wrong type or lies out of its range.
@@ -143,6 +146,7 @@ class MNConfig:
     foreground_share: float | None = field(default=None, metadata=_range(0, 1))
     checkpoint_every: int = field(default=5, metadata=_POSITIVE)
     seed: int | None = field(default=None, metadata=_range(0, 2**32 - 1))
+    trust_checkpoints: bool = False
 
     def __post_init__(self) -> None:
         for name in _FIELDS:
@@ -179,6 +183,8 @@ def resolve(*layers: Layer) -> MNConfig:
                     f"{layer.source} sets '{name}' to {raw!r}, but M&N has no such field; allowed: {', '.join(_FIELDS)}"
                 )
             values[name] = _check(name, _convert(name, raw), source=layer.source)
+            if name == "trust_checkpoints" and values[name] and layer.source != ENVIRONMENT:  # plans come from anybody
+                raise MNError(f"{layer.source} sets '{name}', which {ENVIRONMENT} alone may: remove it there")
     preset = values.get("preset", _FIELDS["preset"].default)
     return MNConfig(**{**PRESETS[preset], **values})
 
@@ -186,7 +192,7 @@ def resolve(*layers: Layer) -> MNConfig:
 def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
     """The settings in environment variables named `nnUNet_mn_<field>`."""
     found = {k[len(ENVIRONMENT_PREFIX) :]: v for k, v in environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
-    return Layer("the environment (nnUNet_mn_<field>)", found)
+    return Layer(ENVIRONMENT, found)
 
 
 def _options(name: str) -> tuple[tuple[Any, ...], bool]:

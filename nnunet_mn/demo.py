@@ -176,7 +176,7 @@ def _run_model(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelRes
 
 def _read_curves(checkpoint: Path) -> dict[str, list[float]]:
     """The log of the training, from its own checkpoint."""
-    import torch  # here, not above: the display should not wait for it
+    from nnunet_mn.bridge.training.reading import read  # here, not above: the display should not wait for torch
 
-    logged = torch.load(checkpoint, map_location="cpu", weights_only=False)["logging"]
+    logged = read(checkpoint)["logging"]
     return {key: [float(value) for value in logged[key]] for key in _CURVES if key in logged}

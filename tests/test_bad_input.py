@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -184,6 +185,14 @@ SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     ),
     "folder without a model": (lambda site: site.set(backbone=site.raw), "holds no model that save_pretrained wrote"),
     "pickle bomb": (pickle_bomb, "pytorch_model.bin"),
+    "trust in plans": (
+        lambda site: site.plans(mn={"trust_checkpoints": True}),
+        "'mn' in the plans' .* sets 'trust_checkpoints', which the environment .* alone may",
+    ),
+    "damaged pretrained weights": (
+        lambda site: site.arguments.extend(["-pretrained_weights", str(site.raw / "dataset.json")]),
+        "dataset.json cannot be read .*: give another file to -pretrained_weights",
+    ),
     "field in plans": (lambda site: site.plans(mn={"lr2d": 1}), "'mn' in the plans' configuration .* 'lr2d' to 1"),
     "type in plans": (lambda site: site.plans(mn={"lr_2d": "fast"}), "sets 'lr_2d' to 'fast'"),
     "settings in plans that are no dictionary": (lambda site: site.plans(mn=["epochs"]), "'mn' in .* a dictionary"),
@@ -261,6 +270,43 @@ def other_classes(content: dict[str, Any]) -> None:
         weights[name] = torch.cat([weights[name], weights[name][:1]])
 
 
+class Payload:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def payload(site: Site, kind: str = "system") -> Payload:
+    """Something that creates a file when it is unpickled."""
+    command = f"touch {site.root / 'exploded'}"
+    if kind == "system":
+        return Payload(os.system, (command,))
+    if kind == "eval":
+        return Payload(eval, (f"__import__('os').system({command!r})",))
+    nested = io.BytesIO()
+    torch.save(payload(site), nested)
+    return Payload(torch.storage._load_from_bytes, (nested.getvalue(),))
+
+
+def malicious(place: str, kind: str = "system", *, how: str = "--c") -> Callable[[Site], None]:
+    """A checkpoint with a payload under a key of one of its parts, or beside them."""
+
+    def spoil(site: Site) -> None:
+        checkpoint(lambda content: content.setdefault(place, {}).update(x=payload(site, kind)))(site)
+        latest = site.fold / "checkpoint_latest.pth"
+        if how == "--val":
+            latest.rename(site.fold / "checkpoint_final.pth")
+            site.arguments[:] = ["--val"]
+        if how == "-pretrained_weights":
+            site.arguments[:] = [how, str(latest)]
+
+    return spoil
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "truncated": (checkpoint_bytes(lambda whole: whole[:-5000]), "checkpoint_latest.pth cannot be read"),
     "empty": (checkpoint_bytes(lambda _: b""), "checkpoint_latest.pth cannot be read"),
@@ -278,6 +324,17 @@ CHECKPOINTS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "of another batch": (
         checkpoint(lambda c: c["mn"].update(batch_size=7)),
         "batch size is 2 but the checkpoint was",
+    ),
+    "with a command": (malicious("extra"), "pth was not loaded: it holds '(posix|os).system'.*trust_checkpoints=true"),
+    "with eval": (malicious("extra", "eval"), "pth was not loaded: it holds '(\\w+\\.)?eval'"),
+    "with a checkpoint inside": (malicious("extra", "nested"), "it holds 'torch.storage._load_from_bytes'"),
+    "with a command in the optimizer": (malicious("optimizer_state"), "pth was not loaded: it holds"),
+    "with a command in the log": (malicious("logging"), "pth was not loaded: it holds"),
+    "with a command in the arguments": (malicious("init_args"), "pth was not loaded: it holds"),
+    "with a command, for validation": (malicious("logging", how="--val"), "final.pth was not loaded: it holds"),
+    "with a command, as pretrained weights": (
+        malicious("logging", how="-pretrained_weights"),
+        "latest.pth was not loaded: it holds",
     ),
     "with other frozen weights": (
         checkpoint(lambda c: c["mn"].update(frozen_hash="0")),

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_mn.bridge.training.checkpoint import load_mn, random_state, restore_random_state, save
+from nnunet_mn.bridge.training.checkpoint import random_state, restore_random_state, save
+from nnunet_mn.bridge.training.reading import mn_part, read
 from nnunet_mn.errors import MNError
 
 STOCK = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainerMN", "init_args": {"device": "cpu"}}
+
+
+def load_mn(path: Path) -> dict[str, Any]:
+    return mn_part(read(path), path)
 
 
 def _write_stock(file: io.BytesIO) -> None:

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training import workers
-from nnunet_mn.bridge.training.checkpoint import load_mn
+from nnunet_mn.bridge.training.reading import mn_part, read
 from nnunet_mn.errors import MNError
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net and its plots warn
@@ -137,7 +137,8 @@ def test_the_mn_part_of_a_checkpoint_loads_without_running_code(
     trainer = trainings.trainer(planned_dataset())
     trainer.on_train_start()
     trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
-    torch.save(load_mn(tmp_path / "checkpoint_latest.pth"), tmp_path / "mn.pth")
+    file = tmp_path / "checkpoint_latest.pth"
+    torch.save(mn_part(read(file), file), tmp_path / "mn.pth")
     mn = torch.load(tmp_path / "mn.pth", weights_only=True)
     assert mn["config"]["backbone"] == "efficientnet-lite0"
     assert mn["optimizer_2d"] is not None
@@ -303,7 +304,8 @@ def test_the_baseline_is_the_stock_trainer_on_the_labeled_cases(
     assert (set(train), set(val)) == (set(dataset.labeled), set(dataset.val))
     changed = {name for name, _ in inspect.getmembers(type(trainer), inspect.isfunction)
                if getattr(type(trainer), name) is not getattr(nnUNetTrainer, name, None)}  # fmt: skip
-    assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "_refuse", "_planned_dataset"}
+    assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "load_checkpoint", "_refuse",
+                       "_planned_dataset"}  # fmt: skip
     trainer.initialize()
     ours, schedule = trainer.configure_optimizers()
     stocks, stocks_schedule = nnUNetTrainer.configure_optimizers(trainer)

@@ -4,6 +4,7 @@ All classes live in this one file. nnU-Net imports the files of `nnUNet_extTrain
 them afterwards: a class would get a second copy of a base from another file there.
 """
 
+import sys
 import traceback
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from nnunet_mn.bridge.planning.checks import (
     planned_configuration,
 )
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
-from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, state, workers
+from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, reading, state, workers
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
@@ -90,6 +91,7 @@ class _LabeledCases(nnUNetTrainer):
     @last_word
     def initialize(self) -> None:
         if not self.was_initialized:
+            reading.check_pretrained(sys.argv[1:], trust=self.mn_config.trust_checkpoints)
             checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank))
         dataset_class_of(Path(self.preprocessed_dataset_folder))  # before stock's bare assertion
         super().initialize()
@@ -114,6 +116,15 @@ class _LabeledCases(nnUNetTrainer):
         for warning in (*warnings, *roles.warnings):
             self.print_to_log_file(warning)
         return list(roles.labeled), list(roles.val)
+
+    @last_word
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """Load a checkpoint, or the content of one. What a file holds cannot run code here, as it could in stock's."""
+        content = filename_or_checkpoint
+        if not isinstance(content, dict):
+            content = reading.read(Path(content), trust=self.mn_config.trust_checkpoints)
+        with reading.handed_over(content):
+            super().load_checkpoint(str(filename_or_checkpoint))
 
     def _planned_dataset(self) -> PlannedDataset:
         name = self.plans_manager.dataset_name
@@ -433,7 +444,8 @@ class nnUNetTrainerMN(_LabeledCases):
     @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         file = Path(filename_or_checkpoint)
-        mn, weights = checkpoint.load_mn_and_weights(file)
+        content = reading.read(file, trust=self.mn_config.trust_checkpoints)
+        mn = reading.mn_part(content, file)
         now = self.mn_config.to_dict()
         if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
             state.refuse_to_continue(
@@ -443,8 +455,9 @@ class nnUNetTrainerMN(_LabeledCases):
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
         if not self.was_initialized:
             self.initialize()
+        weights = content.get("network_weights", {})  # check_network names missing ones
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
-        super().load_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(content)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = self.initial_lr  # `lr_3d` may have been changed on purpose
         self.resumed = mn  # on_train_start applies it to the 2D network; validation alone needs none

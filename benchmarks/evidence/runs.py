@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from evidence import records
 from evidence.methods import BASELINE, METHODS, Method
 from evidence.workspace import CONFIGURATION, PLANS, Scale, Workspace, scale_key, trainings_key
@@ -16,6 +15,7 @@ from filelock import FileLock
 
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
+from nnunet_mn.bridge.training.reading import read
 from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
@@ -162,7 +162,7 @@ def _resolved(run: Run, scale: Scale) -> MNConfig:
 
 def _config(checkpoint: Path, run: Run, scale: Scale) -> dict[str, Any]:
     """M&N's resolved settings from the checkpoint; for other trainers the given ones."""
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=False).get("mn")
+    stored = read(checkpoint).get("mn")
     return _settings(run, scale) if stored is None else stored["config"]
 
 

@@ -15,6 +15,7 @@ import torch
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.model_card import TrainedFold, model_card
 from nnunet_mn.bridge.stock_commands import run_stock
+from nnunet_mn.bridge.training.reading import read_by_environment
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.registry import license_of
 
@@ -94,8 +95,7 @@ def _stage(fold: Path, target: Path) -> Mapping[str, Any]:
     for name in _OF_FOLD:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_existing(fold / name), target / name)
-    # as nnU-Net loads it: whoever exports a model trusts it
-    checkpoint = torch.load(fold / CHECKPOINT, map_location="cpu", weights_only=False)
+    checkpoint = read_by_environment(fold / CHECKPOINT)
     if "mn" not in checkpoint:
         raise MNError(f"{fold / CHECKPOINT} is not of an M&N training; use nnUNetv2_export_model_to_zip")
     mn: Mapping[str, Any] = checkpoint.pop("mn")

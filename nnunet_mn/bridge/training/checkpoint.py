@@ -2,7 +2,6 @@
 
 import io
 import os
-import pickle
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[s
     stock = io.BytesIO()
     write_stock(stock)
     stock.seek(0)
-    checkpoint = torch.load(stock, map_location="cpu", weights_only=False)
+    checkpoint = torch.load(stock, map_location="cpu", weights_only=False)  # of this process, not from a file
     checkpoint |= {"trainer_name": STOCK_TRAINER, "mn": dict(mn)}
     _replace(checkpoint, path)
 
@@ -61,35 +60,6 @@ def remove_leftovers(folder: Path) -> None:
     for pattern in ("checkpoint_*.pth.tmp", "foreground_*.tmp"):
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
-
-
-def load_mn(path: Path) -> dict[str, Any]:
-    """The `mn` part of a checkpoint, on the CPU. Raises as `load_mn_and_weights` does."""
-    return load_mn_and_weights(path)[0]
-
-
-def load_mn_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The `mn` part of a checkpoint and the weights of the 3D network, on the CPU.
-
-    Raises:
-        MNError: if the file is damaged or no M&N training wrote it.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition(". ")[0] or type(error).__name__  # torch adds advice
-        raise MNError(
-            f"the checkpoint {path} cannot be read ({reason}): move it away, and --c goes on from another one in its "
-            f"folder, or anew"
-        ) from error
-    if not isinstance(checkpoint, dict) or not {"trainer_name", "network_weights"} & checkpoint.keys():
-        raise MNError(f"{path} is no checkpoint of nnU-Net: move it away")
-    if "mn" not in checkpoint:
-        raise MNError(
-            f"{path} holds no M&N state, and M&N cannot continue from it: start without --c, or use the trainer that "
-            f"wrote it ({checkpoint.get('trainer_name', 'unknown')})"
-        )
-    return checkpoint["mn"], checkpoint.get("network_weights", {})  # check_network names missing ones
 
 
 def check_network(weights: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
