@@ -1,14 +1,18 @@
 """Every kind of backbone through the code that users run: tiny models that the libraries save and ours loads."""
 
+import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import safetensors.torch
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     BeitConfig,
@@ -23,7 +27,9 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
     SegformerConfig,
+    SegformerForImageClassification,
     SegformerForSemanticSegmentation,
+    SegformerModel,
     SwinConfig,
     SwinForImageClassification,
     UperNetConfig,
@@ -34,7 +40,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from nnunet_mn.config import MNConfig
+from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.lora import is_projection
@@ -50,7 +56,7 @@ PLAIN = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "
 STAGES = [f"stage{number}" for number in range(1, 5)]
 
 
-def segformer() -> PreTrainedModel:
+def segformer(model_class: Any = SegformerForSemanticSegmentation) -> PreTrainedModel:
     config = SegformerConfig(
         depths=[1] * 4,
         hidden_sizes=[8, 16, 24, 32],
@@ -58,7 +64,8 @@ def segformer() -> PreTrainedModel:
         decoder_hidden_size=32,
         num_labels=LABELS,
     )
-    return SegformerForSemanticSegmentation(config)
+    model: PreTrainedModel = model_class(config)
+    return model
 
 
 def swin_config() -> SwinConfig:
@@ -102,6 +109,8 @@ def resnet() -> PreTrainedModel:
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "segformer": segformer,
+    "segformer-encoder": lambda: segformer(SegformerModel),
+    "segformer-classifier": lambda: segformer(SegformerForImageClassification),
     "upernet-swin": lambda: upernet(swin_config()),
     "upernet-convnext": lambda: upernet(convnext_config()),
     "beit": beit,
@@ -221,9 +230,58 @@ def test_resnets_features_are_the_librarys(saved: Callable[[str], str]) -> None:
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_a_segformer_encoder_has_the_maps_of_its_four_stages(saved: Callable[[str], str]) -> None:
+    model = SegformerForImageClassification.from_pretrained(saved("segformer-classifier")).eval()
+    images = torch.randn(2, 3, 64, 96)
+    backbone = build(saved("segformer-classifier"), adaptation="frozen").eval().backbone
+    with torch.no_grad():
+        maps = backbone(images)
+        expected = model.segformer(images, output_hidden_states=True).hidden_states
+    assert [tuple(map_.shape[1:]) for map_ in maps] == [(8, 16, 24), (16, 8, 12), (24, 4, 6), (32, 2, 3)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(maps, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["segformer", "resnet", "test_resnet"])
+def test_weights_of_any_precision_run_in_fp32(
+    saved: Callable[[str], str], tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    file = Path(saved(name).rpartition("@")[2])
+    if file.is_dir():
+        shutil.copytree(file, tmp_path, dirs_exist_ok=True)
+        config = json.loads((file / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}))
+        file, backbone = file / "model.safetensors", str(tmp_path)
+    else:
+        backbone = f"timm:{name}@{tmp_path / 'model.safetensors'}"
+    tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(file).items()}
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    network = build(backbone, adaptation="frozen")
+    assert {value.dtype for value in network.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    assert network(torch.randn(1, 2, 40, 40)).isfinite().all()
+
+
+@pytest.mark.skipif(not hasattr(peft.helpers, "disable_input_dtype_casting"), reason="this peft always casts")
+def test_inputs_of_lora_are_not_cast_back_and_forth(saved: Callable[[str], str]) -> None:
+    network = build(saved("segformer"), adaptation="lora").eval()
+    slices = torch.randn(1, 2, 40, 40)
+    layers = [module for module in network.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    assert layers
+    outputs = []
+    for is_cast in (False, True):
+        assert not any(layer.cast_input_dtype_enabled for layer in layers) or is_cast
+        for layer in layers:
+            layer.cast_input_dtype_enabled = is_cast
+            torch.nn.init.ones_(layer.lora_B["default"].weight)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            outputs.append(network(slices))
+    assert torch.equal(*outputs)
+
+
 def test_the_papers_preset_keeps_the_models_dropout(saved: Callable[[str], str]) -> None:
-    assert not same_in_eval(build(saved("segformer"), preset="paper"))
-    assert same_in_eval(build(saved("segformer"), preset="nnunet"))
+    for preset, is_same in (("paper", False), ("nnunet", True)):
+        config = resolve(Layer("the test", {"backbone": saved("segformer"), "preset": preset}))
+        assert same_in_eval(build_network_2d(config, in_channels=2, num_classes=3)) == is_same
 
 
 def test_auto_means_lora_for_transformers_and_full_for_convolutional_networks(saved: Callable[[str], str]) -> None:
@@ -238,6 +296,37 @@ def test_a_model_without_feature_maps_is_refused(tmp_path: Path) -> None:
     config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(MNError, match="neither a model for semantic segmentation nor a backbone"):
+        build(str(tmp_path))
+
+
+def test_a_folder_of_timm_names_the_way_that_works(saved: Callable[[str], str], tmp_path: Path) -> None:
+    shutil.copy(saved("test_resnet").partition("@")[2], tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "test_resnet", "num_classes": 5}')
+    with pytest.raises(MNError, match="was saved by timm and has no class in transformers; use timm:") as refused:
+        build(str(tmp_path))
+    assert build(str(refused.value).rpartition("use ")[2])
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18.a1_in1k", "local-dir:/some/folder"])
+def test_other_ways_of_timm_to_name_a_model_are_refused(name: str) -> None:
+    with pytest.raises(MNError, match="use timm:NAME@FILE, with the 'architecture'"):
+        build(f"timm:{name}")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", r"config\.json cannot be read as JSON"),
+        ("[]", r"config\.json holds no JSON object"),
+        ('{"model_type": "segformer", "hidden_sizes": "x"}', r"transformers cannot (read|load)"),
+        ('{"model_type": "of-nobody"}', "transformers cannot read the configuration"),
+        ('{"model_type": "segformer", "depths": [1]}', "transformers cannot (read|load)"),
+    ],
+)
+def test_a_broken_configuration_is_one_sentence(tmp_path: Path, content: str, sentence: str) -> None:
+    segformer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(MNError, match=sentence):
         build(str(tmp_path))
 
 

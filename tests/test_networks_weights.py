@@ -1,6 +1,8 @@
 import json
 import pickle
 import shutil
+from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import constants
+from torch import nn
 
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks import hub, inventory
+from nnunet_mn.networks import hub, inventory, weights
 from nnunet_mn.networks.inventory import can_be_fetched, fetch_backbone, list_backbones, weights_are_here
 from nnunet_mn.networks.registry import ENTRIES, find, license_of
-from nnunet_mn.networks.weights import check_fit, hash_of, read_tensors, renamed_by_order
+from nnunet_mn.networks.weights import check_fit, frozen_hash, hash_of, read_tensors, renamed_by_order
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
 
@@ -231,9 +234,58 @@ def test_fetching_says_what_to_export(
     assert str(tmp_path / "weights") in exports if to_folder else f"HF_HUB_CACHE={cache}" in exports
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MNError, match="save_pretrained"):
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [("a.txt", "config.json and model.safetensors"), ("config.json", "model.safetensors"),
+     ("model.safetensors", "config.json")],
+)  # fmt: skip
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, present: str, missing: str) -> None:
+    (tmp_path / present).touch()
+    with pytest.raises(MNError, match=f"save_pretrained wrote: it lacks {missing};"):
         hub.model_folder(str(tmp_path), name=str(tmp_path))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
+)
+def test_a_pointer_of_git_lfs_is_told_with_its_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(MNError, match=rf"^\S+{name} is a pointer of git-lfs, .*; run `git lfs pull` in {tmp_path}$"):
+        hub.model_folder(str(tmp_path), name="mine")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.pth"])
+def test_a_pointer_is_told_for_a_file_too(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(MNError, match=rf"^\S+{name} is a pointer of git-lfs"):
+        read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"{}", b'{"weight_map": 3}', b'{"weight_map": {"a": 1}}', b"\xff\xfe"]
+)
+def test_a_broken_index_of_shards_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(MNError, match=r"model\.safetensors\.index\.json (cannot be read as JSON|holds no|has no)"):
+        hub.model_folder(str(tmp_path), name="mine")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(MNError, match=r"names model-00001-of-00001\.safetensors, which is missing"):
+        hub.model_folder(str(tmp_path), name="mine")
+
+
+def test_the_list_survives_a_broken_index_in_the_cache(cache: Path) -> None:
+    put_in_cache(cache, "facebook/dinov2-small", {"config.json": b"{}", "model.safetensors.index.json": b"{"})
+    assert "dinov2-small" not in {entry.name for entry, is_here in list_backbones() if is_here}
 
 
 def test_safetensors_are_preferred_to_a_pickle(tmp_path: Path) -> None:
@@ -247,9 +299,44 @@ def test_safetensors_are_preferred_to_a_pickle(tmp_path: Path) -> None:
     [
         ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.5,) * 3, (0.25,) * 3)),
         ({"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.0,) * 3, (1.0,) * 3)),
+        ({"image_mean": 0.5, "image_std": 0.25}, ((0.5,) * 3, (0.25,) * 3)),
+        ({"image_mean": None, "image_std": None}, None),
         ({}, None),
     ],
 )
 def test_the_statistics_of_the_training_images_are_read(tmp_path: Path, content: Any, expected: Any) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     assert hub.image_statistics(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "", "[1]", "\0", POINTER.decode(), '{"image_mean": "abc"}', '{"image_mean": [0.5, 0.5]}',
+     '{"image_mean": [0.5, 0.5, 0.5]}', '{"image_mean": [0, 0, 0], "image_std": [1, 0, 1]}',
+     '{"image_mean": [NaN, 0, 0], "image_std": [1, 1, 1]}'],
+)  # fmt: skip
+def test_broken_statistics_are_refused_by_the_name_of_their_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(MNError, match=r"preprocessor_config\.json (cannot|holds|has|is a pointer)"):
+        hub.image_statistics(tmp_path)
+
+
+def test_frozen_weights_are_hashed_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[object] = []
+
+    def counted(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+        hashed.append(tensors)
+        return hash_of(tensors)
+
+    monkeypatch.setattr(weights, "hash_of", counted)
+    network = nn.Linear(2, 2).requires_grad_(False)
+    network.bias.requires_grad_(True)
+    first = frozen_hash(network)
+    with torch.no_grad():
+        network.bias.add_(1)  # trained
+    assert (frozen_hash(network), len(hashed)) == (first, 1)
+    with torch.no_grad():
+        network.weight.add_(1)
+    assert frozen_hash(network) != first
+    network.weight.data = torch.zeros(2, 2)
+    assert frozen_hash(network) == frozen_hash(deepcopy(network)) == hash_of([("weight", torch.zeros(2, 2))])

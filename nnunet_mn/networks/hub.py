@@ -1,6 +1,7 @@
 """The files of a model on this machine, in the Hugging Face cache or a local folder, and their download."""
 
-import json
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 
 import huggingface_hub
@@ -9,6 +10,7 @@ from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryN
 from safetensors import SafetensorError, safe_open
 
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.files import read_json, refuse_pointer
 from nnunet_mn.networks.registry import EMBEDDED
 from nnunet_mn.networks.weights import read_tensors
 
@@ -33,10 +35,11 @@ def model_folder(source: str, *, name: str) -> Path:
     """
     if Path(source).is_dir():
         folder = Path(source)
-        if not (folder / CONFIG).is_file() or not weight_files(folder):
+        here = {CONFIG: (folder / CONFIG).is_file(), "model.safetensors": bool(weight_files(folder))}
+        if missing := " and ".join(file for file, is_here in here.items() if not is_here):
             raise MNError(
-                f"The folder {folder} holds no model that save_pretrained wrote ({CONFIG} and model.safetensors); "
-                "name another folder"
+                f"The folder {folder} holds no model that save_pretrained wrote: it lacks {missing}; name another "
+                "folder, or weights of timm by timm:NAME@FILE"
             )
     else:
         folder = cached_folder(source) or fetch(source, name=name)
@@ -85,23 +88,34 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights, in their preferred format; empty if there are none."""
+    """The files of a model's weights, in their preferred format; empty if there are none.
+
+    Raises:
+        MNError: when they are shards and their index cannot be read.
+    """
     names = (name for single, index, _ in _WEIGHTS for name in (single, index))
     best = next((folder / name for name in names if (folder / name).is_file()), None)
     if best is None:
         return []
     if best.suffix != ".json":
         return [best]
-    shards = json.loads(best.read_text())["weight_map"].values()
-    return [folder / shard for shard in sorted(set(shards))]
+    shards = read_json(best).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        raise MNError(f"{best} has no 'weight_map' from tensors to files; fetch it again")
+    return [folder / shard for shard in sorted(set(shards.values()))]
 
 
 def check_file(path: Path) -> None:
     """Refuse a truncated weight file, or one with more than tensors in it, before a library opens it."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file():
+        raise MNError(
+            f"The index of shards in {path.parent} names {path.name}, which is missing; fetch the model again"
+        )
+    if path.suffix != ".safetensors":
         read_tensors(path)
         return
     try:
+        refuse_pointer(path)
         with safe_open(path, framework="pt"):  # reads the header and compares it with the file's length
             pass
     except (SafetensorError, OSError) as error:
@@ -109,13 +123,32 @@ def check_file(path: Path) -> None:
 
 
 def image_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of the pixels a model was trained on, if its folder says so."""
+    """Mean and deviation of the pixels a model was trained on, if its folder says so.
+
+    Raises:
+        MNError: when the file about them is broken.
+    """
     path = folder / _PROCESSOR
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    found = read_json(path)
     if not found.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if len(found.get("image_mean", ())) == len(found.get("image_std", ())) == 3:
-        return tuple(found["image_mean"]), tuple(found["image_std"])
-    return None
+    mean, std = (_per_channel(found.get(name)) for name in ("image_mean", "image_std"))
+    if mean is None and std is None:
+        return None
+    if not mean or not std or min(std) <= 0:
+        raise MNError(
+            f"{path} has image_mean {found.get('image_mean')!r} and image_std {found.get('image_std')!r}, not three "
+            "numbers each, the latter above 0; correct or remove it"
+        )
+    return mean, std
+
+
+def _per_channel(value: object) -> tuple[float, ...] | None:
+    """Numbers of three channels: one number means all. None if nothing is given; empty if it is anything else."""
+    if value is None:
+        return None
+    numbers = value if isinstance(value, list) else [value] * 3
+    is_right = len(numbers) == 3 and all(isinstance(number, Real) and isfinite(number) for number in numbers)
+    return tuple(map(float, numbers)) if is_right else ()

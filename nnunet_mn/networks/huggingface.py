@@ -7,12 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoConfig
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
+    SegformerConfig,
+    SegformerModel,
+)
 from transformers.utils import logging
 
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.backbone import Backbone, Facts, accepted_shape, probe_image
-from nnunet_mn.networks.hub import image_statistics, model_folder
+from nnunet_mn.networks.files import read_json
+from nnunet_mn.networks.hub import CONFIG, image_statistics, model_folder, weight_files
 from nnunet_mn.networks.registry import find, license_of
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,6 +39,13 @@ class Encoder(Backbone):
     def encoder(self) -> nn.Module:
         model: nn.Module = self.model
         return model
+
+
+class StageEncoder(Encoder):
+    """A SegFormer without its decode head, which AutoBackbone does not know: images -> the maps of its four stages."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.model(images, output_hidden_states=True).hidden_states)
 
 
 class Segmenter(Backbone):
@@ -89,23 +103,13 @@ def load_huggingface(name: str, *, dropout: bool) -> Backbone:
     entry = find(name)
     source = entry.source if entry is not None else name
     folder = model_folder(source, name=name)
+    _refuse_timm(folder, name)
+    mean, std = image_statistics(folder) or _IMAGENET
     config = _read_config(folder)
     if not dropout:
         _switch_off_dropout(config)
-    is_segmenter = any(_SEGMENTER in architecture for architecture in config.architectures or ())
-    # The mappings behind transformers' auto classes: AutoBackbone itself asks the hub even about a local folder.
-    mapping = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING if is_segmenter else MODEL_FOR_BACKBONE_MAPPING
-    if type(config) not in mapping:
-        raise MNError(
-            f"'{name}' is a '{config.model_type}', neither a model for semantic segmentation nor a backbone with "
-            "feature maps in transformers; use one such as SegFormer, UperNet, DINOv2, Swin or ConvNeXt"
-        )
-    if is_segmenter:
-        config.use_auxiliary_head = False  # it serves the pretraining only
-    else:
-        _ask_for_stages(config)
-    model = _load(mapping[type(config)], folder, config).eval()
-    mean, std = image_statistics(folder) or _IMAGENET
+    kind, model_class = _classes(config, name)
+    model = _load(model_class, folder, config).float().eval()  # transformers 5 keeps the precision of the file
     patch = _size(config, "patch_size") or 1
     facts = Facts(
         name=name,
@@ -116,17 +120,51 @@ def load_huggingface(name: str, *, dropout: bool) -> Backbone:
         patch=patch,
         shape=accepted_shape(model, patch=patch, image_size=_size(config, "image_size")),
     )
-    return Segmenter(model, facts) if is_segmenter else Encoder(model, facts)
+    return kind(model, facts)
+
+
+def _refuse_timm(folder: Path, name: str) -> None:
+    content = read_json(folder / CONFIG)
+    if "architecture" in content and "model_type" not in content:
+        raise MNError(
+            f"'{name}' was saved by timm and has no class in transformers; use "
+            f"timm:{content['architecture']}@{weight_files(folder)[0]}"
+        )
 
 
 def _read_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # transformers may raise anything about a broken configuration
         raise MNError(
-            f"transformers cannot read the configuration in {folder} ({str(error).partition(chr(10))[0]}); "
+            f"transformers cannot read the configuration in {folder / CONFIG} ({_first_line(error)}); "
             "name a model of transformers itself, one without code of others"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
+
+
+def _classes(config: Any, name: str) -> tuple[type[Backbone], Any]:
+    """Our class and transformers' class for a configuration; ask it for the feature maps in use."""
+    architectures = list(config.architectures or ())
+    # The mappings behind transformers' auto classes: AutoBackbone itself asks the hub even about a local folder.
+    if any(_SEGMENTER in architecture for architecture in architectures):
+        if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+            config.use_auxiliary_head = False  # it serves the pretraining only
+            return Segmenter, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
+    elif type(config) is SegformerConfig:
+        config.reshape_last_stage = True
+        return StageEncoder, SegformerModel
+    elif type(config) in MODEL_FOR_BACKBONE_MAPPING:
+        _ask_for_stages(config)
+        return Encoder, MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    raise MNError(
+        f"'{name}' is a '{config.model_type}' ({', '.join(architectures) or 'no architecture is named'}), neither a "
+        "model for semantic segmentation nor a backbone with feature maps in transformers: AutoBackbone has no class "
+        "for it; use one such as SegFormer, UperNet, DINOv2, Swin or ConvNeXt, or weights of timm by timm:NAME@FILE"
+    )
 
 
 def _ask_for_stages(config: Any) -> None:
@@ -150,9 +188,9 @@ def _load(model_class: Any, folder: Path, config: Any) -> nn.Module:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except Exception as error:  # transformers may raise anything about a broken model
         raise MNError(
-            f"transformers cannot load the model in {folder} ({str(error).partition(chr(10))[0]}); "
+            f"transformers cannot load the model in {folder} ({_first_line(error)}); "
             "name another model or fetch it again"
         ) from error
     missing = [key for key in sorted(report["missing_keys"]) if _NEW_IN_BACKBONES not in key]

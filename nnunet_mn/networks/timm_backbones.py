@@ -123,6 +123,11 @@ def hub_id_of(model_name: str) -> str:
 
 def _published(model_name: str) -> Any:
     """timm's facts about a model's published weights."""
+    if ":" in model_name:
+        raise MNError(
+            f"M&N does not take '{PREFIX}{model_name}': it gives no name of a model in timm; use {PREFIX}NAME@FILE, "
+            f"with the 'architecture' in its config.json as NAME and its weight file on this machine as FILE"
+        )
     if not is_model(model_name):
         raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` lists them all")
     return get_pretrained_cfg(model_name)

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.files import refuse_pointer
 
 _REMEDY = "use the backbone and adaptation that they were made for"
 _SHOWN = 3  # differing tensors in a message
+_FROZEN_HASHES: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -24,14 +27,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         path: a `.safetensors` file, or a file of torch.save with tensors and plain containers alone.
 
     Raises:
-        MNError: when the file is missing, truncated, or holds anything but tensors.
+        MNError: when the file is missing, truncated, a pointer of git-lfs, or holds anything but tensors.
     """
     if not path.is_file():
         raise MNError(f"There is no weight file at {path}; name an existing file or folder")
     try:
+        refuse_pointer(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except MNError:
+        raise
     except pickle.UnpicklingError as error:
         raise MNError(
             f"{path} was not loaded: it holds pickled objects besides tensors, and those could run code; "
@@ -133,5 +139,10 @@ def load_learned_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def frozen_hash(network: nn.Module) -> str:
-    """A hash of the frozen weights, the same in every process."""
-    return hash_of((name, p) for name, p in network.named_parameters() if not p.requires_grad)
+    """A hash of the frozen weights, the same in every process. It is found anew only after a change of them."""
+    frozen = [(name, p) for name, p in network.named_parameters() if not p.requires_grad]
+    state = tuple((name, p.data_ptr(), p._version) for name, p in frozen)  # torch counts the changes of a tensor
+    known = _FROZEN_HASHES.get(network)
+    if known is None or known[0] != state:
+        known = _FROZEN_HASHES[network] = state, hash_of(frozen)
+    return known[1]
