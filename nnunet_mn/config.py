@@ -69,6 +69,7 @@ def _range(low: float, high: float, *, low_open: bool = False, high_open: bool =
     return {"check": check, "allowed": f"a number in {allowed}"}
 
 
+_NAME = {"check": lambda value: value.strip() != "", "allowed": "a name, a Hugging Face id or a folder"}
 _POSITIVE = {"check": lambda value: value >= 1, "allowed": "an integer of at least 1"}
 
 
@@ -115,7 +116,7 @@ class MNConfig:
         MNError: when a value has the wrong type or lies out of its range.
     """
 
-    backbone: str = "efficientnet-lite0"
+    backbone: str = field(default="efficientnet-lite0", metadata=_NAME)
     adaptation: Literal["auto", "lora", "full", "frozen"] = "auto"
     preset: Literal["nnunet", "paper"] = "nnunet"
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
@@ -85,12 +86,67 @@ def test_weights_that_are_nowhere_are_bad(monkeypatch, backbone: str) -> None:
     assert f"{backbone} is not on this machine and cannot be downloaded" in row.finding
 
 
-@pytest.mark.parametrize("backbone", ["{folder}", "timm:resnet18@{folder}/model.safetensors"])
-def test_local_weights_are_on_this_machine(monkeypatch, tmp_path: Path, backbone: str) -> None:
-    (tmp_path / "model.safetensors").touch()
-    monkeypatch.setenv("nnUNet_mn_backbone", backbone.format(folder=tmp_path))
-    (row,) = environment.check_weights(resolve(environment_layer()))
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny model of timm: its file beside the folder that timm saves."""
+    from nnunet_mn.networks.timm_backbones import timm
+
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "test_resnet"}')
+    return tmp_path
+
+
+def weights_row(monkeypatch: pytest.MonkeyPatch, backbone: str) -> Row:
+    monkeypatch.setenv("nnUNet_mn_backbone", backbone)
+    (row,) = examine("2D weights", lambda: environment.check_weights(resolve(environment_layer())))
+    return row
+
+
+def test_local_weights_are_on_this_machine(monkeypatch, model: Path) -> None:
+    row = weights_row(monkeypatch, f"timm:test_resnet@{model}/model.safetensors")
     assert row.state == "good"
+    assert "is on this machine and runs (license: apache-2.0)" in row.finding
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "backbone", "finding"),
+    [
+        ("model.safetensors", b"", "timm:test_resnet@{folder}/model.safetensors", "model.safetensors is damaged"),
+        ("model.safetensors", b"", "{folder}", "model.safetensors is damaged"),
+        ("config.json", b"{", "{folder}", "config.json cannot be read as JSON"),
+        ("config.json", b'{"model_type": "bert"}', "{folder}", "neither a model for semantic segmentation nor a"),
+        ("preprocessor_config.json", b"", "{folder}", "use timm:test_resnet@"),
+        ("other.txt", b"", "timm:resnet18@{folder}/model.safetensors", "do not fit the network"),
+        ("other.txt", b"", "", "sets 'backbone' to ''; allowed is a name"),
+        ("other.txt", b"", "timm:hf-hub:owner/model", "use timm:NAME@FILE"),
+    ],
+)
+def test_weights_that_are_here_but_would_stop_a_training_are_bad(
+    monkeypatch, model: Path, file: str, content: bytes, backbone: str, finding: str
+) -> None:
+    (model / file).write_bytes(content)
+    row = weights_row(monkeypatch, backbone.format(folder=model))
+    assert row.state == "bad"
+    assert finding in row.finding
+
+
+def test_folder_without_a_model_is_bad(monkeypatch, tmp_path: Path) -> None:
+    assert weights_row(monkeypatch, str(tmp_path)).state == "bad"
+
+
+def test_adaptation_that_the_network_cannot_have_is_bad(monkeypatch, model: Path) -> None:
+    monkeypatch.setenv("nnUNet_mn_adaptation", "lora")
+    monkeypatch.setattr("nnunet_mn.networks.lora.is_projection", lambda _: False)
+    row = weights_row(monkeypatch, f"timm:test_resnet@{model}/model.safetensors")
+    assert row.state == "bad"
+    assert "use 'full'" in row.finding
+
+
+def test_page_of_a_dataset_tries_its_2d_network_out(planned_dataset, monkeypatch, model: Path) -> None:
+    (model / "config.json").write_text("{")
+    monkeypatch.setenv("nnUNet_mn_backbone", str(model))
+    rows = check_dataset(planned_dataset().name, **DOCTOR)
+    assert "2D weights: " + str(model / "config.json") in findings(rows, "bad")
 
 
 def test_weights_that_are_elsewhere_are_noted_with_the_fetch_command(monkeypatch, tmp_path: Path) -> None:

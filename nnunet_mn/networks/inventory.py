@@ -5,11 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.build import build_network_2d
 from nnunet_mn.networks.hub import cached_folder, fetch, weight_files
+from nnunet_mn.networks.network_2d import Network2D
 from nnunet_mn.networks.registry import ENTRIES, Entry, find
 from nnunet_mn.networks.weights import hash_of
 
@@ -37,7 +39,14 @@ class Checked:
 
 def list_backbones() -> list[tuple[Entry, bool]]:
     """Every backbone with a name, and whether its weights are on this machine; opens no connection."""
-    return [(entry, weights_are_here(entry.name)) for entry in ENTRIES]
+    return [(entry, _is_whole(entry.name)) for entry in ENTRIES]
+
+
+def _is_whole(backbone: str) -> bool:
+    try:
+        return weights_are_here(backbone)
+    except MNError:  # of a broken index of shards in the cache
+        return False
 
 
 def weights_are_here(backbone: str) -> bool:
@@ -51,7 +60,7 @@ def weights_are_here(backbone: str) -> bool:
             folder.
 
     Raises:
-        MNError: when timm has no such model.
+        MNError: when timm has no such model, or an index of shards is broken.
     """
     source = _source(backbone)
     if source.startswith(_EMBEDDED):
@@ -123,17 +132,27 @@ def _exports(source: str, folder: Path, *, is_cache: bool) -> str:
     return f"export HF_HUB_OFFLINE=1 nnUNet_mn_backbone={backbone}"
 
 
+def try_out(config: MNConfig) -> tuple[Network2D, Tensor]:
+    """Build the 2D network of the settings and run it once on noise; return it and its logits.
+
+    Raises:
+        MNError: when its weights are not here, damaged, do not fit, or give logits that are not finite.
+    """
+    network = build_network_2d(config, in_channels=1, num_classes=2).eval()
+    with torch.no_grad():
+        logits = network(torch.randn(_SLICE, generator=torch.Generator().manual_seed(0)))
+    if not logits.isfinite().all():
+        raise MNError(f"The network '{config.backbone}' returned values that are not finite; fetch its weights again")
+    return network, logits
+
+
 def check_backbone(name: str) -> Checked:
     """Load a backbone, run it once on noise and measure it.
 
     Raises:
         MNError: when its weights are not here, damaged, or do not fit.
     """
-    network = build_network_2d(MNConfig(backbone=name, adaptation="frozen"), in_channels=1, num_classes=2).eval()
-    with torch.no_grad():
-        logits = network(torch.randn(_SLICE, generator=torch.Generator().manual_seed(0)))
-    if not logits.isfinite().all():
-        raise MNError(f"The network '{name}' returned values that are not finite; fetch its weights again")
+    network, logits = try_out(MNConfig(backbone=name, adaptation="frozen"))
     state = network.backbone.state_dict()
     return Checked(
         description=network.description,

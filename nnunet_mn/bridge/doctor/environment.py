@@ -134,20 +134,21 @@ def check_settings() -> list[Row]:
 
 
 def check_weights(config: MNConfig) -> list[Row]:
-    """Whether the 2D network's weights are on this machine, and their license."""
-    from nnunet_mn.networks.inventory import can_be_fetched, weights_are_here
+    """Whether the 2D network's weights are on this machine, the network runs with them, and their license."""
+    from nnunet_mn.networks.inventory import can_be_fetched, try_out, weights_are_here
     from nnunet_mn.networks.registry import license_of
 
     backbone = config.backbone
-    license_ = f"license: {license_of(backbone)}"
     if weights_are_here(backbone):
-        return [Row("good", "2D weights", f"{backbone} is on this machine ({license_})")]
+        network, _ = try_out(config)
+        found = f"{backbone} is on this machine and runs (license: {network.backbone.facts.license})"
+        return [Row("good", "2D weights", found)]
     missing = f"{backbone} is not on this machine"
     if not can_be_fetched(backbone):
         fix = "name an existing file or folder, a Hugging Face id, or one that 'nnunet-mn weights list' shows as here"
         return [Row("bad", "2D weights", f"{missing} and cannot be downloaded; {fix}")]
     fix = f"on a node without network run 'nnunet-mn weights fetch {backbone}' before"
-    return [Row("note", "2D weights", f"{missing} ({license_}): training will download it; {fix}")]
+    return [Row("note", "2D weights", f"{missing} (license: {license_of(backbone)}): training will download it; {fix}")]
 
 
 def check_cpus() -> list[Row]:
