@@ -184,8 +184,10 @@ def doctor(
     epilog="Example: nnunet-mn export nnUNet_results/Dataset004_A/nnUNetTrainerMN__nnUNetPlans__3d_fullres -o a.zip"
 )
 def export(
-    model_folder: Annotated[Path, typer.Argument(help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The zip; model_card.md is put beside it.")],
+    model_folder: Annotated[Path, typer.Argument(help="In nnUNet_results: DATASET/TRAINER__PLANS__CONFIGURATION")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The zip. For a.zip, a.model_card.md is put beside it.")
+    ],
 ) -> None:
     """Export a trained model for stock nnU-Net, with a model card."""
     from nnunet_mn.bridge.export import export_model

@@ -77,7 +77,7 @@ def test_zip_is_a_stock_model_with_the_same_network_and_nothing_of_ours(trained:
 
 def test_card_lies_in_the_zip_and_beside_it(trained: Path, tmp_path: Path) -> None:
     export_model(trained, tmp_path / "model.zip")
-    card = (tmp_path / CARD).read_text()
+    card = (tmp_path / "model.model_card.md").read_text()
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         assert archive.read(f"{trained.parent.name}/{trained.name}/{CARD}").decode() == card
     assert "| fold | cases | front | back | foreground |" in card
@@ -93,12 +93,19 @@ def test_model_folder_stays_as_it_was(model: Path, tmp_path: Path) -> None:
 
 
 def test_existing_file_is_not_overwritten(model: Path, tmp_path: Path) -> None:
-    for name in ("model.zip", CARD):
+    for name in ("model.zip", "model.model_card.md"):
         (tmp_path / name).write_text("precious")
         with pytest.raises(MNError, match=f"{name} exists"):
             export_model(model, tmp_path / "model.zip")
         assert (tmp_path / name).read_text() == "precious"
         (tmp_path / name).unlink()
+
+
+def test_second_model_is_exported_beside_the_first(trained: Path, tmp_path: Path) -> None:
+    for name in ("first.zip", "second.v2.zip"):
+        export_model(trained, tmp_path / name)
+    exported = {"first.zip", "first.model_card.md", "second.v2.zip", "second.v2.model_card.md"}
+    assert {file.name for file in tmp_path.iterdir()} == exported
 
 
 def test_unfinished_model_is_refused(model: Path, tmp_path: Path) -> None:
@@ -154,4 +161,4 @@ def test_regions_are_called_by_their_names(model: Path, tmp_path: Path) -> None:
     summary = SUMMARY | {"mean": means, "metric_per_case": []}
     save_summary_json(summary, str(model / "fold_0" / "validation" / "summary.json"))
     export_model(model, tmp_path / "model.zip")
-    assert "| fold | cases | whole | back | foreground |" in (tmp_path / CARD).read_text()
+    assert "| fold | cases | whole | back | foreground |" in (tmp_path / "model.model_card.md").read_text()

@@ -46,7 +46,7 @@ def export_model(folder: Path, output: Path) -> list[str]:
 
     Args:
         folder: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION; it stays as it is.
-        output: the zip; a copy of the model card is put beside it.
+        output: the zip; for `a.zip`, a copy of the model card is put beside it as `a.model_card.md`.
 
     Returns:
         The names of the exported folds.
@@ -55,7 +55,7 @@ def export_model(folder: Path, output: Path) -> list[str]:
         MNError: when the folder is no finished M&N model, a file is in the way, or nnU-Net's export fails.
     """
     model = _model(folder)
-    card_file = output.with_name(CARD)
+    card_file = output.with_name(f"{output.name.removesuffix('.zip')}.{CARD}")
     for file in (output, card_file):
         if file.exists():
             raise MNError(f"{file} exists; move it away or give another -o")
