@@ -17,6 +17,7 @@ from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.errors import MNError
+from nnunet_mn.report.tables import print_table
 from nnunet_mn.sandbox.dataset import DATASET_ID, N_LABELED, labeled_names, write_dataset
 from nnunet_mn.sandbox.picture import draw
 from nnunet_mn.sandbox.results import CLASSES, DemoResult, ModelResult, read_scores, results_table, verdict
@@ -79,9 +80,11 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
     )
     write_whole(space.out / "demo.json", json.dumps(result.to_dict(), indent=2))
     draw(result, space, iterations=scale.iterations)
-    console.print(results_table(result))
+    print_table(results_table(result), console)
     console.print(verdict(result), highlight=False)
-    console.print(f"{result.seconds:.0f} s in all. Numbers: {out / 'demo.json'}  picture: {out / 'demo.png'}")
+    console.print(
+        f"{result.seconds:.0f} s in all. Numbers: {out / 'demo.json'}  picture: {out / 'demo.png'}", soft_wrap=True
+    )
     return result
 
 

@@ -31,6 +31,7 @@ from nnunet_mn.config import environment_layer, resolve
 from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.plan_table import plan_table
+from nnunet_mn.report.tables import print_table
 
 __all__ = ["MNFingerprintExtractor", "MNPlanner", "MNPlannerResEncL", "MNPlannerResEncM", "MNPlannerResEncXL"]
 
@@ -87,7 +88,7 @@ class _MNPlanning(ExperimentPlanner):
         self._look_at_the_dataset(config.unlabeled_sources)
         plans: dict[str, Any] = super().plan_experiment()
         shown = {name: cost for name, cost in self.planned.items() if name in plans["configurations"]}
-        Console().print(plan_table(shown, target_gib=self.UNet_vram_target_GB, backbone=config.backbone))
+        print_table(plan_table(shown, target_gib=self.UNet_vram_target_GB, backbone=config.backbone), Console())
         for warning in self._warnings:
             print(warning)
         return plans

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nnunet_mn.networks.inventory import check_backbone, fetch_backbone, list_backbones
+from nnunet_mn.report.tables import print_table
 
 app = typer.Typer(
     help="List, fetch or check the pretrained 2D networks.",
@@ -22,7 +23,9 @@ Name = Annotated[str, typer.Argument(help="A name from the list, a Hugging Face 
 @app.command("list", epilog="Example: nnunet-mn weights list")
 def list_() -> None:
     """Show the known backbones, their licenses, and whether their weights are on this machine."""
-    table = Table("name", "source", "M parameters", "pretrained on", "license", "here")
+    table = Table()
+    for title in ("name", "source", "M parameters", "pretrained on", "license", "here"):
+        table.add_column(title, no_wrap=True)
     for entry, is_here in list_backbones():
         table.add_row(
             entry.name,
@@ -32,7 +35,7 @@ def list_() -> None:
             entry.license,
             "yes" if is_here else "no",
         )
-    Console(soft_wrap=False).print(table)
+    print_table(table, Console())
 
 
 @app.command(epilog="Example: nnunet-mn weights fetch segformer-b2")

@@ -15,9 +15,9 @@ def plan_table(costs: Mapping[str, PlanCost], *, target_gib: float, backbone: st
         backbone: the 2D network, for the title.
     """
     table = Table(title=f"M&N with {backbone}, for {target_gib:g} GiB of GPU memory")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in costs:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     columns = [_cells(cost) for cost in costs.values()]
     for label in columns[0] if columns else ():
         table.add_row(label, *(column[label] for column in columns))

@@ -115,10 +115,10 @@ def results_table(result: DemoResult) -> Table:
     table = Table(title=f"means over {result.n_test} test cases after {result.updates} updates")
     table.add_column("", no_wrap=True)
     for name in (*CLASSES, "mean"):
-        table.add_column(f"Dice\n{name}", justify="right")
+        table.add_column(f"Dice\n{name}", justify="right", no_wrap=True)
     for name in CLASSES:
-        table.add_column(f"HD95 {name}\nin mm", justify="right")
-    table.add_column("training", justify="right")
+        table.add_column(f"HD95 {name}\nin mm", justify="right", no_wrap=True)
+    table.add_column("training", justify="right", no_wrap=True)
     for model in result.models:
         dice = [*(model.dice(cls) for cls in CLASSES), model.mean_dice]
         distances = [_distance(model, cls) for cls in CLASSES]

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunet_mn.errors import MNError
+from nnunet_mn.report.tables import print_table
 
 State = Literal["good", "note", "bad"]
 MARKS: dict[State, Text] = {
@@ -45,11 +46,11 @@ def print_page(rows: Iterator[Row], console: Console) -> bool:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column()
     collected = list(rows)
     for row in collected:
         table.add_row(MARKS[row.state], row.topic, Text(row.finding))
-    console.print(table)
+    print_table(table, console)
     n_bad = sum(row.state == "bad" for row in collected)
     summary = f"{n_bad} of these would stop a training" if n_bad else "nothing here would stop a training"
     console.print(Text(summary, "bold red" if n_bad else "bold green"))
