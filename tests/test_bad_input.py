@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.slow
 
@@ -172,6 +173,30 @@ def pickle_bomb(site: Site) -> None:
     site.set(backbone=folder, adaptation="auto")
 
 
+def model_folder(**files: str) -> Callable[[Site], None]:
+    """A folder of a model as backbone, with these files beside a good configuration."""
+
+    def spoil(site: Site) -> None:
+        folder = site.root / "model"
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "segformer"}')
+        save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+        for name, content in files.items():
+            (folder / name.replace("__", ".")).write_text(content)
+        site.set(backbone=folder)
+
+    return spoil
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+SHARDS = {"config__json": "{}", "pytorch_model__bin__index__json": '{"weight_map": {"a": "pytorch_model-00001.bin"}}'}
+
+
+def sharded(site: Site, **files: str) -> None:
+    model_folder(**(SHARDS | files))(site)
+    (site.root / "model" / "model.safetensors").unlink()
+
+
 SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "unknown field": (lambda site: site.set(epoch=3), "'epoch' to '3', but M&N has no such field"),
     "wrong type": (lambda site: site.set(epochs="many"), "sets 'epochs' to 'many'; allowed is an integer"),
@@ -184,6 +209,26 @@ SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
         lambda site: site.set(backbone="nobody/has-this"), "The weights of 'nobody/has-this' are not on this machine",
     ),
     "folder without a model": (lambda site: site.set(backbone=site.raw), "holds no model that save_pretrained wrote"),
+    "empty backbone": (lambda site: site.set(backbone=""), "sets 'backbone' to ''; allowed is a name"),
+    "pointer of git-lfs": (
+        model_folder(model__safetensors=POINTER), "model.safetensors is a pointer of git-lfs.* run `git lfs pull` in",
+    ),
+    "pointer of git-lfs for a shard": (
+        lambda site: sharded(site, **{"pytorch_model-00001__bin": POINTER}), "model-00001.bin is a pointer of git-lfs",
+    ),
+    "missing shard": (sharded, "index of shards in .* names pytorch_model-00001.bin, which is missing"),
+    "broken index of shards": (
+        lambda site: sharded(site, pytorch_model__bin__index__json="{"), "bin.index.json cannot be read as JSON",
+    ),
+    "broken preprocessor": (
+        model_folder(preprocessor_config__json="{"), "preprocessor_config.json cannot be read as JSON",
+    ),
+    "broken configuration": (model_folder(config__json="{"), "model/config.json cannot be read as JSON"),
+    "folder of timm": (
+        model_folder(config__json='{"architecture": "resnet18"}'), "no class in transformers; use timm:resnet18@/",
+    ),
+    "model without feature maps": (model_folder(config__json='{"model_type": "bert"}'), "'bert' .*use one such as Seg"),
+    "hub of timm": (lambda site: site.set(backbone="timm:hf-hub:owner/model"), "use timm:NAME@FILE"),
     "pickle bomb": (pickle_bomb, "pytorch_model.bin"),
     "trust in plans": (
         lambda site: site.plans(mn={"trust_checkpoints": True}),

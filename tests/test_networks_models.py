@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -328,6 +329,22 @@ def test_a_broken_configuration_is_one_sentence(tmp_path: Path, content: str, se
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(MNError, match=sentence):
         build(str(tmp_path))
+
+
+def test_the_license_of_the_papers_network_is_said_when_it_is_loaded(
+    saved: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    config = resolve(Layer("the test", {"preset": "paper"}))
+    with pytest.raises(MNError, match=r"run `nnunet-mn weights fetch nvidia/segformer-b2\S+` .* 'efficientnet-lite0'"):
+        build_network_2d(config, in_channels=1, num_classes=2)
+    model = tmp_path / "models--nvidia--segformer-b2-finetuned-ade-512-512"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved("segformer"), model / "snapshots" / ("0" * 40))
+    description = build_network_2d(config, in_channels=1, num_classes=2).description
+    assert "license of the weights: NVIDIA Source Code License: non-commercial use only" in description
 
 
 def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
