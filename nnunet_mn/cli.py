@@ -139,12 +139,14 @@ def preprocess(
     from nnunet_mn.bridge.cases.dataset import find_dataset
     from nnunet_mn.bridge.cases.planned import load_planned
     from nnunet_mn.bridge.cases.unlabeled import find_unlabeled_of_all_folds
+    from nnunet_mn.bridge.cases.wanted import write_wanted
     from nnunet_mn.bridge.preprocessing.run import preprocess_unlabeled
 
     planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
     for warning in found.warnings:
         typer.echo(warning)
+    write_wanted(planned.cases.unlabeled, found.held)
     done = preprocess_unlabeled(
         found.cases,
         planned,

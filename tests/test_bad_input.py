@@ -75,6 +75,31 @@ def surplus_channel(site: Site) -> None:
     site.write(volume(1), "bad_0001.nii.gz")
 
 
+def link_without_target(site: Site) -> None:
+    site.unlabeled_image().symlink_to("/mnt/archive/bad_0000.nii.gz")
+
+
+def folder_linked_to_nothing(site: Site) -> None:
+    (site.raw / "imagesUn").symlink_to("/mnt/archive")
+
+
+def only_folders_beside_test_images(site: Site) -> None:
+    site.split(site.entry(unlabeled=[]))
+    (site.raw / "imagesTs").mkdir()
+    shutil.copy(site.raw / "imagesTr" / "unlabeled_00_0000.nii.gz", site.raw / "imagesTs" / "t_0000.nii.gz")
+    site.unlabeled_image("patient_1").mkdir()
+
+
+def name_not_utf_8(site: Site) -> None:
+    site.write(volume())
+    site.unlabeled_image().rename(site.unlabeled_image(os.fsdecode(b"M\xfcller_0000.nii.gz")))
+
+
+def colors(site: Site) -> None:
+    array = np.random.default_rng(0).integers(0, 255, (24, 20, 22, 3), dtype=np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), str(site.unlabeled_image()))
+
+
 IMAGES: dict[str, tuple[Callable[[Site], Any], str]] = {
     "truncated": (truncated, "bad_0000.nii.gz cannot be read"),
     "empty": (lambda site: site.unlabeled_image().touch(), "bad_0000.nii.gz cannot be read"),
@@ -99,6 +124,14 @@ IMAGES: dict[str, tuple[Callable[[Site], Any], str]] = {
         lambda site: site.unlabeled_image("Fräulein Müller 1_0000.nii.gz").write_text(""),
         "Fräulein Müller 1_0000.nii.gz cannot be read",
     ),
+    "link without a target": (link_without_target, "bad_0000.nii.gz is a link to /mnt/archive/bad_0000.nii.gz, which"),
+    "imagesUn linked to nothing": (
+        folder_linked_to_nothing,
+        "imagesUn is a link to /mnt/archive, which does not exist",
+    ),
+    "only folders in imagesUn": (only_folders_beside_test_images, "imagesUn is not empty, but holds none .*patient_1"),
+    "name not UTF-8": (name_not_utf_8, r"the name of .*M\\xfcller_0000.nii.gz is not UTF-8"),
+    "colors": (colors, "bad_0000.nii.gz has 3 values per voxel, as a color image"),
     "copy of a val image": (copy_of_val, "unlabeled cases are copies of validation cases: 'another' .of 'val_00'."),
     "called like a val image": (lambda site: site.write(volume(), "val_00_0000.nii.gz"), "val_00.* validation"),
     "called like a labeled image": (lambda site: site.write(volume(), "labeled_00_0000.nii.gz"), "labeled_00"),

@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
+from nnunet_mn.bridge.cases.images import fault_of_path
 from nnunet_mn.bridge.cases.manifest import ImageFile, Record, append
 from nnunet_mn.bridge.cases.roles import Roles, roles_in_training, roles_of_all_folds, roles_of_fold
 from nnunet_mn.bridge.cases.sources import SOURCES
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
+from nnunet_mn.bridge.cases.wanted import write_wanted
 from nnunet_mn.config import UNLABELED_SOURCES
 from nnunet_mn.errors import MNError
 
@@ -27,7 +29,7 @@ def touch(folder: Path, *names: str, channels: int = 1) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         for c in range(channels):
-            (folder / f"{name}_{c:04d}.nii.gz").write_bytes(name.encode())
+            (folder / f"{name}_{c:04d}.nii.gz").write_bytes(os.fsencode(name))
 
 
 def find(
@@ -271,6 +273,55 @@ def test_other_files_in_imagesun_are_ignored_aloud_and_hidden_ones_silently(tmp_
     assert "w_0000.nrrd" in find(tmp_path).warnings[0]
 
 
+@pytest.mark.parametrize("entry_of", ["folder", "other file", "label of a labeled case"])
+def test_imagests_is_never_taken_beside_a_visible_entry_of_imagesun(tmp_path: Path, entry_of: str) -> None:
+    touch(tmp_path / "imagesTs", "t")
+    touch(tmp_path / "imagesTr", "a", "v")
+    touch(tmp_path / "imagesUn" / "patient_1", "u")
+    if entry_of == "other file":
+        shutil.rmtree(tmp_path / "imagesUn" / "patient_1")
+        (tmp_path / "imagesUn" / "u.dcm").touch()
+    elif entry_of != "folder":
+        shutil.rmtree(tmp_path / "imagesUn" / "patient_1")
+        touch(tmp_path / "imagesUn", "a")
+    with pytest.raises(MNError, match="imagesUn is not empty, but holds none"):
+        find(tmp_path)
+    assert names(find(tmp_path, sources=("imagesTs",))) == ["t"]
+
+
+def test_folders_among_images_are_named_in_a_warning(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn" / "patient_1", "w")
+    touch(tmp_path / "imagesUn", "u")
+    found = find(tmp_path)
+    assert names(found) == ["u"]
+    assert "since they are folders: patient_1" in found.warnings[0]
+
+
+def test_link_without_target_is_a_case_whose_image_cannot_be_opened(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTs", "t")
+    (tmp_path / "imagesUn").mkdir()
+    (tmp_path / "imagesUn" / "u_0000.nii.gz").symlink_to("/mnt/archive/u.nii.gz")
+    (case,) = find(tmp_path).cases
+    assert case.source == "imagesUn"
+    assert f"{case.images[0]} is a link to /mnt/archive/u.nii.gz, which does not exist" in str(
+        fault_of_path(case.images[0])
+    )
+
+
+def test_folder_that_is_a_link_without_target_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTs", "t")
+    (tmp_path / "imagesUn").symlink_to("/mnt/archive")
+    with pytest.raises(MNError, match="imagesUn is a link to /mnt/archive, which does not exist here"):
+        find(tmp_path)
+
+
+def test_name_that_is_not_utf_8_can_be_printed(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn", "u", os.fsdecode(b"M\xfcller"))
+    found = find(tmp_path)
+    assert names(found) == ["M\\xfcller", "u"]
+    assert r"M\xfcller_0000.nii.gz is not UTF-8" in str(fault_of_path(found.cases[0].images[0]))
+
+
 def test_names_with_spaces_dots_underscores_and_umlauts_are_kept(tmp_path: Path) -> None:
     odd = ["a b", "case.1", "fälle_0000", "x_0001_y"]
     touch(tmp_path / "imagesUn", *odd)
@@ -359,6 +410,54 @@ def test_without_raw_data_lists_and_preprocessed_cases_count(tmp_path: Path) -> 
     assert names(find(None, folder, splits=splits, sources=("imagesTs",))) == ["t"]
 
 
+def test_without_raw_data_exactly_the_recorded_names_count(tmp_path: Path) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / "x"
+    put_preprocessed(tmp_path / "x_unlabeled", "u", "w", "removed", "v", "b")
+    touch(raw / "imagesTr", "a", "v", "b")
+    touch(raw / "imagesUn", "u", "a", "new")
+    splits = [entry(), entry(["b"])]
+    assert "removed" in names(find(None, folder, splits=splits))  # an older version left no record
+    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).held)
+    assert names(find(None, folder, splits=splits)) == names(find(raw, folder, splits=splits)) == ["new", "u"]
+    (raw / "imagesUn" / "u_0000.nii.gz").unlink()
+    (raw / "imagesUn" / "new_0000.nii.gz").unlink()
+    touch(raw / "imagesUn", "w")
+    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).held)
+    assert names(find(None, folder, splits=splits)) == ["w"]
+
+
+def test_recorded_names_of_other_sources_stay(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn", "u")
+    touch(tmp_path / "imagesTs", "t")
+    for sources in (("imagesTs",), None):
+        write_wanted(tmp_path / "x_unlabeled", find(tmp_path, sources=sources).held)
+    put_preprocessed(tmp_path / "x_unlabeled", "u", "t")
+    assert names(find(None, tmp_path / "x")) == ["u"]
+    assert names(find(None, tmp_path / "x", sources=("imagesTs",))) == ["t"]
+
+
+def test_broken_record_of_names_is_named_and_written_anew(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn", "u")
+    (tmp_path / "x_unlabeled.wanted.json").write_text("[1")
+    with pytest.raises(MNError, match=r"x_unlabeled.wanted.json cannot be read .*delete it"):
+        find(None, tmp_path / "x")
+    write_wanted(tmp_path / "x_unlabeled", find(tmp_path).held)
+    assert names(find(None, tmp_path / "x")) == ["u"]
+
+
+def test_raw_data_without_images_are_as_none(tmp_path: Path) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / "x"
+    touch(raw / "imagesTr", "a", "v", "u")
+    touch(raw / "imagesUn", "w")
+    touch(raw / "imagesTs", "t")
+    put_preprocessed(tmp_path / "x_unlabeled", "u", "w")
+    splits = [entry(unlabeled=["u"])]
+    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).held)
+    for gone in ("imagesTr", "imagesUn", "imagesTs"):
+        shutil.rmtree(raw / gone)
+        assert names(find(raw, folder, splits=splits)) == ["u", "w"]
+
+
 # ---- invariants
 
 CASES = [f"c{i}" for i in range(6)]
@@ -405,7 +504,7 @@ def test_case_lists_never_overlap(
         train, val = split_of(roles_of_fold(read, fold, train=train, val=val))
         found = find(tmp_path, splits=read, fold=fold, labeled=train, val=val, sources=sources)
     except MNError:
-        nothing = not ((un | ts) - set(train) or _listed(splits, fold))
+        nothing = not ((un or ts) - set(train) or _listed(splits, fold))  # beside imagesUn, imagesTs does not count
         leak = (un | ts) & (set(val) - set(train))
         assert not set(train) - _listed(splits, fold) or nothing or leak or sources is not None
         return
@@ -418,7 +517,7 @@ def test_case_lists_never_overlap(
     if sources is None or "split" in sources:
         assert listed <= set(unlabeled)
     if any(case.source == "imagesTs" for case in found.cases):
-        assert sources is not None or not listed
+        assert sources is not None or not (listed or un)
         assert any("transductive" in warning for warning in found.warnings)
     for case in found.cases:
         assert all(os.path.exists(image) for image in case.images)

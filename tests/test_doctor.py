@@ -314,6 +314,57 @@ def test_copy_of_a_val_image_under_another_name_is_bad(fresh_planned_dataset) ->
     assert f"'copy' (of '{dataset.val[0]}')" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "finding"),
+    [
+        (b"u_0000.nii.gz", "/mnt/archive", "u_0000.nii.gz is a link to /mnt/archive, which does not exist here"),
+        (b"M\xfcller_0000.nii.gz", None, r"M\xfcller_0000.nii.gz is not UTF-8"),
+    ],
+)
+def test_image_that_cannot_be_opened_is_bad_until_it_is_skipped(
+    fresh_planned_dataset, name: bytes, target: str | None, finding: str
+) -> None:
+    dataset = fresh_planned_dataset()
+    (dataset.raw / "imagesUn").mkdir()
+    image = dataset.raw / "imagesUn" / os.fsdecode(name)
+    if target is None:
+        shutil.copy(dataset.raw / "imagesTr" / f"{dataset.labeled[0]}_0000.nii.gz", image)
+    else:
+        image.symlink_to(target)
+    assert finding in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    result = CliRunner().invoke(cli.app, ["preprocess", "-d", dataset.name, "-np", "1", "--skip-bad"])
+    assert result.exit_code == 0, result.output
+    assert finding in result.output
+    assert findings(check_dataset(dataset.name, **DOCTOR), "bad") == ""
+
+
+def test_removed_case_lives_on_nowhere(fresh_planned_dataset, monkeypatch) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    copy = dataset.raw / "imagesUn" / "copy_0000.nii.gz"
+    shutil.copy(dataset.raw / "imagesTr" / f"{dataset.val[0]}_0000.nii.gz", copy)
+    for _ in range(2):
+        assert CliRunner().invoke(cli.app, ["preprocess", "-d", dataset.name, "-np", "1"]).exit_code == 0
+        copy.unlink(missing_ok=True)
+    monkeypatch.delenv("nnUNet_raw")
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert findings(rows, "bad") == ""
+    assert f"{len(dataset.unlabeled)} unlabeled" in findings(rows, "good")
+
+
+def test_changed_plans_ask_for_no_removed_case(fresh_planned_dataset, monkeypatch) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    arguments = ["preprocess", "-d", dataset.name, "-np", "1"]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    (dataset.raw / "imagesUn" / f"{dataset.unlabeled[0]}_0000.nii.gz").unlink()
+    plans = json.loads((dataset.preprocessed / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["NoNormalization"]
+    (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    monkeypatch.delenv("nnUNet_raw")
+    result = CliRunner().invoke(cli.app, arguments)
+    assert f"{len(dataset.unlabeled) - 1} unlabeled cases are ready" in result.output
+
+
 def test_unlabeled_cases_of_all_folds_are_found_but_no_val_case(planned_dataset) -> None:
     dataset = planned_dataset()
     planned = load_planned(find_dataset(dataset.name), **DOCTOR)

@@ -355,6 +355,38 @@ def check_bad(bench: Bench, bad: UnlabeledCase, named: str) -> None:
     assert any("bad" in message for message in bench.messages)
 
 
+def not_utf_8(file: Path) -> Path:
+    return file.rename(file.with_name(os.fsdecode(b"M\xfcller_0000.nii.gz")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (not_utf_8, r"M\\xfcller_0000.nii.gz is not UTF-8"),
+        (lambda file: (file.unlink(), file.symlink_to("/mnt/gone"), file)[2], "is a link to /mnt/gone, which does not"),
+    ],
+)
+def test_image_that_cannot_be_opened_stays_out(bench: Bench, volume_tools: Any, spoil: Any, sentence: str) -> None:
+    bad = bench.case("bad", volume_tools.make(9)[0][0])
+    cases = [bench.cases[0], UnlabeledCase("bad", (spoil(bad.images[0]),), "imagesUn")]
+    for _ in range(2):
+        with pytest.raises(MNError, match=sentence) as caught:
+            bench.run(cases)
+        str(caught.value).encode()
+    bench.run(cases, skip_bad=True)
+    assert bench.run(cases).names == (bench.cases[0].name,)
+    "".join(bench.messages).encode()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_color_image_is_named(bench: Bench, ending: str) -> None:
+    array = np.random.default_rng(0).integers(0, 255, (8, 9, 10, 3), dtype=np.uint8)
+    bad = bench.case("bad", array, ending=ending)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), str(bad.images[0]))
+    with pytest.raises(MNError, match=f"bad_0000{ending} has 3 values per voxel, as a color image"):
+        bench.run([bad])
+
+
 def test_what_was_skipped_once_stays_out_until_its_image_changes(bench: Bench, volume_tools: Any) -> None:
     array = volume_tools.make(9)[0][0]
     cases = [bench.cases[0], bench.case("bad", nan(array.copy()))]

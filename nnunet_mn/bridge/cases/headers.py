@@ -15,6 +15,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from tqdm import tqdm
 
+from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, fault_of_values
 from nnunet_mn.bridge.processes import map_in_processes
 
 _orientation: Any = nibabel.io_orientation
@@ -52,8 +53,12 @@ def read_headers(
 
 def _read(reader: type[Any], case: tuple[str, Sequence[Path]]) -> tuple[str, Header | str]:
     name, images = case
+    if fault := fault_of_path(images[0]):
+        return name, fault
     try:
         header = _READERS.get(reader, partial(_whole, reader))([str(image) for image in images])
+    except BadImageError as error:
+        return name, str(error)
     except Exception as error:  # every reader and file format has errors of its own
         return name, f"{images[0]} cannot be read ({' '.join(str(error).split())[-200:] or type(error).__name__})"
     if len(header.shape) != 3 or min(header.shape) < 2 or not (np.asarray(header.spacing) > 0).all():
@@ -65,6 +70,8 @@ def _itk(images: Sequence[str]) -> Header:
     header = SimpleITK.ImageFileReader()
     header.SetFileName(images[0])
     header.ReadImageInformation()
+    if fault := fault_of_values(header, images[0]):
+        raise BadImageError(fault)
     # of four axes the first of ITK's reversed order holds the channels
     spacing, shape = header.GetSpacing()[::-1][-3:], header.GetSize()[::-1][-3:]
     return Header(tuple(map(abs, spacing)), shape)

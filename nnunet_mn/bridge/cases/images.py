@@ -28,38 +28,73 @@ class ImageFolder(NamedTuple):
         cases: file names of each case, in the order of the channels.
         unnamed: files with the right ending, but without the channel's number.
         ignored: visible files with another ending.
+        folders: visible folders inside of it.
     """
 
     cases: dict[str, list[str]]
     unnamed: list[str]
     ignored: list[str]
+    folders: list[str]
 
 
 def name_some(items: Sequence[str]) -> str:
     """A readable list of at most a few items."""
     more = len(items) - MOST_NAMED
-    return ", ".join(items[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(printable, items[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def printable(name: str | Path) -> str:
+    """A file name with an escape such as \\xfc for each byte that is not UTF-8. Such a byte cannot be printed."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def fault_of_path(image: str | Path) -> str | None:
+    """Why an image cannot be opened by its path, as a sentence for the user. The image itself is not read."""
+    if (shown := printable(image)) != str(image):
+        return f"the name of {shown} is not UTF-8, and image readers end with it; rename the file"
+    if os.path.islink(image) and not os.path.exists(image):
+        target = printable(os.readlink(image))
+        return f"{image} is a link to {target}, which does not exist here; mount or restore it, or remove the link"
+    return None
+
+
+def visible_entries(folder: Path) -> list[tuple[str, bool]]:
+    """The sorted names in a folder, each with whether it is a folder. A missing folder holds none.
+
+    Raises:
+        MNError: when the folder cannot be listed, as a link without a target.
+    """
+    if fault := fault_of_path(folder):
+        raise MNError(fault)
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise MNError(f"{folder} cannot be listed ({error.strerror}); correct or remove it") from error
 
 
 def scan_folder(folder: Path, *, ending: str) -> ImageFolder:
-    """Sort the files `NAME_0000.ext` of a folder into cases. A missing folder holds none.
+    """Sort the files `NAME_0000.ext` of a folder into cases.
 
     Args:
-        folder: it is listed once.
+        folder: as in `visible_entries`. A link without a target counts as a file.
         ending: of image files, with the leading dot.
+
+    Raises:
+        MNError: as `visible_entries`.
     """
-    found = ImageFolder({}, [], [])
-    if not folder.is_dir():
-        return found
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
-    for file in names:
+    found = ImageFolder({}, [], [], [])
+    for file, is_folder in visible_entries(folder):
         stem = file.removesuffix(ending)
         channel = stem[-4:]
-        if stem == file:
+        if is_folder:
+            found.folders.append(file)
+        elif stem == file:
             found.ignored.append(file)
         elif len(stem) > 5 and stem[-5] == "_" and channel.isascii() and channel.isdigit():
-            found.cases.setdefault(stem[:-5], []).append(file)
+            found.cases.setdefault(printable(stem[:-5]), []).append(file)
         else:
             found.unnamed.append(file)
     return found
@@ -98,6 +133,8 @@ def read_images(
         BadImageError: naming the file, when one is unreadable or unusable.
     """
     try:
+        for image in images:
+            _check_header(image)
         data, properties = reader.read_images(list(images))
         for image in images:
             _check_nifti(image)
@@ -146,6 +183,18 @@ def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence
         raise BadImageError(f"{named} has the same value, {float(data.flat[0]):g}, in every voxel; remove the case")
 
 
+def _check_header(image: str) -> None:
+    if fault := fault_of_path(image) or fault_of_values(_read_header(Path(image)), image):
+        raise BadImageError(fault)
+
+
+def fault_of_values(header: SimpleITK.ImageFileReader, image: str) -> str | None:
+    """A sentence if an image has several values per voxel, as colors are."""
+    if (values := header.GetNumberOfComponents()) > 1:
+        return f"{image} has {values} values per voxel, as a color image; write one file per channel, or gray values"
+    return None
+
+
 def _check_nifti(image: str) -> None:
     """Read a NIfTI file a second time. ITK reads NaNs, and the rest of a truncated file, as zeros."""
     if image.endswith((".nii", ".nii.gz")):
@@ -187,6 +236,9 @@ def same_voxels(first: Sequence[Path], second: Sequence[Path], *, dataset_json: 
     Raises:
         BadImageError: when files differ in bytes and one cannot be read.
     """
+    for image in (*first, *second):
+        if fault := fault_of_path(image):
+            raise BadImageError(fault)
     if len(first) == len(second) and all(filecmp.cmp(a, b, shallow=False) for a, b in zip(first, second, strict=True)):
         return True
     reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False)()

@@ -59,8 +59,8 @@ class Record:
     skipped: str | None = None
 
     def to_line(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+        """One line of JSON in ASCII: a file name may hold bytes that are not UTF-8."""
+        return json.dumps(asdict(self)) + "\n"
 
     @staticmethod
     def from_line(line: str) -> "Record":

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_mn.bridge.cases.images import check_channels, name_some, scan_folder
+from nnunet_mn.bridge.cases.images import check_channels, fault_of_path, name_some, scan_folder
 from nnunet_mn.bridge.cases.splits import check_case_name
 from nnunet_mn.errors import MNError
 
@@ -27,6 +27,12 @@ class RawImages:
         if listed := self.description.get("dataset"):
             return {name: [os.path.expandvars(i) for i in entry["images"]] for name, entry in listed.items()}
         return scan_folder(self.folder / "imagesTr", ending=self.ending).cases
+
+    @property
+    def has_training_images(self) -> bool:
+        """Whether an image of any training case is on this machine."""
+        folder = self.folder / ("" if self.description.get("dataset") else "imagesTr")
+        return any((folder / files[0]).is_file() for files in self._training_files.values() if files)
 
     def of_training_case(self, name: str) -> tuple[Path, ...] | None:
         """The image of every channel, from dataset.json's list `dataset` or else from imagesTr.
@@ -62,14 +68,19 @@ class RawImages:
             warnings.append(
                 f"WARNING: ignored in {folder}, since they do not end in {self.ending}: {name_some(scanned.ignored)}"
             )
-        return {
-            check_case_name(case, str(folder)): self._of_case(case, files, folder)
-            for case, files in scanned.cases.items()
-        }, warnings
+        if scanned.folders:
+            warnings.append(
+                f"WARNING: ignored in {folder}, since they are folders: {name_some(scanned.folders)}; images must lie "
+                f"in {folder} itself"
+            )
+        return {case: self._of_case(case, files, folder) for case, files in scanned.cases.items()}, warnings
 
     def _of_case(self, name: str, files: list[str], folder: Path) -> tuple[Path, ...]:
-        check_channels(name, files, folder=folder, ending=self.ending, channels=n_channels(self.description))
-        return tuple(folder / file for file in files)
+        images = tuple(folder / file for file in files)
+        if not any(map(fault_of_path, images)):  # a fault has its own sentence in preprocessing
+            check_case_name(name, str(folder))
+            check_channels(name, files, folder=folder, ending=self.ending, channels=n_channels(self.description))
+        return images
 
 
 def n_channels(description: dict[str, Any]) -> int:

@@ -5,13 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
-from nnunet_mn.bridge.cases.images import same_voxels
+from nnunet_mn.bridge.cases.images import same_voxels, visible_entries
 from nnunet_mn.bridge.cases.manifest import Manifest, complete_cases
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.splits import SPLITS
+from nnunet_mn.bridge.cases.wanted import read_wanted
 from nnunet_mn.errors import MNError
 
 
@@ -22,6 +24,14 @@ class UnlabeledCase:
     name: str
     images: tuple[Path, ...]
     source: str
+
+
+class Found(NamedTuple):
+    """Cases, warnings, and all names in each searched folder of images. Without raw data there are no such names."""
+
+    cases: list[UnlabeledCase]
+    warnings: list[str]
+    held: dict[str, list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +65,7 @@ class SplitList(Source):
     def find(self, raw: RawImages, roles: Roles) -> tuple[list[UnlabeledCase], list[str]]:
         found = {name: raw.of_training_case(name) for name in roles.unlabeled}
         for name, images in found.items():
-            if images is None:
+            if images is None and raw.has_training_images:
                 raise MNError(
                     f"{SPLITS} lists '{name}' under 'unlabeled', but {raw.folder} has no image of it; add or remove it"
                 )
@@ -80,37 +90,44 @@ IMAGES_TS = FolderOfImages(
     last_resort=True,
 )
 SOURCES: tuple[Source, ...] = (LISTED, IMAGES_UN, IMAGES_TS)
+USUAL, LAST_RESORTS = (tuple(s.name for s in SOURCES if s.last_resort is wanted) for wanted in (False, True))
 
 
-def search(folders: CaseFolders, roles: Roles, names: Collection[str]) -> tuple[list[UnlabeledCase], list[str]]:
-    """Unite the cases of the sources with these names.
-
-    Returns:
-        The cases, each name once, and warnings.
+def search(folders: CaseFolders, roles: Roles, names: Collection[str]) -> Found:
+    """Unite the cases of the sources with these names. Each name comes once.
 
     Raises:
         MNError: when files are missing or in surplus, when one name has two images, or for a validation case.
     """
     sources = [source for source in SOURCES if source.name in names]
-    if folders.raw is None:
-        return _search_preprocessed(folders.unlabeled, roles, sources), []
-    return _search_raw(RawImages(folders.raw, folders.description), roles, sources)
+    raw = RawImages(folders.raw, folders.description) if folders.raw is not None else None
+    if raw is None or (_holds_none(raw, names) and complete_cases(folders.unlabeled)):
+        return Found(_search_preprocessed(folders.unlabeled, roles, sources), [], {})
+    return _search_raw(raw, roles, sources)
 
 
-def has_image_folder(raw: Path) -> bool:
-    """Whether a raw dataset has a folder of unlabeled images among the usual sources."""
-    folders = [source for source in SOURCES if isinstance(source, FolderOfImages) and not source.last_resort]
-    return any((raw / source.name).is_dir() for source in folders)
+def _holds_none(raw: RawImages, names: Collection[str]) -> bool:
+    """Whether the images of a raw dataset are gone. People delete them after preprocessing."""
+    return not (raw.has_training_images or filled_folders(raw.folder, names))
 
 
-def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> tuple[list[UnlabeledCase], list[str]]:
+def filled_folders(raw: Path, names: Collection[str]) -> list[str]:
+    """The folders of unlabeled images with a visible entry, among the sources with these names."""
+    folders = [source.name for source in SOURCES if isinstance(source, FolderOfImages) and source.name in names]
+    return [name for name in folders if visible_entries(raw / name)]
+
+
+def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Found:
     same = functools.partial(same_voxels, dataset_json=raw.description)
     labeled, val = frozenset(roles.labeled), frozenset(roles.val)
     found: dict[str, UnlabeledCase] = {}
     warnings: list[str] = []
+    held: dict[str, list[str]] = {}
     for source in sources:
         cases, more = source.find(raw, roles)
         warnings += more
+        if source.name != LISTED.name:
+            held[source.name] = [case.name for case in cases]
         for case in cases:
             if case.name in labeled:  # already known with its label
                 _check_same(case.images, raw.of_training_case(case.name), case.name, same)
@@ -120,7 +137,7 @@ def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> tupl
                 _check_same(case.images, found[case.name].images, case.name, same)
             else:
                 found[case.name] = case
-    return list(found.values()), warnings
+    return Found(list(found.values()), warnings, held)
 
 
 def _check_same(
@@ -131,13 +148,27 @@ def _check_same(
 
 
 def _search_preprocessed(folder: Path, roles: Roles, sources: Sequence[Source]) -> list[UnlabeledCase]:
-    """The unlabeled cases without raw data: the split's list, and preprocessed cases outside of all splits."""
+    """The unlabeled cases without raw data: the split's list, and the recorded names of the folders."""
     names = {source.name for source in sources}
-    found = [UnlabeledCase(name, (), LISTED.name) for name in roles.unlabeled] if LISTED.name in names else []
+    found = dict.fromkeys(roles.unlabeled, LISTED.name) if LISTED.name in names else {}
+    complete, wanted = complete_cases(folder), read_wanted(folder)
+    if wanted is None:
+        wanted = _preprocessed_by_source(folder, complete - roles.mentioned)
+    for source in names - {LISTED.name}:
+        for name in wanted.get(source, ()):
+            # a case that the split mentions may be passed over in preprocessing
+            if name in complete or name not in roles.mentioned:
+                found.setdefault(name, source)
+    known = {*roles.labeled, *roles.val}
+    return [UnlabeledCase(name, (), source) for name, source in found.items() if name not in known]
+
+
+def _preprocessed_by_source(folder: Path, cases: Collection[str]) -> dict[str, list[str]]:
+    """Preprocessed cases by the source in their record. It stands in where an older version left no wanted names."""
     records, folders = Manifest.read(folder), {source.name for source in SOURCES} - {LISTED.name}
-    for name in complete_cases(folder) - roles.mentioned - {*roles.labeled, *roles.val}:
+    by_source: dict[str, list[str]] = {}
+    for name in cases:
         record = records.get(name)
         source = record.source if record is not None and record.source in folders else IMAGES_UN.name
-        if source in names:
-            found.append(UnlabeledCase(name, (), source))
-    return found
+        by_source.setdefault(source, []).append(name)
+    return by_source

@@ -1,21 +1,25 @@
 """The unlabeled cases of a fold. Needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.roles import Roles, roles_of_all_folds
-from nnunet_mn.bridge.cases.sources import SOURCES, UnlabeledCase, search
+from nnunet_mn.bridge.cases.sources import LAST_RESORTS, SOURCES, USUAL, UnlabeledCase, filled_folders, search
 from nnunet_mn.bridge.cases.splits import SPLITS, read_splits
 from nnunet_mn.errors import MNError
 
 
 @dataclass(frozen=True)
 class UnlabeledCases:
-    """The unlabeled cases of a fold, by name, and warnings for the user."""
+    """The unlabeled cases of a fold, by name, and warnings for the user.
+
+    `held` are all names in each searched folder of images. `write_wanted` records them.
+    """
 
     cases: tuple[UnlabeledCase, ...]
     warnings: tuple[str, ...]
+    held: dict[str, list[str]] = field(default_factory=dict)
 
 
 def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] | None) -> UnlabeledCases:
@@ -24,7 +28,8 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
     Args:
         folders: of its cases. Without raw data the complete preprocessed cases count.
         roles: of the fold.
-        sources: names of the `SOURCES` to search. None means the usual ones, and the last resorts if these are empty.
+        sources: names of the `SOURCES` to search. None means the usual ones, and the last resorts if these have no
+            case and their folders no visible entry.
 
     Raises:
         MNError: when there is none, when files are missing or in surplus, when one name has two images, or when a
@@ -34,22 +39,26 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
         raise MNError(
             f"{name_some(both)} cannot be unlabeled and labeled or validation cases at once; correct {SPLITS}"
         )
-    usual, last = ([source.name for source in SOURCES if source.last_resort is wanted] for wanted in (False, True))
-    cases, warnings = search(folders, roles, sources or usual)
-    if not cases and sources is None:
-        cases, more = search(folders, roles, last)
-        warnings += more
+    cases, warnings, held = search(folders, roles, sources or USUAL)
+    filled = filled_folders(folders.raw, USUAL) if folders.raw is not None else []
+    if not cases and sources is None and not filled:
+        cases, more, also_held = search(folders, roles, LAST_RESORTS)
+        warnings, held = warnings + more, held | also_held
     if not cases:
-        names = sources or [source.name for source in SOURCES]
-        raise MNError(
-            f"fold {roles.fold} has no unlabeled case (sources: {', '.join(names)}): "
-            f"{', or '.join(source.remedy for source in SOURCES)}"
-        )
+        raise MNError(_no_unlabeled_case(roles.fold, sources, filled, warnings))
     for source in SOURCES:
         n = sum(case.source == source.name for case in cases)
         if n and source.warning:
             warnings.append(source.warning.format(n=n))
-    return UnlabeledCases(tuple(sorted(cases, key=lambda case: case.name)), tuple(warnings))
+    return UnlabeledCases(tuple(sorted(cases, key=lambda case: case.name)), tuple(warnings), held)
+
+
+def _no_unlabeled_case(fold: int | str, sources: tuple[str, ...] | None, filled: list[str], warnings: list[str]) -> str:
+    names = ", ".join(sources or [source.name for source in SOURCES])
+    why = "".join(f"; {' and '.join(filled)} is not empty, but holds none" for _ in filled[:1])
+    told = "".join(f" ({warning.removeprefix('WARNING: ')})" for warning in warnings)
+    remedies = ", or ".join(source.remedy for source in SOURCES)
+    return f"fold {fold} has no unlabeled case (sources: {names}{why}{told}): {remedies}"
 
 
 def find_unlabeled_of_all_folds(folders: CaseFolders, sources: tuple[str, ...] | None) -> UnlabeledCases:
@@ -63,4 +72,4 @@ def find_unlabeled_of_all_folds(folders: CaseFolders, sources: tuple[str, ...] |
     """
     splits, warnings = read_splits(folders.labeled.parent, folders.raw)
     found = find_unlabeled(folders, roles_of_all_folds(splits), sources)
-    return UnlabeledCases(found.cases, (*warnings, *found.warnings))
+    return replace(found, warnings=(*warnings, *found.warnings))

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import torch
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
-from nnunet_mn.bridge.cases.images import name_some
-from nnunet_mn.bridge.cases.manifest import complete_cases
+from nnunet_mn.bridge.cases.images import fault_of_path, name_some
+from nnunet_mn.bridge.cases.manifest import Manifest, complete_cases
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.roles import listed_split, listed_unlabeled, roles_in_training
-from nnunet_mn.bridge.cases.sources import has_image_folder
+from nnunet_mn.bridge.cases.sources import USUAL, filled_folders
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
 from nnunet_mn.bridge.doctor.environment import check_weights
@@ -108,15 +108,20 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
 
 def _is_supervised(cases: CaseFolders, splits: list[Split] | None, fold: int | str) -> bool:
     """Whether a fold has no unlabeled case, but another fold has: it is for a fully supervised comparison."""
-    elsewhere = has_image_folder(cases.raw) if cases.raw is not None else cases.unlabeled.is_dir()
+    elsewhere = bool(filled_folders(cases.raw, USUAL)) if cases.raw is not None else cases.unlabeled.is_dir()
     return bool(listed_unlabeled(splits, "all")) and not listed_unlabeled(splits, fold) and not elsewhere
 
 
 def check_preprocessed(planned: PlannedDataset) -> list[Row]:
-    """How many of the unlabeled cases of all folds are preprocessed."""
+    """How many of the unlabeled cases of all folds are preprocessed, and whether an image cannot be opened."""
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
     names = {case.name for case in found.cases}
-    missing = len(names - complete_cases(planned.cases.unlabeled))
+    records = Manifest.read(planned.cases.unlabeled)
+    skipped = {name for name in names if (record := records.get(name)) is not None and record.skipped is not None}
+    images = [image for case in found.cases if case.name not in skipped for image in case.images]
+    if faults := [fault for fault in map(fault_of_path, images) if fault is not None]:
+        raise MNError(f"{name_some(faults)}; or leave them out with `nnunet-mn preprocess --skip-bad`")
+    missing = len(names - skipped - complete_cases(planned.cases.unlabeled))
     if not missing:
         return [Row("good", "unlabeled", f"{len(names)} cases of all folds are preprocessed")]
     plans = planned.plans_manager.plans_name

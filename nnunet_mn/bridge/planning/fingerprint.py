@@ -12,7 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.headers import Header, read_headers
-from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.cases.images import fault_of_path, name_some
 from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
 from nnunet_mn.bridge.cases.splits import splits_for_planning
 from nnunet_mn.bridge.last_word import last_word
@@ -52,6 +52,8 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):
     def reader(self) -> type[Any]:
         """nnU-Net's reader of the dataset."""
         first = next(iter(self.dataset.values()))["images"][0]
+        if fault := fault_of_path(first):
+            raise MNError(fault)
         try:
             reader: type[Any] = determine_reader_writer_from_dataset_json(self.dataset_json, first, verbose=False)
         except RuntimeError as error:  # stock tries its readers on this image

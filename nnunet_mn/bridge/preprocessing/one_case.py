@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_mn.bridge.cases.images import BadImageError, read_images
+from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, printable, read_images
 from nnunet_mn.bridge.cases.manifest import Record, look_at, with_content
 from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
@@ -70,7 +70,8 @@ def prepare_case(job: Job, case: UnlabeledCase) -> Record:
         before = look_at(case.images)
         files = with_content(before, case.images)
     except OSError as error:
-        reason = f"{error.filename} cannot be read ({error.strerror}); restore it or remove the case"
+        reason = fault_of_path(error.filename) or f"{printable(error.filename)} cannot be read ({error.strerror})"
+        reason += "" if reason.endswith("link") else "; restore it or remove the case"
         return Record(case.name, case.source, (), checked_ns, job.settings, skipped=reason)
     try:
         _preprocess(job, case)

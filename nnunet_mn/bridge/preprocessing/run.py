@@ -14,6 +14,7 @@ from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
+from nnunet_mn.bridge.cases.wanted import write_wanted
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
 from nnunet_mn.bridge.preprocessing.lock import Part, staging_folder
 from nnunet_mn.bridge.preprocessing.one_case import Job, not_written, prepare_case
@@ -52,6 +53,7 @@ def prepare_unlabeled(
     found = find_unlabeled(planned.cases, roles, sources)
     for warning in found.warnings:
         log(warning)
+    write_wanted(planned.cases.unlabeled, found.held)
     done = preprocess_unlabeled(found.cases, planned, num_processes=num_processes, log=log)
     refuse_copies_of_val(planned.cases.unlabeled, planned.cases.labeled, roles.held_out, unlabeled=done.names)
     return done

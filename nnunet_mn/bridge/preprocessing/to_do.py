@@ -51,12 +51,15 @@ def survey(cases: Sequence[UnlabeledCase], folder: Path, settings: str) -> Surve
 
 
 def _up_to_date(record: Record, images: Sequence[Path], settings: str) -> Record | None:
-    """The record if it still holds, the same with new time stamps if the content is the same, or None."""
+    """The record if it still holds, the same with new time stamps if the content is the same, or None.
+
+    An image that could not be opened, and still cannot, has a record without files.
+    """
     try:
         files = look_at(images)
         comparison = compare(record, files, settings)
         if comparison == "unsure":
             return confirm(record, files, images)
     except OSError:
-        return None  # its preprocessing will name the unreadable file
+        return None if record.files else record  # without a record its preprocessing names the unreadable file
     return record if comparison == "same" else None
