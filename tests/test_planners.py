@@ -130,6 +130,16 @@ def test_a_broken_unlabeled_image_is_named_and_left_out(tiny_dataset: Callable[.
     assert "1 unlabeled case(s) are left out of the planning" in capsys.readouterr().out
 
 
+def test_an_unlabeled_image_with_a_name_that_is_not_utf_8_is_left_out(
+    tiny_dataset: Callable[..., Any], capsys: Any
+) -> None:
+    dataset = tiny_dataset(layout="imagesUn")
+    image = dataset.raw / "imagesUn" / f"{dataset.unlabeled[0]}_0000.nii.gz"
+    image.rename(image.with_name(os.fsdecode(b"M\xfcller_0000.nii.gz")))
+    _plan(dataset)
+    assert "M\\xfcller_0000.nii.gz is not UTF-8" in capsys.readouterr().out
+
+
 def test_without_unlabeled_cases_it_says_where_they_go(tiny_dataset: Callable[..., Any]) -> None:
     with pytest.raises(MNError, match="no unlabeled case"):
         _plan(tiny_dataset(layout="imagesUn", n_unlabeled=0))
@@ -277,6 +287,17 @@ def test_a_broken_labeled_image_is_named(tiny_dataset: Callable[..., Any], case:
     image = dataset.raw / "imagesTr" / f"{dataset.labeled[case]}_0000.nii.gz"
     image.write_bytes(b"no image")
     with pytest.raises(MNError, match=f"{image} cannot be read"):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_labeled_image_with_a_name_that_is_not_utf_8_is_named(tiny_dataset: Callable[..., Any], case: int) -> None:
+    dataset = tiny_dataset(split_file=False)
+    odd = os.fsdecode((b"A\xfc", b"M\xfcller")[case])
+    for folder, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        file = dataset.raw / folder / f"{dataset.labeled[case]}{end}"
+        file.rename(file.with_name(f"{odd}{end}"))
+    with pytest.raises(MNError, match=r"\\xfc.*_0000.nii.gz is not UTF-8"):
         extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
 
 

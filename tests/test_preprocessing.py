@@ -1,5 +1,7 @@
 """Preprocessing of unlabeled cases: from images alone, resumable, once, and safe against bad input."""
 
+import errno
+import fcntl
 import os
 import pickle
 import resource
@@ -256,6 +258,32 @@ def test_of_two_at_once_one_works_and_the_other_waits(bench: Bench) -> None:
     assert all("waiting" in message for message in bench.messages)
     assert results == [(bench.dataset.unlabeled, {})] * 2
     assert len(bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl").read_text().splitlines()) == len(bench.cases)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A file system without locks, as `flock` shows it."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], indirect=True)
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_one_process_works_with_a_warning(bench: Bench) -> None:
+    assert bench.run().names == bench.dataset.unlabeled
+    assert "cannot be locked" in bench.messages[0]
+    left = bench.folder.with_name(f"{bench.folder.name}.0-of-1.staging-abc")
+    left.mkdir()
+    (bench.folder / f"{bench.cases[0].name}.pkl").unlink()
+    with pytest.raises(MNError, match=f"{left} says that another process .*delete this folder"):
+        bench.run()
+    assert left.exists()
+    left.rmdir()
+    assert bench.run().names == bench.dataset.unlabeled
+    assert not list(bench.folder.parent.glob("*staging*"))
 
 
 # ---- without raw data

@@ -10,6 +10,13 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from nnunet_mn.errors import MNError
+
+try:
+    import fcntl
+except ImportError:  # Windows: filelock needs no flock there
+    fcntl = None  # type: ignore[assignment]
+
 
 class Part(NamedTuple):
     """One of several jobs with a share of a folder's cases. All its files lie beside the folder."""
@@ -27,27 +34,70 @@ class Part(NamedTuple):
 def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
     """Make a new folder to work in, and lock the part. Remains of killed processes are removed.
 
+    Some file systems have no locks. There, the staging folder itself says that a process works.
+
     Args:
         part: work for one process at a time.
-        log: is told about waiting for another process.
+        log: is told about waiting for another process, and about a file system without locks.
 
     Raises:
+        MNError: without locks, when another staging folder of the part exists.
         OSError: when nothing can be written there.
     """
-    lock = FileLock(part.file(".lock"))  # the kernel releases it when its process dies
+    staging = part.file(f".staging-{uuid.uuid4().hex}")
+    why = _why_no_lock(part.file(".lock"))
+    with contextlib.nullcontext() if why is not None else _locked(part.file(".lock"), log):
+        try:
+            if why is None:
+                _remove_stale(part)
+            staging.mkdir()
+            if why is not None:
+                log(f"WARNING: files in {part.folder.parent} cannot be locked ({why}); preprocess there in one job")
+                _refuse_company(part, staging, why)
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(file: Path, log: Callable[[str], None]) -> Iterator[None]:
+    lock = FileLock(file)  # the kernel releases it when its process dies
     try:
         lock.acquire(timeout=0)
     except Timeout:
         log(f"Another process preprocesses the unlabeled cases; waiting for it ({lock.lock_file})")
         lock.acquire()
-    staging = part.file(f".staging-{uuid.uuid4().hex}")
     try:
-        _remove_stale(part)
-        staging.mkdir()
-        yield staging
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         lock.release()
+
+
+def _why_no_lock(file: Path) -> str | None:
+    """The system's reason if a file cannot be locked at all. A lock of another process is none.
+
+    filelock cannot be asked: by its version it waits forever, warns, or raises one of several errors.
+    """
+    if fcntl is None:
+        return None
+    with file.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return None  # locked
+        except OSError as error:
+            return error.strerror
+    return None
+
+
+def _refuse_company(part: Part, own: Path, why: str) -> None:
+    """Each of two processes makes its folder before it looks. So at least one of them sees the other."""
+    for other in part.folder.parent.glob(f"{glob.escape(part.file('.staging-').name)}*"):
+        if other != own:
+            raise MNError(
+                f"{other} says that another process preprocesses these cases, and files there cannot be locked "
+                f"({why}): wait for its end, or delete this folder if no process is at work"
+            )
 
 
 def _remove_stale(part: Part) -> None:
