@@ -132,6 +132,11 @@ IMAGES: dict[str, tuple[Callable[[Site], Any], str]] = {
     "only folders in imagesUn": (only_folders_beside_test_images, "imagesUn is not empty, but holds none .*patient_1"),
     "name not UTF-8": (name_not_utf_8, r"the name of .*M\\xfcller_0000.nii.gz is not UTF-8"),
     "colors": (colors, "bad_0000.nii.gz has 3 values per voxel, as a color image"),
+    "spacing in µm": (lambda site: site.write(volume(), Spacing=(1000.0,) * 3), "spacing 1000 mm against 1 mm of the"),
+    "spacing in m": (
+        lambda site: site.write(volume(), Spacing=(0.001,) * 3),
+        "would make 0 voxels a side: check the u",
+    ),
     "copy of a val image": (copy_of_val, "unlabeled cases are copies of validation cases: 'another' .of 'val_00'."),
     "called like a val image": (lambda site: site.write(volume(), "val_00_0000.nii.gz"), "val_00.* validation"),
     "called like a labeled image": (lambda site: site.write(volume(), "labeled_00_0000.nii.gz"), "labeled_00"),

@@ -45,7 +45,9 @@ def test_unknown_dataset_is_told_with_the_folders_searched(roots, given: str) ->
 
 def test_number_of_two_datasets_is_refused(roots) -> None:
     (roots[1] / "Dataset004_Liver").mkdir()
-    with pytest.raises(MNError, match=r"2 datasets fit \(Dataset004_Heart, Dataset004_Liver\) '4'"):
+    with pytest.raises(
+        MNError, match=r"2 datasets fit \(Dataset004_Heart, Dataset004_Liver\) '4' .*rename all but one"
+    ):
         find_dataset("4")
 
 

@@ -1,6 +1,7 @@
 """Drawn splits: disjoint where they must be, stable where experiments rely on it, never lost."""
 
 import json
+import os
 from itertools import combinations
 from pathlib import Path
 
@@ -112,3 +113,17 @@ def test_full_disk_keeps_the_old_file(dataset: DatasetFolders, monkeypatch) -> N
         write_splits(dataset, [], force=True)
     assert [p.name for p in file.parent.iterdir()] == [file.name]
     assert json.loads(file.read_text()) == SPLITS
+
+
+def test_hidden_files_are_no_cases(tiny_dataset) -> None:
+    raw = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=0).raw
+    (raw / "imagesTr" / "._labeled_00_0000.nii.gz").write_bytes(b"of macOS")
+    assert training_cases(raw) == ["labeled_00", "val_00"]
+
+
+def test_name_that_is_not_utf_8_is_refused(tiny_dataset) -> None:
+    raw = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=0).raw
+    image = raw / "imagesTr" / "val_00_0000.nii.gz"
+    image.rename(image.with_name(os.fsdecode(b"M\xfcller_0000.nii.gz")))
+    with pytest.raises(MNError, match=r"M\\xfcller is not UTF-8"):
+        training_cases(raw)

@@ -290,6 +290,19 @@ def test_a_broken_labeled_image_is_named(tiny_dataset: Callable[..., Any], case:
         extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
 
 
+def test_spacing_of_another_unit_is_left_out_or_named(
+    tiny_dataset: Callable[..., Any], volume_tools: Any, capsys: Any
+) -> None:
+    dataset = tiny_dataset(layout="imagesUn")
+    volume = volume_tools.make(0)[0][0]
+    volume_tools.write(volume, dataset.raw / "imagesUn" / f"{dataset.unlabeled[0]}_0000.nii.gz", spacing=(0.001,) * 3)
+    assert min(_configuration(_plan(dataset))["spacing"]) == 1
+    assert f"'{dataset.unlabeled[0]}' has spacing 0.001 mm against 1 mm of the plans" in capsys.readouterr().out
+    volume_tools.write(volume, dataset.raw / "imagesTr" / f"{dataset.labeled[0]}_0000.nii.gz", spacing=(1000.0,) * 3)
+    with pytest.raises(MNError, match=f"'{dataset.labeled[0]}' has spacing 1000 mm against 1 mm"):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+
+
 @pytest.mark.parametrize("case", [0, 1])
 def test_labeled_image_with_a_name_that_is_not_utf_8_is_named(tiny_dataset: Callable[..., Any], case: int) -> None:
     dataset = tiny_dataset(split_file=False)

@@ -349,6 +349,21 @@ def test_an_unreadable_image_is_named_and_the_others_are_kept(bench: Bench, volu
     check_bad(bench, bad, "bad_0000.nii.gz")
 
 
+@pytest.mark.parametrize(("spacing", "voxels"), [(1000.0, "24,000"), (0.001, "0")])
+def test_spacing_of_another_unit_is_named(bench: Bench, volume_tools: Any, spacing: float, voxels: str) -> None:
+    bad = bench.case("bad", volume_tools.make(9)[0][0])
+    volume_tools.write(volume_tools.make(9)[0][0], bad.images[0], spacing=(spacing,) * 3)
+    sentence = f"bad_0000.nii.gz: spacing {spacing:g} mm against 1 mm of the plans would make {voxels} voxels a side"
+    check_bad(bench, bad, sentence)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 20.0), (0.2, 0.2, 0.2), (8.0, 8.0, 8.0)])
+def test_odd_spacing_of_the_same_unit_is_taken(bench: Bench, volume_tools: Any, spacing: Any) -> None:
+    case = bench.case("odd", volume_tools.make(9)[0][0])
+    volume_tools.write(volume_tools.make(9)[0][0], case.images[0], spacing=spacing)
+    assert bench.run([case]).names == ("odd",)
+
+
 def other_spacing(image: SimpleITK.Image) -> None:
     image.SetSpacing((1, 1, 3))
 

@@ -57,10 +57,13 @@ def find_dataset(number_or_name: str) -> DatasetFolders:
         raise MNError("nnUNet_preprocessed is not set to an existing folder; export it as for nnU-Net's own commands")
     prefix = f"Dataset{int(number_or_name):03d}_" if number_or_name.isdecimal() else number_or_name
     names = {path.name for root in roots for path in root.glob("Dataset*") if _fits(path.name, prefix)}
-    if len(names) != 1:
-        found = f"{len(names)} datasets fit ({', '.join(sorted(names))})" if names else "no dataset fits"
+    where = f"'{number_or_name}' in {' and '.join(map(str, roots))}"
+    if not names:
+        raise MNError(f"no dataset fits {where}; give one by its number or its whole name")
+    if len(names) > 1:  # whole names are unique
         raise MNError(
-            f"{found} '{number_or_name}' in {' and '.join(map(str, roots))}; give one by its number or its whole name"
+            f"{len(names)} datasets fit ({', '.join(sorted(names))}) {where}; rename all but one, for nnU-Net's own "
+            f"commands refuse a number that occurs twice"
         )
     (name,) = names
     raw = _root("nnUNet_raw")

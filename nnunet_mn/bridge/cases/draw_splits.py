@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
+from nnunet_mn.bridge.cases.images import fault_of_path
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.errors import MNError
 
@@ -52,19 +53,23 @@ def _fold(order: list[str], *, labeled: int, first: int, val: int) -> Split:
 
 
 def training_cases(raw: Path) -> list[str]:
-    """Names of nnU-Net's training cases in a raw dataset.
+    """Names of nnU-Net's training cases in a raw dataset. Hidden files, such as macOS leaves beside images, are none.
 
     Raises:
-        MNError: when the folder is not a dataset of nnU-Net.
+        MNError: when the folder is not a dataset of nnU-Net, or a name is not UTF-8.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     try:
-        return sorted(get_filenames_of_train_images_and_targets(str(raw)))
+        names = sorted(get_filenames_of_train_images_and_targets(str(raw)))
     except (OSError, KeyError, ValueError) as error:
         raise MNError(
             f"the cases of {raw} cannot be listed ({error!r}); check its dataset.json and imagesTr"
         ) from error
+    for name in names:
+        if fault := fault_of_path(name):
+            raise MNError(fault)
+    return [name for name in names if not name.startswith(".")]
 
 
 def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -> tuple[Path, Path | None]:

@@ -18,6 +18,9 @@ from tqdm import tqdm
 from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, fault_of_values
 from nnunet_mn.bridge.processes import map_in_processes
 
+MOST_VOXELS = 10_000  # along one axis
+OTHER_UNIT = 100.0  # mean ratio of spacings; m or µm instead of mm make it 1000
+
 _orientation: Any = nibabel.io_orientation
 
 
@@ -26,6 +29,24 @@ class Header(NamedTuple):
 
     spacing: tuple[float, ...]
     shape: tuple[int, ...]
+
+
+def fault_of_unit(header: Header, spacing: Sequence[float]) -> str | None:
+    """A sentence if the spacing of a volume seems to have another unit than it should.
+
+    Args:
+        header: of the volume.
+        spacing: what the volume is resampled to, in mm and in the same order of axes.
+    """
+    ratio = np.divide(header.spacing, spacing)
+    sides = np.round(ratio * header.shape)
+    if min(sides) >= 1 and max(sides) <= MOST_VOXELS and 1 / OTHER_UNIT < np.prod(ratio) ** (1 / 3) < OTHER_UNIT:
+        return None
+    worst = int(np.argmax(np.abs(np.log(ratio))))
+    return (
+        f"spacing {header.spacing[worst]:g} mm against {spacing[worst]:g} mm of the plans would make "
+        f"{sides[worst]:,.0f} voxels a side: check the unit"
+    )
 
 
 def read_headers(

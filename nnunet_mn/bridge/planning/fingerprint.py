@@ -1,6 +1,6 @@
 """The dataset's fingerprint for planning: geometry of all images, intensities of labeled cases alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
-from nnunet_mn.bridge.cases.headers import Header, read_headers
+from nnunet_mn.bridge.cases.headers import Header, fault_of_unit, read_headers
 from nnunet_mn.bridge.cases.images import fault_of_path, name_some
 from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
 from nnunet_mn.bridge.cases.splits import splits_for_planning
@@ -75,6 +75,7 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):
         """
         images = {name: [Path(image) for image in files["images"]] for name, files in self.dataset.items()}
         headers, unreadable = _headers(self, images)
+        unreadable |= other_units(headers, headers.values())
         if unreadable:
             raise MNError(
                 f"{len(unreadable)} labeled case(s) cannot be planned for: {name_some(list(unreadable.values()))}; "
@@ -116,6 +117,8 @@ def fingerprint(
     analyzed = extractor.analyze()
     left = np.median([np.divide(analyzed[name][0], header.shape) for name, header in own.items()], axis=0)
     headers, unreadable = _headers(extractor, unlabeled)
+    unreadable |= (units := other_units(headers, own.values()))
+    headers = {name: header for name, header in headers.items() if name not in units}
     warnings = []
     if unreadable:
         warnings.append(
@@ -136,6 +139,13 @@ def _headers(
 ) -> tuple[dict[str, Header], dict[str, str]]:
     few = len(cases) < FEW_HEADERS
     return read_headers(extractor.reader, cases, processes=1 if few else extractor.num_processes)
+
+
+def other_units(headers: Mapping[str, Header], planned: Iterable[Header]) -> dict[str, str]:
+    """A sentence for each case whose spacing is far from the median of the planned cases."""
+    usual = np.median([header.spacing for header in planned], axis=0)
+    faults = {name: fault_of_unit(header, usual) for name, header in headers.items()}
+    return {name: f"'{name}' has {fault}" for name, fault in faults.items() if fault is not None}
 
 
 def _cropped(header: Header, left: np.ndarray) -> list[int]:

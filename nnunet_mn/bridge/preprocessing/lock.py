@@ -96,7 +96,8 @@ def _refuse_company(part: Part, own: Path, why: str) -> None:
         if other != own:
             raise MNError(
                 f"{other} says that another process preprocesses these cases, and files there cannot be locked "
-                f"({why}): wait for its end, or delete this folder if no process is at work"
+                f"({why}): wait for its end, or delete this folder if no process is at work; before a training on "
+                f"several GPUs run `nnunet-mn preprocess`"
             )
 
 

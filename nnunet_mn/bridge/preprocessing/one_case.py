@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_mn.bridge.cases.headers import Header, fault_of_unit
 from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, printable, read_images
 from nnunet_mn.bridge.cases.manifest import Record, look_at, with_content
 from nnunet_mn.bridge.cases.raw_images import n_channels
@@ -36,24 +37,33 @@ class Job:
 class _CheckedReader:
     """nnU-Net's reader. It refuses images unfit for training."""
 
-    def __init__(self, reader: Any, channels: int) -> None:
-        self.reader, self.channels = reader, channels
+    def __init__(self, reader: Any, job: Job) -> None:
+        self.reader, self.job = reader, job
 
     def read_images(self, images: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-        return read_images(self.reader, images, channels=self.channels)
+        data, properties = read_images(self.reader, images, channels=n_channels(self.job.dataset_json))
+        self._check_unit(data, properties, images[0])
+        return data, properties
+
+    def _check_unit(self, data: np.ndarray, properties: dict[str, Any], image: str) -> None:
+        axes, planned = self.job.plans["transpose_forward"], self.job.configuration.configuration
+        header = Header(tuple(properties["spacing"][a] for a in axes), tuple(data.shape[1 + a] for a in axes))
+        is_resampled = planned.get("resampling_fn_data") != "no_resampling_hack" and len(planned["spacing"]) == 3
+        if is_resampled and (fault := fault_of_unit(header, planned["spacing"])):
+            raise BadImageError(f"{image}: {fault}")
 
 
 class _CheckedPlans(PlansManager):
     """Plans with a checking reader of images. nnU-Net's preprocessor runs unchanged and reads each image once."""
 
-    def __init__(self, plans: dict[str, Any], channels: int) -> None:
-        super().__init__(plans)
-        self.channels = channels
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.plans)
+        self.job = job
 
     @property
     def image_reader_writer_class(self) -> Any:
         reader_class = super().image_reader_writer_class
-        return lambda: _CheckedReader(reader_class(), self.channels)
+        return lambda: _CheckedReader(reader_class(), self.job)
 
 
 def prepare_case(job: Job, case: UnlabeledCase) -> Record:
@@ -89,7 +99,7 @@ def prepare_case(job: Job, case: UnlabeledCase) -> Record:
 
 def _preprocess(job: Job, case: UnlabeledCase) -> None:
     """Run the plans' preprocessor without a segmentation, as for a test case, and save as stock does for training."""
-    plans = _CheckedPlans(job.plans, n_channels(job.dataset_json))
+    plans = _CheckedPlans(job)
     preprocessor = job.configuration.preprocessor_class(verbose=False)
     images, target = [str(image) for image in case.images], job.staging / case.name
     try:
