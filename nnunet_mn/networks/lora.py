@@ -27,7 +27,7 @@ def insert_lora(encoder: nn.Module, config: MNConfig) -> None:
     )
     for module in encoder.modules():
         if hasattr(module, "cast_input_dtype_enabled"):  # in newer versions of peft
-            module.cast_input_dtype_enabled = False  # autocast would undo the cast of an input to fp32
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010  autocast would undo the cast of an input to fp32
 
 
 def is_projection(module: nn.Module) -> bool:
