@@ -1,5 +1,6 @@
 """The co-training step: two networks see one batch and learn from labels and from a teacher's masks."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -59,27 +60,23 @@ class Student:
             MNError: after 20 such steps in a row.
         """
         loss = self.loss(outputs, targets)
-        value = float(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss.detach()):
-            self._skip(value)
-            return value
         self.scaler.scale(loss).backward()
         self.ranks.sum_gradients(self.network.parameters())
         self.scaler.unscale_(self.optimizer)
-        finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)))
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        value, size = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
+        finite = math.isfinite(value) and math.isfinite(size)
         if finite or self.scaler.is_enabled():  # the scaler skips by itself, and lowers its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        if not finite:
-            self._skip(value)
-            return value
-        self.skipped_in_a_row = 0
-        return value
+        self._count(value, finite=finite)
+        return float(value)
 
-    def _skip(self, value: float) -> None:
-        self.skipped += 1
-        self.skipped_in_a_row += 1
+    def _count(self, value: float, *, finite: bool) -> None:
+        """Count skipped steps. A scaler looks for its scale by overflows: those of the gradient are no fault."""
+        self.skipped += not finite and not (self.scaler.is_enabled() and math.isfinite(value))
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise MNError(
                 f"the loss or gradient of the {self.name} network was not finite {self.skipped_in_a_row} times in a "

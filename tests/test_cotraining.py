@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -189,3 +190,36 @@ def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_random_ax
         torch.testing.assert_close(by_2d.transpose(2, 2 + axis), by_3d)
         seen.add((taught, axis))
     assert seen == {(taught, axis) for taught in range(3) for axis in range(3)}
+
+
+def test_overflows_of_a_gradient_by_which_a_scaler_finds_its_scale_are_not_counted() -> None:
+    student = _student(TinyNetwork(), weights=(1000.0,))
+    student.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10)
+    before = [p.detach().clone() for p in student.network.parameters()]
+    volumes, targets = _batch()
+    for _ in range(2):
+        student.update(student.network(volumes), [LABELS.encode(targets[0])])
+    assert student.skipped == 0
+    assert student.skipped_in_a_row == 2
+    assert student.scaler.get_scale() == 2.0**125
+    assert all(torch.equal(a, b) for a, b in zip(before, student.network.parameters(), strict=True))
+    student.update([output * math.nan for output in student.network(volumes)], [LABELS.encode(targets[0])])
+    assert student.skipped == 1
+
+
+def test_the_host_waits_for_the_device_once_a_student_and_step() -> None:
+    """Whatever reads a number from a tensor waits for a GPU."""
+    waits: list[str] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(function, "__name__", "") in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu"):
+                waits.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    trainer = _trainer()
+    student, (volumes, targets) = trainer.student_3d, _batch()
+    outputs, known = student.network(volumes), [LABELS.encode(target) for target in targets]
+    with Watch():
+        student.update(outputs, known)
+    assert waits == ["tolist"]
