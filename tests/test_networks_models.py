@@ -331,13 +331,23 @@ def test_a_broken_configuration_is_one_sentence(tmp_path: Path, content: str, se
         build(str(tmp_path))
 
 
+def test_the_default_needs_neither_a_network_nor_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    network = build_network_2d(resolve(), in_channels=1, num_classes=2)
+    assert "efficientnet-lite0 (full)" in network.description
+    assert network.description.endswith("license of the weights: Apache-2.0")
+
+
 def test_the_license_of_the_papers_network_is_said_when_it_is_loaded(
     saved: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     config = resolve(Layer("the test", {"preset": "paper"}))
-    with pytest.raises(MNError, match=r"run `nnunet-mn weights fetch nvidia/segformer-b2\S+` .* 'efficientnet-lite0'"):
+    with pytest.raises(
+        MNError, match=r"run `nnunet-mn weights fetch nvidia/segformer-b2\S+` .* 'efficientnet-lite0' .Apache"
+    ):
         build_network_2d(config, in_channels=1, num_classes=2)
     model = tmp_path / "models--nvidia--segformer-b2-finetuned-ade-512-512"
     (model / "refs").mkdir(parents=True)

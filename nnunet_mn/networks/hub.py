@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.files import read_json, refuse_pointer
-from nnunet_mn.networks.registry import EMBEDDED
+from nnunet_mn.networks.registry import EMBEDDED, license_of
 from nnunet_mn.networks.weights import read_tensors
 
 CONFIG = "config.json"
@@ -82,7 +82,8 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no connection, or no such model"
         raise MNError(
             f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}); "
-            f"run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded backbone '{EMBEDDED}'"
+            f"run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded backbone '{EMBEDDED}' "
+            f"({license_of(EMBEDDED)})"
         ) from error
     raise MNError(f"{source} has no {CONFIG} with weights as safetensors or state dict; name another model")
 

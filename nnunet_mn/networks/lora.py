@@ -1,5 +1,8 @@
 """Low-rank updates of an encoder's projections, through peft."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -25,9 +28,10 @@ def insert_lora(encoder: nn.Module, config: MNConfig) -> None:
         ),
         encoder,
     )
-    for module in encoder.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):  # in newer versions of peft
-            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010  autocast would undo the cast of an input to fp32
+    layers: Iterator[Any] = encoder.modules()
+    for layer in layers:
+        if hasattr(layer, "cast_input_dtype_enabled"):  # in newer versions of peft
+            layer.cast_input_dtype_enabled = False  # autocast would undo the cast of an input to fp32
 
 
 def is_projection(module: nn.Module) -> bool:
