@@ -69,7 +69,7 @@ def _range(low: float, high: float, *, low_open: bool = False, high_open: bool =
     return {"check": check, "allowed": f"a number in {allowed}"}
 
 
-_NAME = {"check": lambda value: value.strip() != "", "allowed": "a name, a Hugging Face id or a folder"}
+_NAME = {"check": lambda value: value.strip() != "", "allowed": "a name, an id or a folder, of type str"}
 _POSITIVE = {"check": lambda value: value >= 1, "allowed": "an integer of at least 1"}
 
 
