@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK
@@ -95,6 +96,12 @@ def name_not_utf_8(site: Site) -> None:
     site.unlabeled_image().rename(site.unlabeled_image(os.fsdecode(b"M\xfcller_0000.nii.gz")))
 
 
+def huge_voxels(site: Site) -> None:
+    array = volume()
+    array[3, 4, 5:8] = 3e38
+    site.write(array)
+
+
 def colors(site: Site) -> None:
     array = np.random.default_rng(0).integers(0, 255, (24, 20, 22, 3), dtype=np.uint8)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=True), str(site.unlabeled_image()))
@@ -131,6 +138,7 @@ IMAGES: dict[str, tuple[Callable[[Site], Any], str]] = {
     ),
     "only folders in imagesUn": (only_folders_beside_test_images, "imagesUn is not empty, but holds none .*patient_1"),
     "name not UTF-8": (name_not_utf_8, r"the name of .*M\\xfcller_0000.nii.gz is not UTF-8"),
+    "huge voxels": (huge_voxels, "bad_0000.nii.gz .* after normalization .its voxels reach from .* to 3e.38.; clip"),
     "colors": (colors, "bad_0000.nii.gz has 3 values per voxel, as a color image"),
     "spacing in µm": (lambda site: site.write(volume(), Spacing=(1000.0,) * 3), "spacing 1000 mm against 1 mm of the"),
     "spacing in m": (
@@ -302,6 +310,17 @@ def overwritten(pattern: str, content: bytes) -> Callable[[Site], None]:
     return spoil
 
 
+def flat(name: str, value: float) -> Callable[[Site], None]:
+    """A preprocessed case as a huge voxel of its raw image makes it."""
+
+    def spoil(site: Site) -> None:
+        file = site.cases / f"{name}.b2nd"
+        volume = np.full(blosc2.open(str(file)).shape, value, np.float32)
+        blosc2.asarray(volume, urlpath=str(file), mode="w")
+
+    return spoil
+
+
 def without_raw_data(site: Site) -> None:
     shutil.rmtree(site.raw)
 
@@ -313,6 +332,9 @@ PREPROCESSED: dict[str, tuple[Callable[[Site], Any], str]] = {
     "properties": (overwritten("labeled_*.pkl", b"\x80\x04no"), "'labeled_0[0-2]' in .* run nnUNetv2_preprocess"),
     "empty properties": (overwritten("labeled_*.pkl", b""), "'labeled_0[0-2]' in .* run nnUNetv2_preprocess"),
     "val image": (overwritten("val_*[0-9].b2nd", b"x" * 500), "'val_00' in .* cannot be read .*nnUNetv2_preprocess"),
+    "collapsed": (flat("labeled_00", 0.0), "'labeled_00' has the same value in nearly all voxels; look for huge"),
+    "NaN": (flat("labeled_01", np.nan), "'labeled_01' holds voxels that are NaN or infinite; look for huge"),
+    "collapsed val case": (flat("val_00", 0.0), "'val_00' has the same value in nearly all voxels; look for huge"),
     "strange file": (lambda site: (site.cases / "notes.txt").touch(), "not hold preprocessed cases and nothing"),
     "no folder": (lambda site: shutil.rmtree(site.cases), "does not hold preprocessed cases and nothing else"),
     "no raw data": (without_raw_data, "their raw images are not on this machine: run `nnunet-mn preprocess`"),

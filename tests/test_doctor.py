@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import blosc2
+import numpy as np
 import pytest
 import safetensors.torch
+import SimpleITK
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
@@ -336,6 +339,30 @@ def test_image_that_cannot_be_opened_is_bad_until_it_is_skipped(
     assert result.exit_code == 0, result.output
     assert finding in result.output
     assert findings(check_dataset(dataset.name, **DOCTOR), "bad") == ""
+
+
+def test_flipped_val_image_is_noted_and_flat_labeled_case_is_bad(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    image = SimpleITK.ReadImage(str(dataset.raw / "imagesTr" / f"{dataset.val[0]}_0000.nii.gz"))
+    flipped = SimpleITK.Flip(image, [True, True, False])
+    SimpleITK.WriteImage(flipped, str(dataset.raw / "imagesUn" / "copy_0000.nii.gz"))
+    assert CliRunner().invoke(cli.app, ["preprocess", "-d", dataset.name, "-np", "1"]).exit_code == 0
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert f"'copy' ('{dataset.val[0]}', correlation 1.000)" in findings(rows, "note")
+    assert findings(rows, "bad") == ""
+    file = dataset.preprocessed / "nnUNetPlans_3d_fullres" / f"{dataset.labeled[0]}.b2nd"
+    blosc2.asarray(np.zeros(blosc2.open(str(file)).shape, np.float32), urlpath=str(file), mode="w")
+    assert f"'{dataset.labeled[0]}' has the same value" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+def test_raw_data_without_images_are_no_fault(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    assert CliRunner().invoke(cli.app, ["preprocess", "-d", dataset.name, "-np", "1"]).exit_code == 0
+    for folder in ("imagesTr", "labelsTr", "imagesUn"):
+        shutil.rmtree(dataset.raw / folder)
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert findings(rows, "bad") == ""
+    assert "fold 0: 3 labeled, 2 val, 3 unlabeled" in findings(rows, "good")
 
 
 def test_removed_case_lives_on_nowhere(fresh_planned_dataset, monkeypatch) -> None:

@@ -133,17 +133,11 @@ def test_the_masks_of_unlabeled_samples_are_not_looked_at() -> None:
     assert torch.equal(combine(target, pseudo, space).values, combine(scrambled, pseudo, space).values)
 
 
-def test_what_is_ignored_in_a_pasted_box_does_not_count_at_any_scale() -> None:
+def test_every_voxel_of_an_unlabeled_sample_counts_beside_ignored_ones_at_any_scale() -> None:
     space, pseudo = LabelSpace(num_channels=3, ignore_label=3), torch.randn(1, 3, 4, 4, 4).softmax(1)
-    counts = torch.ones(1, 1, 4, 4, 4)
-    counts[..., :2] = 0
     for size in (4, 2):
-        mask = combine(torch.zeros(2, 1, size, size, size), pseudo, space, counts=counts).mask
-        assert mask[:1].min() == 1
-        assert (mask[1:, ..., : size // 2].max(), mask[1:, ..., size // 2 :].min()) == (0, 1)
-
-
-def test_the_surer_network_has_no_more_say() -> None:
-    unsure, sure = torch.tensor([[0.1, 0.9]]), torch.tensor([[0.999, 0.001]])
-    mean = LabelSpace(num_channels=2).mean(unsure, sure)
-    torch.testing.assert_close(mean, torch.tensor([[0.5495, 0.4505]]))
+        target = torch.zeros(2, 1, size, size, size)
+        target[0, ..., : size // 2] = 3
+        mask = combine(target, pseudo, space).mask
+        assert (mask[0, ..., : size // 2].max(), mask[0, ..., size // 2 :].min()) == (0, 1)
+        assert mask[1:].min() == 1

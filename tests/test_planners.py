@@ -392,7 +392,8 @@ def test_a_slice_costs_by_its_size(costs: CostModel) -> None:
 
 def test_weights_that_are_not_here_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("nnunet_mn.bridge.planning.cost_model.weights_are_here", lambda _: False)
-    costs = CostModel(MNConfig(), channels=1, labels=LabelSpace(num_channels=2))
+    config = MNConfig(backbone="segformer-b2")
+    costs = CostModel(config, channels=1, labels=LabelSpace(num_channels=2))
     assert "nnunet-mn weights fetch" in costs.warnings[0]
     assert costs.of(ARCHITECTURE, (64, 96, 96), 2).phase_2d_gib(10) > 2
 

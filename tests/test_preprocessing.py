@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -364,6 +365,21 @@ def test_odd_spacing_of_the_same_unit_is_taken(bench: Bench, volume_tools: Any, 
     assert bench.run([case]).names == ("odd",)
 
 
+@pytest.mark.parametrize("value", [1e10, 1e20, 3e38])
+def test_image_that_huge_voxels_flatten_is_named(bench: Bench, volume_tools: Any, value: float) -> None:
+    array = volume_tools.make(9)[0][0]
+    array[3, 4, 5:8] = value
+    bad = bench.case("bad", array)
+    reach = re.escape(f"{value:.3g}); clip huge ones")
+    check_bad(bench, bad, rf"bad_0000.nii.gz h.* after normalization \(its voxels reach from .* to {reach}")
+
+
+def test_sparse_image_is_taken(bench: Bench) -> None:
+    array = np.full((40, 40, 40), 100, np.float32)
+    array[20, 20, 18:21] = (500, 600, 700)
+    assert bench.run([bench.case("sparse", array)]).names == ("sparse",)
+
+
 def other_spacing(image: SimpleITK.Image) -> None:
     image.SetSpacing((1, 1, 3))
 
@@ -510,6 +526,48 @@ def test_a_copy_of_a_validation_case_is_refused_by_name(bench: Bench, manifest: 
         refuse_copies_of_val(bench.folder, bench.labeled_folder, val)
     refuse_copies_of_val(bench.folder, bench.labeled_folder, val, unlabeled=bench.dataset.unlabeled)
     refuse_copies_of_val(bench.folder, bench.labeled_folder, bench.dataset.labeled)
+
+
+def resized(image: SimpleITK.Image) -> SimpleITK.Image:
+    image.SetSpacing((1.0, 1.2, 1.0))
+    return image
+
+
+NEAR_COPIES: dict[str, Callable[[SimpleITK.Image], SimpleITK.Image]] = {
+    "flipped": lambda image: SimpleITK.Flip(image, [True, True, False]),
+    "permuted axes": lambda image: SimpleITK.PermuteAxes(image, [2, 0, 1]),
+    "zero-padded": lambda image: SimpleITK.ConstantPad(image, [3, 0, 2], [0, 5, 4]),
+    "rescaled": lambda image: image * 100 + 7,
+    "stretched": resized,
+}
+
+
+@pytest.mark.parametrize("change", NEAR_COPIES.values(), ids=NEAR_COPIES.keys())
+def test_near_copy_of_a_validation_case_is_told(bench: Bench, change: Any) -> None:
+    val = bench.dataset.val
+    image = SimpleITK.ReadImage(str(bench.cases[0].images[0].with_name(f"{val[1]}_0000.nii.gz")))
+    file = bench.folder.with_name("innocent_0000.nii.gz")
+    SimpleITK.WriteImage(change(image), str(file))
+    bench.run([*bench.cases, UnlabeledCase("innocent", (file,), "imagesUn")])
+    try:
+        (warning,) = refuse_copies_of_val(bench.folder, bench.labeled_folder, val)
+    except MNError as error:
+        warning = str(error)  # cropping and normalization made them equal
+    assert f"'innocent' ('{val[1]}', correlation" in warning or f"'innocent' (of '{val[1]}')" in warning
+
+
+def test_validation_case_with_one_other_voxel_is_told(bench: Bench) -> None:
+    image = SimpleITK.ReadImage(str(bench.cases[0].images[0].with_name(f"{bench.dataset.val[0]}_0000.nii.gz")))
+    image[5, 6, 7] = 0.0
+    file = bench.folder.with_name("innocent_0000.nii.gz")
+    SimpleITK.WriteImage(image, str(file))
+    bench.run([*bench.cases, UnlabeledCase("innocent", (file,), "imagesUn")])
+    for _ in range(2):  # the second time without thumbnails in the manifest, as of an older version
+        (warning,) = refuse_copies_of_val(bench.folder, bench.labeled_folder, bench.dataset.val)
+        assert f"1 unlabeled case(s) look like the scan of a validation case: 'innocent' ('{bench.dataset.val[0]}'" in (
+            warning
+        )
+        bench.folder.with_name(f"{bench.folder.name}.0-of-1.jsonl").unlink(missing_ok=True)
 
 
 def test_a_corrupt_preprocessed_case_is_named(bench: Bench, tmp_path: Path) -> None:

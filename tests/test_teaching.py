@@ -55,6 +55,12 @@ def test_masks_are_probabilities_without_a_gradient_also_for_no_volumes(kind: ty
     assert teacher.network_3d.training
 
 
+def test_the_surer_network_has_no_more_say() -> None:
+    unsure, sure = torch.tensor([[0.1, 0.9]]), torch.tensor([[0.999, 0.001]])
+    mean = _teacher(MeanOfBoth).mean(unsure, sure)
+    torch.testing.assert_close(mean, torch.tensor([[0.5495, 0.4505]]))
+
+
 def test_a_moving_average_follows_the_students_and_starts_fast() -> None:
     teacher = _teacher(MovingAverage)
     student, slow = teacher.students[0], teacher.network_3d

@@ -18,7 +18,7 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_mn.bridge.registration import trainers_path
-from nnunet_mn.bridge.training import workers
+from nnunet_mn.bridge.training import loader
 from nnunet_mn.bridge.training.reading import mn_part, read
 from nnunet_mn.errors import MNError
 
@@ -374,13 +374,13 @@ def test_workers_of_a_resumed_training_draw_other_batches_than_at_its_start(
     trainings: Trainings, planned_dataset: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    start = workers.start_workers
+    start = loader.start_workers
 
-    def noting(*loader: Any, seed: int, **options: Any) -> Any:
+    def noting(*started: Any, seed: int, **options: Any) -> Any:
         seeds.append(seed)
-        return start(*loader, seed=seed, **options)
+        return start(*started, seed=seed, **options)
 
-    monkeypatch.setattr(workers, "start_workers", noting)
+    monkeypatch.setattr(loader, "start_workers", noting)
     _stop_after(trainings.trainer(planned_dataset()), epochs=1)
     trainings.run(planned_dataset(), go_on=True)
     assert seeds[:2] == [1, 1]

@@ -39,11 +39,15 @@ class ImageFile(NamedTuple):
 
 
 class Voxels(NamedTuple):
-    """Identity of a preprocessed volume: shape (C, Z, Y, X), hash of its middle slice, hash of all voxels."""
+    """Identity of a preprocessed volume: shape (C, Z, Y, X), hash of its middle slice, hash of all voxels.
+
+    Records of older versions have no thumbnail. Volumes with one have been checked.
+    """
 
     shape: tuple[int, ...]
     probe: str
     sha256: str
+    thumbnail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,7 @@ class Record:
         raw = json.loads(line)
         files = tuple(ImageFile(**file) if isinstance(file, dict) else ImageFile(*file) for file in raw.pop("files"))
         voxels = raw.pop("voxels")
-        shape, probe, sha256 = voxels or ((), "", "")
-        return Record(files=files, voxels=Voxels(tuple(shape), probe, sha256) if voxels else None, **raw)
+        return Record(files=files, voxels=Voxels(tuple(voxels[0]), *voxels[1:]) if voxels else None, **raw)
 
 
 class Manifest:

@@ -18,7 +18,7 @@ from nnunet_mn.bridge.doctor.page import Row, examine
 from nnunet_mn.bridge.planning.checks import check_co_trainable
 from nnunet_mn.bridge.planning.cost_model import cost_of_planned
 from nnunet_mn.bridge.planning.measure import GIB
-from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
+from nnunet_mn.bridge.preprocessing.run import check_preprocessed_cases
 from nnunet_mn.errors import MNError
 
 TIGHT = 0.85  # share of the card; the estimate may be a tenth too low, and other processes take memory too
@@ -101,8 +101,8 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
     found = find_unlabeled(cases, roles, planned.config().unlabeled_sources)
     names = {case.name for case in found.cases}
     done = names & complete_cases(cases.unlabeled)
-    refuse_copies_of_val(cases.unlabeled, cases.labeled, roles.held_out, unlabeled=done)
-    notes = [_note(topic, text) for text in (*roles.warnings, *found.warnings)]
+    alike = check_preprocessed_cases(planned, roles, done)
+    notes = [_note(topic, text) for text in (*roles.warnings, *found.warnings, *alike)]
     return [Row("good", topic, f"{counts}, {len(names)} unlabeled"), *notes]
 
 

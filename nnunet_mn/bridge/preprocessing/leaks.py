@@ -1,7 +1,7 @@
 """No unlabeled case may be a validation case under another name."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,24 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.manifest import Manifest, Voxels, complete_cases
+from nnunet_mn.bridge.preprocessing.looks import Looks
+from nnunet_mn.bridge.preprocessing.thumbnails import alike, thumbnail
 from nnunet_mn.errors import MNError
 
 
-def measure(file: Path) -> Voxels:
-    """Identity of a preprocessed volume.
+def open_volume(file: Path) -> Any:
+    """A preprocessed volume (C, Z, Y, X) on disk.
 
     Raises:
         RuntimeError: when the file is no whole volume.
     """
-    volume = blosc2.open(urlpath=str(file), mode="r")
-    return Voxels(tuple(volume.shape), probe(volume), hash_voxels(volume[:]))
+    return blosc2.open(urlpath=str(file), mode="r")
 
 
-def probe(volume: Any) -> str:
-    """Hash of the middle slice of an array (C, Z, Y, X). It costs a fraction of reading the whole."""
-    return hash_voxels(volume[:, volume.shape[1] // 2])
+def measure(volume: np.ndarray) -> Voxels:
+    """Identity of a preprocessed volume (C, Z, Y, X)."""
+    middle = volume[:, volume.shape[1] // 2]
+    return Voxels(tuple(volume.shape), hash_voxels(middle), hash_voxels(volume), thumbnail(volume))
 
 
 def hash_voxels(array: np.ndarray) -> str:
@@ -36,8 +38,8 @@ def hash_voxels(array: np.ndarray) -> str:
 
 def refuse_copies_of_val(
     folder: Path, val_folder: Path, val: Sequence[str], *, unlabeled: Collection[str] | None = None
-) -> None:
-    """Refuse unlabeled cases with the voxels of a validation case.
+) -> list[str]:
+    """Refuse unlabeled cases with the voxels of a validation case, and warn of those that look like one.
 
     Args:
         folder: of the preprocessed unlabeled cases.
@@ -45,45 +47,65 @@ def refuse_copies_of_val(
         val: names of the validation cases.
         unlabeled: names of the cases in use. None means all in the folder but those called like a validation case.
 
+    Returns:
+        Warnings.
+
     Raises:
         MNError: naming the cases with equal preprocessed voxels, or an unreadable one.
     """
-    names = complete_cases(folder) - set(val) if unlabeled is None else unlabeled
+    names = sorted(complete_cases(folder) - set(val) if unlabeled is None else unlabeled)
     if not val or not names:
-        return
-    known = _by_look(folder, names)
-    shapes = {shape for shape, _ in known}
-    dataset = infer_dataset_class(str(val_folder))(str(val_folder), list(val))
-    copies: list[str] = []
-    for name in val:
-        try:
-            volume = dataset.load_case(name)[0]  # (C, Z, Y, X)
-            shape = tuple(volume.shape)
-            equal_look = known.get((shape, probe(volume)), {}) if shape in shapes else {}
-            equal = equal_look.get(hash_voxels(volume[:]), []) if equal_look else []
-        except (OSError, RuntimeError, ValueError) as error:
-            raise MNError(
-                f"the preprocessed case '{name}' in {val_folder} cannot be read ({error}); run nnUNetv2_preprocess "
-                f"again"
-            ) from error
-        copies += [f"'{other}' (of '{name}')" for other in equal]
-    if copies:
-        raise MNError(f"unlabeled cases are copies of validation cases: {name_some(copies)}; remove them")
+        return []
+    ours, held_out = _of_unlabeled(folder, names), _of_val(val_folder, val)
+    equal = {(voxels.shape, voxels.sha256): name for name, voxels in held_out.items()}
+    copies = {name: equal.get((voxels.shape, voxels.sha256)) for name, voxels in ours.items()}
+    if found := [f"'{name}' (of '{of}')" for name, of in copies.items() if of is not None]:
+        raise MNError(f"unlabeled cases are copies of validation cases: {name_some(found)}; remove them")
+    pairs = alike([v.thumbnail for v in ours.values()], [v.thumbnail for v in held_out.values()])
+    told = [f"'{names[i]}' ('{val[k]}', correlation {same:.3f})" for i, k, same in pairs]
+    return [
+        f"WARNING: {len(told)} unlabeled case(s) look like the scan of a validation case: {name_some(told)}; remove "
+        f"them if they are, for validation is too good on a scan that was trained on"
+    ] if told else []  # fmt: skip
 
 
-def _by_look(folder: Path, names: Collection[str]) -> dict[tuple[tuple[int, ...], str], dict[str, list[str]]]:
-    """Names of unlabeled cases, first by shape and middle slice (both cheap), then by the hash of all voxels."""
-    manifest = Manifest.read(folder)
-    known: dict[tuple[tuple[int, ...], str], dict[str, list[str]]] = {}
+def _of_unlabeled(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
+    """Identities from the manifest. Older records are completed from the volume, and remembered."""
+    manifest, looks, found = Manifest.read(folder), Looks(folder), {}
     for name in names:
         record = manifest.get(name)
-        recorded = record.voxels if record is not None else None
         try:
-            voxels = recorded or measure(folder / f"{name}.b2nd")
+            if record is not None and record.voxels is not None and record.voxels.thumbnail:
+                found[name] = record.voxels
+            else:
+                found[name] = _remembered(looks, name, lambda name: open_volume(folder / f"{name}.b2nd"))
         except (OSError, RuntimeError, ValueError) as error:
             raise MNError(
                 f"the preprocessed case '{name}' in {folder} cannot be read ({error}); delete its file {name}.b2nd and "
                 f"run `nnunet-mn preprocess` for this data set"
             ) from error
-        known.setdefault((voxels.shape, voxels.probe), {}).setdefault(voxels.sha256, []).append(name)
-    return known
+    looks.save()
+    return found
+
+
+def _of_val(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
+    dataset = infer_dataset_class(str(folder))(str(folder), list(names))
+    looks, found = Looks(folder), {}
+    for name in names:
+        try:
+            found[name] = _remembered(looks, name, lambda name: dataset.load_case(name)[0])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise MNError(
+                f"the preprocessed case '{name}' in {folder} cannot be read ({error}); run nnUNetv2_preprocess again"
+            ) from error
+    looks.save()
+    return found
+
+
+def _remembered(looks: Looks, name: str, load: Callable[[str], Any]) -> Voxels:
+    """The identity of a case. Its volume is read only once."""
+    known = looks.get(name, "voxels")
+    if known is None:
+        known = measure(load(name)[:])
+        looks.put(name, "voxels", known)
+    return Voxels(tuple(known[0]), *known[1:])

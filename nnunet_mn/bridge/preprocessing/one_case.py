@@ -12,11 +12,12 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_mn.bridge.cases.headers import Header, fault_of_unit
-from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, printable, read_images
-from nnunet_mn.bridge.cases.manifest import Record, look_at, with_content
+from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, name_some, printable, read_images
+from nnunet_mn.bridge.cases.manifest import Record, Voxels, look_at, with_content
 from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
-from nnunet_mn.bridge.preprocessing.leaks import measure
+from nnunet_mn.bridge.preprocessing.leaks import measure, open_volume
+from nnunet_mn.bridge.preprocessing.soundness import fault_of_volume, varies
 from nnunet_mn.errors import MNError
 
 LITTLE_SPACE = 16 * 2**20  # bytes; with less free space, the disk is blamed for an unwritten case
@@ -37,12 +38,14 @@ class Job:
 class _CheckedReader:
     """nnU-Net's reader. It refuses images unfit for training."""
 
-    def __init__(self, reader: Any, job: Job) -> None:
-        self.reader, self.job = reader, job
+    def __init__(self, reader: Any, plans: "_CheckedPlans") -> None:
+        self.reader, self.plans, self.job = reader, plans, plans.job
 
     def read_images(self, images: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
         data, properties = read_images(self.reader, images, channels=n_channels(self.job.dataset_json))
         self._check_unit(data, properties, images[0])
+        self.plans.varied = [varies(channel) for channel in data]
+        self.plans.extremes = float(data.min()), float(data.max())
         return data, properties
 
     def _check_unit(self, data: np.ndarray, properties: dict[str, Any], image: str) -> None:
@@ -54,16 +57,21 @@ class _CheckedReader:
 
 
 class _CheckedPlans(PlansManager):
-    """Plans with a checking reader of images. nnU-Net's preprocessor runs unchanged and reads each image once."""
+    """Plans with a checking reader of images. nnU-Net's preprocessor runs unchanged and reads each image once.
+
+    `varied` and `extremes` describe the raw image after that.
+    """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.plans)
         self.job = job
+        self.varied: list[bool] | None = None
+        self.extremes: tuple[float, float] | None = None
 
     @property
     def image_reader_writer_class(self) -> Any:
         reader_class = super().image_reader_writer_class
-        return lambda: _CheckedReader(reader_class(), self.job)
+        return lambda: _CheckedReader(reader_class(), self)
 
 
 def prepare_case(job: Job, case: UnlabeledCase) -> Record:
@@ -84,26 +92,26 @@ def prepare_case(job: Job, case: UnlabeledCase) -> Record:
         reason += "" if reason.endswith("link") else "; restore it or remove the case"
         return Record(case.name, case.source, (), checked_ns, job.settings, skipped=reason)
     try:
-        _preprocess(job, case)
+        voxels = _preprocess(job, case)
         if look_at(case.images) != before:
             raise BadImageError(f"{case.images[0]} changed while it was read; run again when it is complete")
     except BadImageError as error:
         return Record(case.name, case.source, files, checked_ns, job.settings, skipped=str(error))
     try:
-        voxels = measure(job.staging / f"{case.name}.b2nd")
         move_in(case.name, job.staging, job.folder)
     except (OSError, RuntimeError) as error:
         raise not_written(job.staging, error) from error
     return Record(case.name, case.source, files, checked_ns, job.settings, voxels)
 
 
-def _preprocess(job: Job, case: UnlabeledCase) -> None:
+def _preprocess(job: Job, case: UnlabeledCase) -> Voxels:
     """Run the plans' preprocessor without a segmentation, as for a test case, and save as stock does for training."""
     plans = _CheckedPlans(job)
     preprocessor = job.configuration.preprocessor_class(verbose=False)
     images, target = [str(image) for image in case.images], job.staging / case.name
     try:
-        preprocessor.run_case_save(str(target), images, None, plans, job.configuration, job.dataset_json)
+        with np.errstate(all="ignore"):  # the result is checked below
+            preprocessor.run_case_save(str(target), images, None, plans, job.configuration, job.dataset_json)
         _add_class_locations(_files(target)[2], plans, job.dataset_json)
     except MNError:
         raise
@@ -114,6 +122,16 @@ def _preprocess(job: Job, case: UnlabeledCase) -> None:
             raise not_written(job.staging, error) from error
         reason = f"{type(error).__name__}: {error}"
         raise BadImageError(f"{images[0]} cannot be preprocessed ({reason}); correct or remove the case") from error
+    try:
+        volume = open_volume(_files(target)[0])[:]
+    except (OSError, RuntimeError) as error:
+        raise not_written(job.staging, error) from error
+    if fault := fault_of_volume(volume, job.configuration.normalization_schemes, varied=plans.varied):
+        reach = "" if plans.extremes is None else " (its voxels reach from {:.3g} to {:.3g})".format(*plans.extremes)
+        raise BadImageError(
+            f"{name_some(images)} {fault} after normalization{reach}; clip huge ones or remove the case"
+        )
+    return measure(volume)
 
 
 def _add_class_locations(file: Path, plans: PlansManager, dataset_json: dict[str, Any]) -> None:

@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from nnunet_mn.bridge.cases.manifest import append, settings_hash
+from nnunet_mn.bridge.cases.manifest import Manifest, append, settings_hash
 from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
@@ -18,6 +18,7 @@ from nnunet_mn.bridge.cases.wanted import write_wanted
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
 from nnunet_mn.bridge.preprocessing.lock import Part, staging_folder
 from nnunet_mn.bridge.preprocessing.one_case import Job, not_written, prepare_case
+from nnunet_mn.bridge.preprocessing.soundness import check_sound
 from nnunet_mn.bridge.preprocessing.to_do import survey
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
@@ -55,8 +56,34 @@ def prepare_unlabeled(
         log(warning)
     write_wanted(planned.cases.unlabeled, found.held)
     done = preprocess_unlabeled(found.cases, planned, num_processes=num_processes, log=log)
-    refuse_copies_of_val(planned.cases.unlabeled, planned.cases.labeled, roles.held_out, unlabeled=done.names)
+    for warning in check_preprocessed_cases(planned, roles, done.names):
+        log(warning)
     return done
+
+
+def check_preprocessed_cases(planned: PlannedDataset, roles: Roles, unlabeled: Collection[str]) -> list[str]:
+    """Check what a training will read: no case is unsound, and no unlabeled one is a validation case.
+
+    Args:
+        roles: of the fold.
+        unlabeled: names of its preprocessed unlabeled cases.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        MNError: naming the wrong cases.
+    """
+    cases, schemes = planned.cases, planned.configuration_manager.normalization_schemes
+    check_sound(cases.labeled, sorted({*roles.labeled, *roles.val}), schemes)
+    manifest = Manifest.read(cases.unlabeled)
+    records = ((name, manifest.get(name)) for name in unlabeled)
+    check_sound(
+        cases.unlabeled,
+        [name for name, r in records if r is None or r.voxels is None or not r.voxels.thumbnail],  # not checked before
+        schemes,
+    )
+    return refuse_copies_of_val(cases.unlabeled, cases.labeled, roles.held_out, unlabeled=unlabeled)
 
 
 def preprocess_unlabeled(

@@ -1,0 +1,47 @@
+"""A memory of findings about preprocessed cases. It lies beside their folder."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunet_mn.bridge.files import write_whole
+
+
+class Looks:
+    """Findings about the preprocessed cases of a folder. A finding holds until the size or time of a file changes.
+
+    Args:
+        folder: of preprocessed cases.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder.with_name(f"{folder.name}.looks.json")
+        self._found: dict[str, dict[str, Any]] = {}
+        self._changed = False
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            content = json.loads(self.file.read_bytes())
+            self._found = {name: found for name, found in content.items() if isinstance(found, dict)}
+
+    def get(self, name: str, topic: str) -> Any:
+        """A finding about a case, or None."""
+        found = self._found.get(name, {})
+        return found.get(topic) if found.get("stamp") == self._stamp(name) else None
+
+    def put(self, name: str, topic: str, finding: Any) -> None:
+        """Remember a finding; it must be JSON."""
+        stamp = self._stamp(name)
+        old = self._found.get(name, {})
+        self._found[name] = {**(old if old.get("stamp") == stamp else {}), "stamp": stamp, topic: finding}
+        self._changed = True
+
+    def save(self) -> None:
+        """Write new findings where that is allowed. Without them the work is done again."""
+        if self._changed:
+            with contextlib.suppress(OSError):
+                write_whole(self.file, json.dumps(self._found))
+
+    def _stamp(self, name: str) -> list[int]:
+        """Size and time of the volume, in each of nnU-Net's formats."""
+        stats = [file.stat() for end in (".b2nd", ".npy", ".npz") if (file := self.folder / f"{name}{end}").is_file()]
+        return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
