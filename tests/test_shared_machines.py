@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from nnunet_mn.bridge.training.owner import FoldLock
+
 pytestmark = pytest.mark.slow
 
 Site = Any  # of training_site.py
@@ -239,6 +241,29 @@ def test_going_on_with_nothing_says_so_loudly_and_leftovers_of_kills_are_removed
     assert f"#####\nWARNING: --c was given, but there is no checkpoint in {site.fold}: a new training starts" in output
     assert "WARNING: --c was given" in log_of(site)
     assert not list(site.fold.glob("*.tmp"))
+
+
+def test_a_second_start_is_refused_and_leaves_the_files_of_the_first_alone(
+    site_of: Callable[..., Site], train: Train
+) -> None:
+    site = site_of()
+    site.validate = False
+    site.fold.mkdir(parents=True)
+    running = FoldLock(site.fold)
+    running.acquire()
+    half = site.fold / f"checkpoint_latest.pth.{os.getpid()}.tmp"
+    half.write_bytes(b"half")
+    code, output = train(site)
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert re.match(rf"ERROR: a training already runs in {site.fold}: process {os.getpid()} on .* since ", last), last
+    assert last in log_of(site)
+    assert half.read_bytes() == b"half"
+    running.release()
+    code, output = train(site)
+    assert code == 0, output[-2000:]
+    assert not half.exists()
+    assert not running.file.exists()
 
 
 def test_trainings_survive_a_dozen_kills(site_of: Callable[..., Site]) -> None:

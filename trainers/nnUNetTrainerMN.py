@@ -29,7 +29,7 @@ from nnunet_mn.bridge.planning.checks import (
     planned_configuration,
 )
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
-from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, reading, state, workers
+from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, owner, reading, state, workers
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
@@ -167,6 +167,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.random_state: dict[str, Any] | None = None  # at the end of the epoch's training, before validation
         self.resumed: dict[str, Any] | None = None
         self.stopping = Stopping(self.ranks)
+        self.lock = owner.FoldLock(Path(self.output_folder))
         self.n_cases: dict[str, int] = {}
         self.unlabeled_cases: loader.Cases
         self.foreground: foreground.ForegroundLocations
@@ -228,7 +229,8 @@ class nnUNetTrainerMN(_LabeledCases):
             state.refuse_to_continue(self.resumed, self.mn_config, batch_size=self.counts.batch_size)
         elif self.asked_to_continue:
             self._say_that_nothing_is_continued()
-        if self.local_rank == 0:
+        if self.local_rank == 0:  # the ranks of a training are one owner
+            self.lock.acquire()
             checkpoint.remove_leftovers(Path(self.output_folder))
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         self.foreground = foreground.ForegroundLocations(
@@ -251,6 +253,10 @@ class nnUNetTrainerMN(_LabeledCases):
         super().on_train_end()
         self.stopping.finish_loaders()
         self.stopping.stop_listening()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        self.lock.release()
 
     # ---- data ----------------------------------------------------------------------------------------------------
 

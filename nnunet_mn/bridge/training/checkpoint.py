@@ -40,7 +40,7 @@ def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[s
 
 
 def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")  # one name: the next writing replaces the rest of a killed one
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
@@ -56,8 +56,8 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed writings."""
-    for pattern in ("checkpoint_*.pth.tmp", "foreground_*.tmp"):
+    """Remove the temporary files of killed writings. The caller must own the folder."""
+    for pattern in ("checkpoint_*.tmp", "foreground_*.tmp", "training.lock.*.tmp"):
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
 

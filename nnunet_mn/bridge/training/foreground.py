@@ -89,7 +89,7 @@ class ForegroundLocations:
         kept = {key: earlier[key] for key in earlier if key.rpartition("/")[0] not in located}
         new = {f"{case}/{i}": voxels for case, all_ in located.items() for i, voxels in enumerate(all_) if len(voxels)}
         file = self._file(position)
-        partial = file.with_suffix(".tmp")
+        partial = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as stream:
