@@ -70,22 +70,22 @@ def save(folder: Path, name: str, array: np.ndarray) -> Path:
 def test_unsound_cases_are_named_and_sound_ones_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cases"
     save(folder, "good", volume())
-    check_sound(folder, ["good"], Z_SCORE)
+    check_sound(folder, ["good"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")
     save(folder, "flat", np.zeros_like(volume()))
     with pytest.raises(MNError, match="'flat' has the same value in nearly all voxels"):
-        check_sound(folder, ["good", "flat"], Z_SCORE)
+        check_sound(folder, ["good", "flat"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")
     monkeypatch.setattr(soundness, "fault_of_volume", lambda *_: "was read again")
-    check_sound(folder, ["good"], Z_SCORE)
+    check_sound(folder, ["good"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")
     os.utime(folder / "good.b2nd", (1, 1))
     with pytest.raises(MNError, match="'good' was read again"):
-        check_sound(folder, ["good"], Z_SCORE)
-    (tmp_path / "cases.looks.json").write_text("[")
+        check_sound(folder, ["good"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")
+    (tmp_path / "cases_unlabeled.looks-labeled.json").write_text("[")
     with pytest.raises(MNError, match="'good' was read again"):
-        check_sound(folder, ["good"], Z_SCORE)
+        check_sound(folder, ["good"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")
 
 
 def test_sound_case_with_empty_boxes_is_read_whole(tmp_path: Path) -> None:
     array = np.zeros((1, 128, 128, 128), np.float32)
     array[0, :8] = np.random.default_rng(0).normal(size=(8, 128, 128))
     save(tmp_path / "cases", "good", array)
-    check_sound(tmp_path / "cases", ["good"], Z_SCORE)
+    check_sound(tmp_path / "cases", ["good"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")

@@ -56,7 +56,7 @@ def refuse_copies_of_val(
     names = sorted(complete_cases(folder) - set(val) if unlabeled is None else unlabeled)
     if not val or not names:
         return []
-    ours, held_out = _of_unlabeled(folder, names), _of_val(val_folder, val)
+    ours, held_out = _of_unlabeled(folder, names), _of_val(val_folder, val, folder)
     equal = {(voxels.shape, voxels.sha256): name for name, voxels in held_out.items()}
     copies = {name: equal.get((voxels.shape, voxels.sha256)) for name, voxels in ours.items()}
     if found := [f"'{name}' (of '{of}')" for name, of in copies.items() if of is not None]:
@@ -71,7 +71,7 @@ def refuse_copies_of_val(
 
 def _of_unlabeled(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
     """Identities from the manifest. Older records are completed from the volume, and remembered."""
-    manifest, looks, found = Manifest.read(folder), Looks(folder), {}
+    manifest, looks, found = Manifest.read(folder), Looks(folder, unlabeled=folder), {}
     for name in names:
         record = manifest.get(name)
         try:
@@ -88,9 +88,9 @@ def _of_unlabeled(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
     return found
 
 
-def _of_val(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
+def _of_val(folder: Path, names: Sequence[str], unlabeled: Path) -> dict[str, Voxels]:
     dataset = infer_dataset_class(str(folder))(str(folder), list(names))
-    looks, found = Looks(folder), {}
+    looks, found = Looks(folder, unlabeled=unlabeled), {}
     for name in names:
         try:
             found[name] = _remembered(looks, name, lambda name: dataset.load_case(name)[0])

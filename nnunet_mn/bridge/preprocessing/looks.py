@@ -1,4 +1,4 @@
-"""A memory of findings about preprocessed cases. It lies beside their folder."""
+"""A memory of findings about preprocessed cases. It lies beside the folder of the unlabeled ones."""
 
 import contextlib
 import json
@@ -12,11 +12,13 @@ class Looks:
     """Findings about the preprocessed cases of a folder. A finding holds until the size or time of a file changes.
 
     Args:
-        folder: of preprocessed cases.
+        folder: of preprocessed cases, labeled or unlabeled.
+        unlabeled: the folder of the unlabeled ones. Our own files have names like it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder.with_name(f"{folder.name}.looks.json")
+    def __init__(self, folder: Path, *, unlabeled: Path) -> None:
+        kind = "unlabeled" if folder == unlabeled else "labeled"
+        self.folder, self.file = folder, unlabeled.with_name(f"{unlabeled.name}.looks-{kind}.json")
         self._found: dict[str, dict[str, Any]] = {}
         self._changed = False
         with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -75,14 +75,11 @@ def check_preprocessed_cases(planned: PlannedDataset, roles: Roles, unlabeled: C
         MNError: naming the wrong cases.
     """
     cases, schemes = planned.cases, planned.configuration_manager.normalization_schemes
-    check_sound(cases.labeled, sorted({*roles.labeled, *roles.val}), schemes)
+    check_sound(cases.labeled, sorted({*roles.labeled, *roles.val}), schemes, unlabeled=cases.unlabeled)
     manifest = Manifest.read(cases.unlabeled)
     records = ((name, manifest.get(name)) for name in unlabeled)
-    check_sound(
-        cases.unlabeled,
-        [name for name, r in records if r is None or r.voxels is None or not r.voxels.thumbnail],  # not checked before
-        schemes,
-    )
+    unchecked = [name for name, r in records if r is None or r.voxels is None or not r.voxels.thumbnail]
+    check_sound(cases.unlabeled, unchecked, schemes, unlabeled=cases.unlabeled)
     return refuse_copies_of_val(cases.unlabeled, cases.labeled, roles.held_out, unlabeled=unlabeled)
 
 

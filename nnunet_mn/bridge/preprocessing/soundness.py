@@ -50,20 +50,21 @@ def _share_near_median(channel: np.ndarray, tolerance: float) -> float:
     return float((np.abs(voxels - np.median(voxels)) <= tolerance).mean())
 
 
-def check_sound(folder: Path, names: Sequence[str], schemes: Sequence[str]) -> None:
+def check_sound(folder: Path, names: Sequence[str], schemes: Sequence[str], *, unlabeled: Path) -> None:
     """Refuse unsound preprocessed cases. Three small boxes of each are read, and all voxels only if these look wrong.
 
-    Sound cases are remembered beside the folder until their file changes.
+    Sound cases are remembered until their file changes.
 
     Args:
         folder: of preprocessed cases. Cases in nnU-Net's older format are not checked.
         names: of cases.
         schemes: names of the channels' normalizations.
+        unlabeled: the folder of the unlabeled cases. The memory lies beside it.
 
     Raises:
         MNError: naming the unsound cases.
     """
-    looks, faults = Looks(folder), []
+    looks, faults = Looks(folder, unlabeled=unlabeled), []
     for name in names:
         if looks.get(name, "sound") or not (folder / f"{name}.b2nd").is_file():
             continue

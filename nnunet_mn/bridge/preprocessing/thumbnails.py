@@ -28,7 +28,9 @@ def thumbnail(volume: np.ndarray) -> str:
     """
     cells = volume.astype(np.float32, copy=False).mean(0)  # (Z, Y, X)
     for _ in range(3):  # each round averages over the last axis and moves it to the front
-        cells = np.moveaxis(cells @ _shares(cells.shape[-1]), -1, 0)
+        *rows, length = cells.shape
+        means = cells.reshape(-1, length) @ _shares(length)  # of one matrix: a stack of them takes 40 times as long
+        cells = np.moveaxis(means.reshape(*rows, SIDE), -1, 0)
     cells = rankdata(cells.round(6), method="average").reshape(cells.shape)
     around = sum(np.roll(cells, step, axis) for step in (1, -1) for axis in range(3))
     ranks = rankdata(np.nan_to_num(cells - around / 6).round(6), method="average") - 1
