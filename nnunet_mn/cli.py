@@ -198,6 +198,31 @@ def export(
     typer.echo(f"wrote {output} ({', '.join(folds)}); nnUNetv2_install_pretrained_model_from_zip installs it")
 
 
+@app.command(epilog="Example: nnunet-mn join -d 4 -c 3d_fullres -f 0 1 2 3 4")
+def join(
+    dataset: Dataset,
+    folds: Annotated[list[str], typer.Option("-f", "--folds", help="Trained folds, such as 0 1 2 3 4, or all.")],
+    more_folds: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    configuration: Configuration = "3d_fullres",
+    plans: Plans = "nnUNetPlans",
+    trainer: Annotated[str, typer.Option("-tr", "--trainer", help="Name of the trainer.")] = "nnUNetTrainerMN",
+    weight_2d: Annotated[float, typer.Option(help="Of the 2D network's probabilities in the mean.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Replace a joint model, with its validation.")] = False,
+) -> None:
+    """Write a model beside a trained one that predicts with both networks."""
+    from nnunet_mn.bridge.cases.dataset import results_of
+    from nnunet_mn.bridge.training.join import ModelFolders
+    from nnunet_mn.bridge.training.join import join as join_folds
+
+    folders = ModelFolders(dataset=results_of(dataset), trainer=trainer, plans=plans, configuration=configuration)
+    chosen = [*folds, *(more_folds or ())]
+    joint = join_folds(folders, chosen, weight_2d=weight_2d, force=force)
+    typer.echo(
+        f"wrote {joint} (folds {', '.join(chosen)}); predict with: nnUNetv2_predict -tr {joint.name.split('__')[0]} "
+        f"-p {plans} -d {dataset} -c {configuration} -f {' '.join(chosen)} -i IN -o OUT"
+    )
+
+
 @app.command(
     # its arguments belong to the inner app. That app imports torch: it is not mounted at start
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},

@@ -44,6 +44,7 @@ from transformers import (
 from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.networks.build import rebuild_network_2d
 from nnunet_mn.networks.lora import is_projection
 from nnunet_mn.networks.weights import frozen_hash
 from nnunet_mn.teaching import same_in_eval
@@ -184,6 +185,29 @@ def test_every_backbone_trains_offline(saved: Callable[[str], str], name: str, a
         assert torch.allclose(logits, network.eval()(slices), atol=1e-5)
     # Distributed training refuses a trained parameter without a gradient.
     assert gradients_of(network.train(), slices) == {n for n, p in network.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *TIMM])
+def test_every_backbone_is_built_again_from_its_description(
+    saved: Callable[[str], str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build(saved(name), adaptation="lora").eval()
+    description = json.dumps(network.spec.to_json())
+    slices = torch.randn(2, 2, 37, 41)
+    with torch.no_grad():
+        expected = network(slices)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a file was read")
+
+    for reader in (transformers.PreTrainedModel, transformers.PreTrainedConfig):
+        monkeypatch.setattr(reader, "from_pretrained", refuse)
+    monkeypatch.setattr("nnunet_mn.networks.timm_backbones.read_tensors", refuse)
+    rebuilt = rebuild_network_2d(json.loads(description))
+    rebuilt.load_state_dict(network.state_dict())
+    assert rebuilt.spec.to_json() == network.spec.to_json()
+    with torch.no_grad():
+        assert torch.allclose(rebuilt(slices), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["segformer", "dinov2", "upernet-convnext", "test_efficientnet"])

@@ -7,12 +7,13 @@ them afterwards: a class would get a second copy of a base from another file the
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.paths import nnUNet_raw
+from nnunetv2.paths import nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -30,6 +31,7 @@ from nnunet_mn.bridge.planning.checks import (
 )
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, owner, reading, state, workers
+from nnunet_mn.bridge.training.join import ModelFolders, joined_plans
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
@@ -564,3 +566,35 @@ class nnUNetTrainerMN_2000epochs(nnUNetTrainerMN):
 
 class nnUNetTrainerMN_4000epochs(nnUNetTrainerMN):
     variant: ClassVar[dict[str, Any]] = {"epochs": 4000}
+
+
+class nnUNetTrainerMNJoint(_LabeledCases):
+    """Validates the models that `nnunet-mn join` writes, by nnU-Net's `--val`. It trains nothing."""
+
+    @last_word
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        folders = ModelFolders(
+            dataset=Path(nnUNet_results) / plans["dataset_name"],
+            trainer=nnUNetTrainerMN.__name__,
+            plans=plans["plans_name"],
+            configuration=configuration,
+        )
+        super().__init__(joined_plans(plans, folders, fold), configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        return SimpleNamespace(load_state_dict=lambda _: None), None  # a joint checkpoint has no optimizer's state
+
+    @last_word
+    def run_training(self) -> None:
+        raise MNError(
+            "nnUNetTrainerMNJoint trains nothing: give --val to validate the joint model, or train nnUNetTrainerMN and "
+            "run 'nnunet-mn join'"
+        )

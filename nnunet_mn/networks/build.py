@@ -1,19 +1,23 @@
-"""From the settings to a 2D network."""
+"""From the settings, or from a description, to a 2D network."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks.adaptation import BatchStatistics, adapt
+from nnunet_mn.networks.adaptation import BatchStatistics, adapt, chosen_adaptation
 from nnunet_mn.networks.adapter import ChannelAdapter
-from nnunet_mn.networks.backbone import Backbone, Measured, measure, probe_image
+from nnunet_mn.networks.backbone import Backbone, measure, probe_image
 from nnunet_mn.networks.folding import fold_norms
 from nnunet_mn.networks.heads import FeatureHead, FusedHead
 from nnunet_mn.networks.network_2d import Network2D
+from nnunet_mn.networks.recipes import empty_backbone, recipe_of
 from nnunet_mn.networks.registry import ENTRIES, find
+from nnunet_mn.networks.spec import Spec
 
 
 def build_network_2d(
@@ -35,22 +39,43 @@ def build_network_2d(
     """
     backbone = load_backbone(config)
     fold_norms(backbone.eval(), probe_image(backbone.facts))
-    measured = measure(backbone)
-    adaptation = adapt(backbone, config)
-    adapter = ChannelAdapter(in_channels, mean=backbone.facts.mean, std=backbone.facts.std)
-    # A trained adapter before a frozen encoder would need the encoder's activations for its gradient.
-    adapter.requires_grad_(adaptation != "frozen")
-    head = _build_head(backbone, measured, in_channels=in_channels, num_classes=num_classes)
-    network = Network2D(
-        adapter,
-        backbone,
-        head,
-        geometry=measured.geometry,
-        adaptation=adaptation,
-        batch_statistics=batch_statistics,
+    spec = Spec(
+        recipe=recipe_of(backbone),
+        facts=backbone.facts,
+        measured=measure(backbone),
+        adaptation=chosen_adaptation(config, backbone),
+        lora_rank=config.lora_rank,
+        dropout=config.dropout_2d,
+        in_channels=in_channels,
+        num_classes=num_classes,
     )
+    network = _assemble(backbone, spec, batch_statistics)
     _freeze_unused(network, in_channels)
     return network.train()
+
+
+def rebuild_network_2d(description: Mapping[str, Any]) -> Network2D:
+    """Build the modules of a described 2D network, for its state dict. It reads no file and opens no connection.
+
+    Args:
+        description: `Network2D.spec.to_json()`.
+
+    Raises:
+        MNError: when a library has no such model.
+    """
+    spec = Spec.from_json(description)
+    backbone = empty_backbone(spec.recipe, spec.facts)
+    fold_norms(backbone.eval(), probe_image(spec.facts))
+    return _assemble(backbone, spec, "frozen").eval()
+
+
+def _assemble(backbone: Backbone, spec: Spec, batch_statistics: BatchStatistics) -> Network2D:
+    """Adapt a backbone with folded norms, and put an adapter before it and a head behind it."""
+    adapt(backbone, spec.config)
+    adapter = ChannelAdapter(spec.in_channels, mean=spec.facts.mean, std=spec.facts.std)
+    # A trained adapter before a frozen encoder would need the encoder's activations for its gradient.
+    adapter.requires_grad_(spec.adaptation != "frozen")
+    return Network2D(adapter, backbone, _build_head(backbone, spec), spec=spec, batch_statistics=batch_statistics)
 
 
 def load_backbone(config: MNConfig) -> Backbone:
@@ -73,15 +98,11 @@ def load_backbone(config: MNConfig) -> Backbone:
     return load_huggingface(name, dropout=config.dropout_2d > 0)
 
 
-def _build_head(backbone: Backbone, measured: Measured, *, in_channels: int, num_classes: int) -> nn.Module:
+def _build_head(backbone: Backbone, spec: Spec) -> nn.Module:
+    sizes = {"in_channels": spec.in_channels, "num_classes": spec.num_classes}
     if backbone.is_decoded:
-        return FusedHead(
-            measured.channels[0],
-            stride=measured.geometry.stride,
-            in_channels=in_channels,
-            num_classes=num_classes,
-        )
-    return FeatureHead(measured.channels, in_channels=in_channels, num_classes=num_classes)
+        return FusedHead(spec.measured.channels[0], stride=spec.measured.geometry.stride, **sizes)
+    return FeatureHead(spec.measured.channels, **sizes)
 
 
 def _freeze_unused(network: Network2D, in_channels: int) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.networks.adaptation import Adaptation, BatchStatistics, is_convolutional, keep_still
+from nnunet_mn.networks.adaptation import BatchStatistics, is_convolutional, keep_still
 from nnunet_mn.networks.adapter import ChannelAdapter
 from nnunet_mn.networks.backbone import Backbone
-from nnunet_mn.networks.geometry import Geometry, crop_slices, pad_slices
+from nnunet_mn.networks.geometry import crop_slices, pad_slices
 from nnunet_mn.networks.heads import resize
+from nnunet_mn.networks.spec import Spec
 
 _ENCODER_RATE = 0.1  # of the learning rate, for pretrained weights under `full`: they need less of a change
 
@@ -21,8 +22,7 @@ class Network2D(nn.Module):
         adapter: channels and intensities -> images.
         backbone: images -> feature maps; already adapted.
         head: feature maps and slices -> logits.
-        geometry: the backbone's demands on the size of images.
-        adaptation: of the backbone's weights.
+        spec: describes these modules.
         batch_statistics: whether the backbone's batch norms keep their statistics or adapt them in training.
     """
 
@@ -32,17 +32,17 @@ class Network2D(nn.Module):
         backbone: Backbone,
         head: nn.Module,
         *,
-        geometry: Geometry,
-        adaptation: Adaptation,
+        spec: Spec,
         batch_statistics: BatchStatistics = "frozen",
     ) -> None:
         super().__init__()
         self.adapter = adapter
         self.backbone = backbone
         self.head = head
-        self.geometry = geometry
+        self.spec = spec
+        self.geometry = spec.measured.geometry
         self.batch_statistics = batch_statistics
-        self._adaptation = adaptation
+        self._adaptation = spec.adaptation
         # Twice as fast on the CPU for convolutional networks; transformers would copy back and forth.
         self._channels_last = is_convolutional(backbone)
         if self._channels_last:

@@ -148,6 +148,11 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], *, classifier: Any, nam
     model.load_state_dict(found, strict=False)
 
 
+def create(model_name: str) -> Any:
+    """A model of timm with random weights, for images of any size."""
+    return _create(model_name, _published(model_name))
+
+
 def _create(model_name: str, published: Any) -> Any:
     """Build a model for images of any size; timm's families have different options for it."""
     if published.fixed_input_size:

@@ -51,10 +51,20 @@ def find_dataset(number_or_name: str) -> DatasetFolders:
     Raises:
         MNError: when nnUNet_preprocessed is not set, or when no dataset or more than one fits.
     """
-    roots = [root for root in (_root("nnUNet_raw"), _root("nnUNet_preprocessed")) if root is not None]
-    preprocessed = _root("nnUNet_preprocessed")
-    if preprocessed is None:
-        raise MNError("nnUNet_preprocessed is not set to an existing folder; export it as for nnU-Net's own commands")
+    preprocessed = _set_root("nnUNet_preprocessed")
+    raw = _root("nnUNet_raw")
+    name = _only_name(number_or_name, [root for root in (raw, preprocessed) if root is not None])
+    return DatasetFolders(name, raw / name if raw is not None and (raw / name).is_dir() else None, preprocessed / name)
+
+
+def results_of(number_or_name: str) -> Path:
+    """The folder of a dataset in nnUNet_results. Raises an MNError as `find_dataset` does."""
+    results = _set_root("nnUNet_results")
+    return results / _only_name(number_or_name, [results])
+
+
+def _only_name(number_or_name: str, roots: list[Path]) -> str:
+    """The name of the only dataset in these folders that fits."""
     prefix = f"Dataset{int(number_or_name):03d}_" if number_or_name.isdecimal() else number_or_name
     names = {path.name for root in roots for path in root.glob("Dataset*") if _fits(path.name, prefix)}
     where = f"'{number_or_name}' in {' and '.join(map(str, roots))}"
@@ -65,9 +75,14 @@ def find_dataset(number_or_name: str) -> DatasetFolders:
             f"{len(names)} datasets fit ({', '.join(sorted(names))}) {where}; rename all but one, for nnU-Net's own "
             f"commands refuse a number that occurs twice"
         )
-    (name,) = names
-    raw = _root("nnUNet_raw")
-    return DatasetFolders(name, raw / name if raw is not None and (raw / name).is_dir() else None, preprocessed / name)
+    return names.pop()
+
+
+def _set_root(variable: str) -> Path:
+    root = _root(variable)
+    if root is None:
+        raise MNError(f"{variable} is not set to an existing folder; export it as for nnU-Net's own commands")
+    return root
 
 
 def _root(variable: str) -> Path | None:

@@ -1,0 +1,92 @@
+"""The plans of a joint model: one architecture that holds both networks."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, cast
+
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_mn.bridge.training.assembly import slice_axes
+from nnunet_mn.config import MNConfig
+from nnunet_mn.networks.joint import Joint
+
+
+@dataclass(frozen=True)
+class TrainedPlans:
+    """The plans of a trained model.
+
+    Args:
+        plans: the content of its plans.json.
+        description: the content of its dataset.json.
+        configuration: the name of the trained one.
+    """
+
+    plans: dict[str, Any]
+    description: dict[str, Any]
+    configuration: str
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image at the networks."""
+        return int(determine_num_input_channels(self._manager, self._configuration, self.description))
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits."""
+        return int(self._labels.num_segmentation_heads)
+
+    def joined(self, network_2d: Mapping[str, Any], config: MNConfig, *, weight_2d: float) -> "TrainedPlans":
+        """The same plans, but with both networks in the configuration.
+
+        Args:
+            network_2d: the description of the 2D network (`Spec.to_json`).
+            config: of the training.
+            weight_2d: of the 2D network in the mean of probabilities.
+        """
+        configuration = self._configuration
+        architecture = {
+            "network_class_name": f"{Joint.__module__}.{Joint.__qualname__}",
+            "arch_kwargs": {
+                "network_3d": {
+                    "network_class_name": configuration.network_arch_class_name,
+                    "arch_kwargs": configuration.network_arch_init_kwargs,
+                    "_kw_requires_import": list(configuration.network_arch_init_kwargs_req_import),
+                },
+                "network_2d": dict(network_2d),
+                "axes": list(slice_axes(config, configuration.spacing)),
+                "regions": bool(self._labels.has_regions),
+                "weight_2d": weight_2d,
+                "slices_per_forward": config.slices_per_forward,
+            },
+            "_kw_requires_import": [],
+        }
+        plans = deepcopy(self.plans)
+        plans["configurations"][self.configuration]["architecture"] = architecture
+        return TrainedPlans(plans, self.description, self.configuration)
+
+    def build(self) -> Joint:
+        """Build the network of joined plans, as nnU-Net does for a prediction."""
+        network = get_network_from_plans(
+            self._configuration.network_arch_class_name,
+            self._configuration.network_arch_init_kwargs,
+            self._configuration.network_arch_init_kwargs_req_import,
+            self.in_channels,
+            self.num_classes,
+            deep_supervision=False,
+        )
+        return cast(Joint, network)
+
+    @property
+    def _manager(self) -> PlansManager:
+        return PlansManager(self.plans)
+
+    @property
+    def _configuration(self) -> ConfigurationManager:
+        return self._manager.get_configuration(self.configuration)
+
+    @property
+    def _labels(self) -> LabelManager:
+        return self._manager.get_label_manager(self.description)

@@ -1,0 +1,109 @@
+"""Both networks as one network: its probabilities are the mean of theirs.
+
+nnU-Net builds a `Joint` by the plans of `nnunet-mn join`. It needs this package there, but no pretrained file.
+"""
+
+import pydoc
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.build import rebuild_network_2d
+from nnunet_mn.slices import SliceWise, along_axis
+
+LOWEST = -30.0  # of a log probability: 1e-13. A sum of many stays finite in fp16
+
+
+class Joint(nn.Module):
+    """A 3D network and a 2D one along its axes: volume `(B, C, D, H, W)` -> logits `(B, K, D, H, W)`, in fp32.
+
+    The logits are the log of the mean of both networks' probabilities: softmax gives this mean. For regions they are
+    the logit of the mean: sigmoid gives it.
+
+    Args:
+        input_channels: C.
+        num_classes: K.
+        network_3d: nnU-Net's architecture: the keys `network_class_name`, `arch_kwargs` and `_kw_requires_import`.
+        network_2d: `Spec.to_json` of the 2D network.
+        axes: spatial axes that the 2D network looks along, 0 to 2. Its probabilities are averaged over them.
+        regions: the channels are overlapping regions (sigmoid) rather than classes (softmax).
+        weight_2d: of the 2D network in the mean, between 0 and 1.
+        slices_per_forward: most slices in flight; see `SliceWise`.
+        deep_supervision: nnU-Net's argument. There is one output, whatever it says.
+
+    Raises:
+        MNError: when the classes of the networks are not installed.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        network_3d: Mapping[str, Any],
+        network_2d: Mapping[str, Any],
+        axes: Sequence[int],
+        regions: bool,
+        weight_2d: float = 0.5,
+        slices_per_forward: int | None = None,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network_3d = build_network_3d(network_3d, input_channels, num_classes)
+        self.network_2d = SliceWise(rebuild_network_2d(network_2d), slices_per_forward=slices_per_forward)
+        self.axes = tuple(axes)
+        self.regions = regions
+        self.weight_2d = weight_2d
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The 3D network's decoder: nnU-Net switches its deep supervision."""
+        decoder: nn.Module = self.network_3d.decoder
+        return decoder
+
+    def forward(self, volume: Tensor) -> Tensor:
+        total = self._log_probabilities(self.network_3d(volume), 1 - self.weight_2d)
+        for axis in self.axes:
+            outputs = self.network_2d(along_axis(volume, axis))
+            logits = along_axis(outputs[0], axis)  # (B, K, D, H, W)
+            total = torch.logaddexp(total, self._log_probabilities(logits, self.weight_2d / len(self.axes)))
+        if self.regions:
+            return (total[0] - total[1]).clamp(LOWEST, -LOWEST)
+        return total.clamp_min(LOWEST)
+
+    def _log_probabilities(self, outputs: Tensor | Sequence[Tensor], weight: float) -> Tensor:
+        """The log of weighted probabilities. Regions have a second one before all axes: that of the opposite."""
+        logits = (outputs if isinstance(outputs, Tensor) else outputs[0]).float()
+        if self.regions:
+            logs = torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)])  # (2, B, K, D, H, W)
+        else:
+            logs = functional.log_softmax(logits, dim=1)
+        return logs + log(weight)
+
+
+def build_network_3d(architecture: Mapping[str, Any], in_channels: int, num_classes: int) -> nn.Module:
+    """Build a 3D network as nnU-Net's plans name it, without deep supervision.
+
+    Raises:
+        MNError: when a class that it names is not installed.
+    """
+    arguments = dict(architecture["arch_kwargs"])
+    for name in architecture["_kw_requires_import"]:
+        if arguments[name] is not None:
+            arguments[name] = _locate(arguments[name])
+    network: nn.Module = _locate(architecture["network_class_name"])(
+        input_channels=in_channels, num_classes=num_classes, **{**arguments, "deep_supervision": False}
+    )
+    return network
+
+
+def _locate(path: str) -> Any:
+    found = pydoc.locate(path)
+    if found is None:
+        raise MNError(f"the plans name '{path}' as a part of the 3D network, which is not here; install its package")
+    return found
