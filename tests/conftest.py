@@ -248,6 +248,12 @@ def train() -> Iterator[Any]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def copy_site() -> Any:
+    """Copies a planned dataset to a folder: `copy_site(dataset, root)`."""
+    return load_helper("training_site").copy_of
+
+
 @pytest.fixture
 def site_of(planned_dataset: Callable[..., TinyDataset], tmp_path: Path) -> Callable[..., Any]:
     """Copies a planned dataset by the same options. The test may change the copy."""

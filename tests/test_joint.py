@@ -1,16 +1,34 @@
 """`nnunet-mn join`, and stock nnU-Net's commands with the model that it writes."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from torch import Tensor
+from typer.testing import CliRunner
 
 from nnunet_mn.bridge.registration import trainers_path
-from nnunet_mn.bridge.training.join import JOINT_TRAINER, ModelFolders, join
+from nnunet_mn.bridge.training.checkpoint import load_mn_and_weights
+from nnunet_mn.bridge.training.join import CHECKPOINT, JOINT_TRAINER, ModelFolders, join
+from nnunet_mn.cli import app
+from nnunet_mn.config import MNConfig
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks import build_network_2d
+from nnunet_mn.networks.weights import load_learned_state
+from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMNJoint
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
 
@@ -75,17 +93,242 @@ def trained(site: Any, train: Any) -> Model:
     return Model(site)
 
 
-@pytest.fixture(scope="module", params=[("classes", 1), ("regions", 2)], ids=["classes", "regions of two channels"])
-def model(request: Any, planned_dataset: Any, tmp_path_factory: pytest.TempPathFactory, train: Any) -> Model:
-    """A joined model. No test may change it."""
-    labels, channels = request.param
-    root = tmp_path_factory.mktemp("joint") / "root"
-    made = trained(copy_of(planned_dataset(labels=labels, channels=channels), root), train)
+@pytest.fixture(scope="module", params=["classes", "regions"])
+def model(
+    request: Any, planned_dataset: Any, copy_site: Any, train: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Model:
+    """A joined model. Tests do not change what is in it."""
+    channels = {"classes": 1, "regions": 2}[request.param]
+    dataset = planned_dataset(labels=request.param, channels=channels)
+    made = trained(copy_site(dataset, tmp_path_factory.mktemp("joint") / "root"), train)
     join(made.folders, ["0"])
     return made
 
 
-def copy_of(dataset: Any, root: Path) -> Any:
-    from conftest import load_helper
+only_classes = pytest.mark.parametrize("model", ["classes"], indirect=True)
 
-    return load_helper("training_site").copy_of(dataset, root)
+
+@pytest.fixture
+def copied(model: Model, tmp_path: Path) -> ModelFolders:
+    """The folders of the training alone. A test may change them."""
+    dataset = tmp_path / model.folders.dataset.name
+    shutil.copytree(model.folders.trained, dataset / model.folders.trained.name)
+    return replace(model.folders, dataset=dataset)
+
+
+def load(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    return content
+
+
+def change(folders: ModelFolders, fold: str = "0", **changes: Any) -> None:
+    """Change the `mn` part of a checkpoint."""
+    file = folders.trained / f"fold_{fold}" / CHECKPOINT
+    content = load(file)
+    content["mn"] |= changes
+    file.parent.mkdir(exist_ok=True)
+    torch.save(content, file)
+
+
+def network_of(folder: Path) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder), use_folds=(0,))
+    predictor.network.eval()
+    return predictor
+
+
+def window(model: Model, case: str) -> Tensor:
+    """A preprocessed case, padded to the patch as nnU-Net pads it."""
+    predictor = network_of(model.folders.trained)
+    dataset = infer_dataset_class(str(model.site.cases))(str(model.site.cases), [case])
+    data = torch.from_numpy(np.asarray(dataset.load_case(case)[0][:])).float()
+    patch = predictor.configuration_manager.patch_size
+    assert all(size <= side for size, side in zip(data.shape[1:], patch, strict=True)), "more than one window"
+    return pad_nd_image(data, patch, "constant", {"value": 0}, False)[None]
+
+
+def mean_by_hand(model: Model, volume: Tensor) -> Tensor:
+    """The mean of the probabilities of both trained networks."""
+    predictor = network_of(model.folders.trained)
+    mn, _ = load_mn_and_weights(model.folders.finished("0"))
+    labels = predictor.label_manager
+    network_2d = build_network_2d(
+        MNConfig(adaptation="full"), in_channels=volume.shape[1], num_classes=labels.num_segmentation_heads
+    )
+    load_learned_state(network_2d, mn["network_2d"])
+    network_2d.eval()
+    to_probabilities: Callable[[Tensor], Tensor] = torch.sigmoid if labels.has_regions else lambda x: x.softmax(1)
+    with torch.no_grad():
+        of_2d = torch.zeros(())
+        for axis in (0, 1, 2):
+            slices = volume.transpose(2, 2 + axis).unbind(2)
+            probabilities = torch.stack([to_probabilities(network_2d(one)) for one in slices], dim=2)
+            of_2d = of_2d + probabilities.transpose(2, 2 + axis) / 3
+        return (to_probabilities(predictor.network(volume)) + of_2d) / 2
+
+
+def test_stock_prediction_without_pretrained_weights_gives_the_mean_of_both(model: Model, tmp_path: Path) -> None:
+    output = model.predict(tmp_path / "out", "--save_probabilities", "--disable_tta")
+    found = np.load(output / "val_00.npz")["probabilities"]
+    volume = window(model, "val_00")
+    expected = mean_by_hand(model, volume)[0].numpy()
+    starts = [(side - size) // 2 for side, size in zip(expected.shape[1:], found.shape[1:], strict=True)]
+    inside = tuple(slice(start, start + size) for start, size in zip(starts, found.shape[1:], strict=True))
+    # nnU-Net adds windows in fp16 with weights that fall to nearly 0 at their rim: logits there are whole numbers
+    middle = (slice(None), *(slice(size // 4, -(size // 4)) for size in found.shape[1:]))
+    assert np.abs(found - expected[(slice(None), *inside)])[middle].max() < 5e-3
+
+
+def test_the_network_that_stock_builds_gives_the_mean_exactly(model: Model) -> None:
+    predictor = network_of(model.folders.joint)
+    volume = window(model, "val_01")
+    with torch.no_grad():
+        logits = predictor.network(volume)
+    found = logits.sigmoid() if predictor.label_manager.has_regions else logits.softmax(1)
+    assert torch.allclose(found, mean_by_hand(model, volume), atol=1e-5)
+
+
+def test_only_the_trained_configuration_changes_and_the_rest_is_the_trainings(model: Model) -> None:
+    trained_plans, plans = (
+        json.loads((folder / "plans.json").read_bytes()) for folder in (model.folders.trained, model.folders.joint)
+    )
+    before, after = (load(folder / "fold_0" / CHECKPOINT) for folder in (model.folders.trained, model.folders.joint))
+    assert after["trainer_name"] == "nnUNetTrainer"
+    assert after["init_args"]["plans"] == plans
+    assert after["init_args"]["configuration"] == "3d_fullres"
+    assert after["inference_allowed_mirroring_axes"] == before["inference_allowed_mirroring_axes"]
+    own = plans["configurations"]["3d_fullres"].pop("architecture")
+    del trained_plans["configurations"]["3d_fullres"]["architecture"]
+    assert plans == trained_plans
+    assert own["network_class_name"] == "nnunet_mn.networks.joint.Joint"
+    assert own["arch_kwargs"]["weight_2d"] == 0.5
+    for name in ("dataset.json", "dataset_fingerprint.json"):
+        assert (model.folders.joint / name).read_bytes() == (model.folders.trained / name).read_bytes()
+
+
+@only_classes
+def test_stock_commands_take_it_as_any_model(model: Model, tmp_path: Path) -> None:
+    mirrored, other = (
+        model.predict(tmp_path / name, "--save_probabilities", "-step_size", step)
+        for name, step in (("mirrored", "0.5"), ("other", "1"))
+    )
+    model.run("nnUNetv2_ensemble", "-i", str(mirrored), str(other), "-o", str(tmp_path / "both"), "-np", "1")
+    assert {file.name for file in (tmp_path / "both").glob("*.nii.gz")} == {"val_00.nii.gz", "val_01.nii.gz"}
+
+    fold = ("-tr", JOINT_TRAINER, "--val", "--npz", "-device", "cpu")
+    model.run("nnUNetv2_train", model.site.name, "3d_fullres", "0", *fold)
+    assert json.loads((model.folders.joint / "fold_0" / "validation" / "summary.json").read_bytes())["foreground_mean"]
+    which = ("-c", "3d_fullres", "-tr", JOINT_TRAINER, "-f", "0")
+    model.run("nnUNetv2_find_best_configuration", model.site.name, *which, "-np", "1")
+    model.run("nnUNetv2_export_model_to_zip", "-d", model.site.name, "-o", str(tmp_path / "model.zip"), *which)
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert f"{model.folders.dataset.name}/{model.folders.joint.name}/fold_0/{CHECKPOINT}" in archive.namelist()
+
+
+@only_classes
+def test_several_folds_share_one_folder(copied: ModelFolders) -> None:
+    shutil.copytree(copied.trained / "fold_0", copied.trained / "fold_1")
+    join(copied, ["0", "1"], weight_2d=0.25)
+    assert {folder.name for folder in copied.joint.glob("fold_*")} == {"fold_0", "fold_1"}
+    plans = json.loads((copied.joint / "plans.json").read_bytes())
+    assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["weight_2d"] == 0.25
+    assert [entry.name for entry in copied.dataset.iterdir() if entry.name.startswith(".")] == []
+
+
+@only_classes
+def test_an_existing_joint_model_is_replaced_only_by_force(copied: ModelFolders) -> None:
+    join(copied, ["0"])
+    (copied.joint / "mine").touch()
+    with pytest.raises(MNError, match="exists; give --force to replace it"):
+        join(copied, ["0"])
+    assert (copied.joint / "mine").exists()
+    join(copied, ["0"], force=True)
+    assert not (copied.joint / "mine").exists()
+
+
+@only_classes
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_failure_leaves_the_old_model_or_none(
+    copied: ModelFolders, was_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if was_there:
+        copied.joint.mkdir()
+        (copied.joint / "mine").touch()
+
+    def fail(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(MNError, match=r"cannot be written .*No space left"):
+        join(copied, ["0"], force=True)
+    there = {entry.name for entry in copied.dataset.iterdir()}
+    assert there == {copied.trained.name, *([copied.joint.name] if was_there else [])}
+    assert was_there == (copied.joint / "mine").exists()
+
+
+@only_classes
+def test_unfinished_or_missing_trainings_are_refused_with_the_command(copied: ModelFolders) -> None:
+    (copied.trained / "fold_0" / CHECKPOINT).rename(copied.trained / "fold_0" / "checkpoint_latest.pth")
+    command = f"nnUNetv2_train {copied.dataset.name} 3d_fullres %s -tr nnUNetTrainerMN -p nnUNetPlans"
+    with pytest.raises(MNError, match=f"fold 0 has no finished training.*'{command % 0} --c' to its end"):
+        join(copied, ["0"])
+    with pytest.raises(MNError, match=f"fold 1 has no finished training.*'{command % 1}' to its end"):
+        join(copied, ["1"])
+    assert not copied.joint.exists()
+
+
+@only_classes
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"frozen_hash": "0"}, "the frozen weights of 'efficientnet-lite0' here differ"),
+        ({"network_2d": {}}, "do not fit the network"),
+    ],
+)
+def test_another_2d_network_is_refused(copied: ModelFolders, changes: dict[str, Any], sentence: str) -> None:
+    change(copied, **changes)
+    with pytest.raises(MNError, match=sentence):
+        join(copied, ["0"])
+    assert not copied.joint.exists()
+
+
+@only_classes
+def test_folds_with_other_settings_are_refused(copied: ModelFolders) -> None:
+    shutil.copytree(copied.trained / "fold_0", copied.trained / "fold_1")
+    config = load(copied.finished("1"))["mn"]["config"]
+    change(copied, "1", config={**config, "slice_axes": "first"})
+    with pytest.raises(MNError, match=r"fold_1.* has another 2D network than the first fold"):
+        join(copied, ["0", "1"])
+
+
+@only_classes
+@pytest.mark.parametrize("weight", [0.0, 1.0, -1.0, float("nan")])
+def test_a_weight_out_of_range_is_refused(copied: ModelFolders, weight: float) -> None:
+    with pytest.raises(MNError, match="must lie between 0 and 1"):
+        join(copied, ["0"], weight_2d=weight)
+
+
+@only_classes
+def test_the_command_joins_and_says_how_to_predict(copied: ModelFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", str(copied.dataset.parent))
+    shutil.copytree(copied.trained / "fold_0", copied.trained / "fold_1")
+    result = CliRunner().invoke(app, ["join", "-d", copied.dataset.name, "-f", "0", "1", "--weight-2d", "0.4"])
+    assert result.exit_code == 0, result.output
+    assert f"nnUNetv2_predict -tr {JOINT_TRAINER} -p nnUNetPlans" in result.output
+    assert (copied.joint / "fold_1" / CHECKPOINT).is_file()
+
+
+@only_classes
+@pytest.mark.parametrize(
+    ("joined", "sentence"), [(True, "trains nothing: give --val"), (False, "run 'nnunet-mn join -d Dataset")]
+)
+def test_the_joint_model_cannot_be_trained(
+    model: Model, joined: bool, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FOLDERS:
+        monkeypatch.setenv(name, str(model.site.root / name))
+    plans = json.loads((model.site.preprocessed / "nnUNetPlans.json").read_bytes()) | {"continue_training": False}
+    description = json.loads((model.site.preprocessed / "dataset.json").read_bytes())
+    with pytest.raises(SystemExit, match=sentence):
+        nnUNetTrainerMNJoint(plans, "3d_fullres", 0 if joined else 3, description, torch.device("cpu")).run_training()
+    assert not (model.folders.joint / "fold_3").exists()

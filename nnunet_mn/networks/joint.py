@@ -54,7 +54,7 @@ class Joint(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        self.network_3d = build_network_3d(network_3d, input_channels, num_classes)
+        self.network_3d: Any = build_network_3d(network_3d, input_channels, num_classes)
         self.network_2d = SliceWise(rebuild_network_2d(network_2d), slices_per_forward=slices_per_forward)
         self.axes = tuple(axes)
         self.regions = regions

@@ -53,8 +53,9 @@ def _of_timm(recipe: Mapping[str, Any]) -> Any:
 def _of_transformers(recipe: Mapping[str, Any]) -> Any:
     import transformers
 
-    found = getattr(transformers, recipe["model"], None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    found: Any = getattr(transformers, recipe["model"], None)
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    if not is_model:
         raise MNError(f"transformers {transformers.__version__} has no model '{recipe['model']}'; install a newer one")
     config = dict(recipe["config"])
     config_class = transformers.CONFIG_MAPPING[config.pop("model_type")]

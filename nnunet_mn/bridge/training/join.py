@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -104,7 +104,7 @@ def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: floa
     weights_3d = {name.removeprefix("module."): tensor for name, tensor in content["network_weights"].items()}
     check_network(weights_3d, joint.network_3d, file)
     joint.network_3d.load_state_dict(weights_3d)
-    rebuilt = joint.network_2d.network
+    rebuilt = cast(Network2D, joint.network_2d.network)
     rebuilt.load_state_dict(network_2d.state_dict())
     _check_rebuilt(rebuilt, network_2d)
     fold = staging / file.parent.name
@@ -149,7 +149,7 @@ def _write_plans(plans: dict[str, Any], staging: Path, file: Path) -> None:
     written.write_text(text, encoding="utf-8")
 
 
-def _check_rebuilt(rebuilt: Any, original: Network2D) -> None:
+def _check_rebuilt(rebuilt: Network2D, original: Network2D) -> None:
     """Raise an MNError unless the 2D network computes the same without its pretrained files."""
     slices = torch.randn(2, original.spec.in_channels, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
