@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import torch
 
-from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER, check_network, load_mn_and_weights
+from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER, check_network
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
+from nnunet_mn.bridge.training.reading import mn_part, read_by_environment
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
@@ -116,8 +117,8 @@ def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: floa
 
 def _read(file: Path) -> dict[str, Any]:
     """A checkpoint of an M&N training."""
-    load_mn_and_weights(file)  # for its sentences
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    content = read_by_environment(file)
+    mn_part(content, file)  # for its sentence
     return content
 
 
