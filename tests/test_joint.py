@@ -208,10 +208,8 @@ def test_only_the_trained_configuration_changes_and_the_rest_is_the_trainings(mo
 
 @only_classes
 def test_stock_commands_take_it_as_any_model(model: Model, tmp_path: Path) -> None:
-    mirrored, other = (
-        model.predict(tmp_path / name, "--save_probabilities", "-step_size", step)
-        for name, step in (("mirrored", "0.5"), ("other", "1"))
-    )
+    mirrored = model.predict(tmp_path / "mirrored", "--save_probabilities")
+    other = shutil.copytree(mirrored, tmp_path / "other")
     model.run("nnUNetv2_ensemble", "-i", str(mirrored), str(other), "-o", str(tmp_path / "both"), "-np", "1")
     assert {file.name for file in (tmp_path / "both").glob("*.nii.gz")} == {"val_00.nii.gz", "val_01.nii.gz"}
 

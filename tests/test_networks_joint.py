@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import build_network_2d
+from nnunet_mn.networks.build import rebuild_network_2d
 from nnunet_mn.networks.joint import Joint
 
 UNET = {
@@ -129,3 +130,12 @@ def test_it_can_be_compiled(make: Callable[..., Joint]) -> None:
 def test_a_missing_class_of_the_3d_network_is_named(make: Callable[..., Joint]) -> None:
     with pytest.raises(MNError, match=r"'no_such_package\.Net' as a part of the 3D network"):
         make(network_3d={**UNET, "network_class_name": "no_such_package.Net"})
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"module": "of_nobody"}, {"kind": "import_module"}, {"kind": "OfNobody"}, {"module": "huggingface"}],
+)
+def test_an_unknown_backbone_is_refused(description: dict[str, Any], recipe: dict[str, str]) -> None:
+    with pytest.raises(MNError, match=r"cannot build the backbone .* of 'efficientnet-lite0' without its pretrained"):
+        rebuild_network_2d({**description, "recipe": {**description["recipe"], **recipe}})

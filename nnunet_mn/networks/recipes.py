@@ -10,20 +10,16 @@ from nnunet_mn.networks.backbone import Backbone, Facts
 
 Recipe = dict[str, Any]
 
-_TIMM = "timm_backbones"
-
 
 def recipe_of(backbone: Backbone) -> Recipe:
-    """The recipe of a backbone, as plain JSON: our class for it, and the library's model with its configuration."""
+    """The recipe of a backbone, as plain JSON: our class for it, and the library's model with its configuration.
+
+    A backbone of another library has a recipe that `empty_backbone` refuses.
+    """
     kind = type(backbone)
-    module = kind.__module__.rpartition(".")[2]
-    recipe = {"module": module, "kind": kind.__name__}
-    if module == _TIMM:
-        published = backbone.model.pretrained_cfg
-        return {**recipe, "model": ".".join(filter(None, (published["architecture"], published["tag"])))}
-    config = json.loads(backbone.model.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)  # a folder of this machine
-    return {**recipe, "model": type(backbone.model).__name__, "config": config}
+    recipe = {"module": kind.__module__.rpartition(".")[2], "kind": kind.__name__}
+    describe = {"timm_backbones": _describe_timm, "huggingface": _describe_transformers}.get(recipe["module"])
+    return recipe if describe is None else {**recipe, **describe(backbone.model)}
 
 
 def empty_backbone(recipe: Mapping[str, Any], facts: Facts) -> Backbone:
@@ -36,21 +32,35 @@ def empty_backbone(recipe: Mapping[str, Any], facts: Facts) -> Backbone:
     Raises:
         MNError: when the installed library has no such model.
     """
-    module = import_module(f"nnunet_mn.networks.{recipe['module']}")  # a library takes seconds to import
+    make = {"timm_backbones": _make_timm, "huggingface": _make_transformers}.get(recipe["module"])
+    module = import_module(f"nnunet_mn.networks.{recipe['module']}") if make is not None else None
     kind = getattr(module, recipe["kind"], None)
-    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
-        raise MNError(f"this version of nnunet-mn has no backbone '{recipe['kind']}'; install the one that joined")
-    make = _of_timm if recipe["module"] == _TIMM else _of_transformers
+    if make is None or not (isinstance(kind, type) and issubclass(kind, Backbone)):
+        raise MNError(
+            f"nnunet-mn here cannot build the backbone '{recipe['kind']}' of '{facts.name}' without its pretrained "
+            f"weights; install the version that trained it, or predict with the 3D network alone"
+        )
     return kind(make(recipe).eval(), facts)
 
 
-def _of_timm(recipe: Mapping[str, Any]) -> Any:
-    from nnunet_mn.networks.timm_backbones import create
+def _describe_timm(model: Any) -> Recipe:
+    published = model.pretrained_cfg
+    return {"model": ".".join(filter(None, (published["architecture"], published["tag"])))}
+
+
+def _make_timm(recipe: Mapping[str, Any]) -> Any:
+    from nnunet_mn.networks.timm_backbones import create  # a library takes seconds to import
 
     return create(recipe["model"])
 
 
-def _of_transformers(recipe: Mapping[str, Any]) -> Any:
+def _describe_transformers(model: Any) -> Recipe:
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)  # a folder of this machine
+    return {"model": type(model).__name__, "config": config}
+
+
+def _make_transformers(recipe: Mapping[str, Any]) -> Any:
     import transformers
 
     found: Any = getattr(transformers, recipe["model"], None)
