@@ -317,6 +317,7 @@ def test_copy_of_a_val_image_under_another_name_is_bad(fresh_planned_dataset) ->
     assert f"'copy' (of '{dataset.val[0]}')" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
 
 
+@pytest.mark.usefixtures("cases_alone")
 @pytest.mark.parametrize(
     ("name", "target", "finding"),
     [
@@ -341,6 +342,13 @@ def test_image_that_cannot_be_opened_is_bad_until_it_is_skipped(
     assert findings(check_dataset(dataset.name, **DOCTOR), "bad") == ""
 
 
+@pytest.fixture
+def cases_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the estimate of memory, which takes seconds."""
+    monkeypatch.setattr("nnunet_mn.bridge.doctor.dataset.check_memory", lambda _: [])
+
+
+@pytest.mark.usefixtures("cases_alone")
 def test_flipped_val_image_is_noted_and_flat_labeled_case_is_bad(fresh_planned_dataset) -> None:
     dataset = fresh_planned_dataset(layout="imagesUn")
     image = SimpleITK.ReadImage(str(dataset.raw / "imagesTr" / f"{dataset.val[0]}_0000.nii.gz"))
@@ -355,6 +363,7 @@ def test_flipped_val_image_is_noted_and_flat_labeled_case_is_bad(fresh_planned_d
     assert f"'{dataset.labeled[0]}' has the same value" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
 
 
+@pytest.mark.usefixtures("cases_alone")
 def test_raw_data_without_images_are_no_fault(fresh_planned_dataset) -> None:
     dataset = fresh_planned_dataset(layout="imagesUn")
     assert CliRunner().invoke(cli.app, ["preprocess", "-d", dataset.name, "-np", "1"]).exit_code == 0
@@ -365,6 +374,7 @@ def test_raw_data_without_images_are_no_fault(fresh_planned_dataset) -> None:
     assert "fold 0: 3 labeled, 2 val, 3 unlabeled" in findings(rows, "good")
 
 
+@pytest.mark.usefixtures("cases_alone")
 def test_removed_case_lives_on_nowhere(fresh_planned_dataset, monkeypatch) -> None:
     dataset = fresh_planned_dataset(layout="imagesUn")
     copy = dataset.raw / "imagesUn" / "copy_0000.nii.gz"

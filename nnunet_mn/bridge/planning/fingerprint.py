@@ -143,7 +143,7 @@ def _headers(
 
 def other_units(headers: Mapping[str, Header], planned: Iterable[Header]) -> dict[str, str]:
     """A sentence for each case whose spacing is far from the median of the planned cases."""
-    usual: list[float] = np.median([header.spacing for header in planned], axis=0).tolist()
+    usual = np.median([header.spacing for header in planned], axis=0).tolist()
     faults = {name: fault_of_unit(header, usual) for name, header in headers.items()}
     return {name: f"'{name}' has {fault}" for name, fault in faults.items() if fault is not None}
 

@@ -42,7 +42,8 @@ def _shares(length: int) -> np.ndarray:
     edges = np.linspace(0, length, SIDE + 1)
     voxels = np.arange(length)[:, None]
     overlap = np.minimum(edges[1:], voxels + 1) - np.maximum(edges[:-1], voxels)
-    return np.asarray(np.clip(overlap, 0, None) * SIDE / length, np.float32)
+    shares: np.ndarray = np.clip(overlap, 0, None) * SIDE / length
+    return shares.astype(np.float32)
 
 
 def alike(thumbnails: Sequence[str], others: Sequence[str]) -> list[tuple[int, int, float]]:
@@ -72,5 +73,6 @@ def _turn(cells: np.ndarray) -> np.ndarray:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows of mean 0 and length 1. A product of two is their correlation."""
-    rows = rows - rows.mean(-1, keepdims=True)
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6))
+    centered: np.ndarray = rows - rows.mean(-1, keepdims=True)
+    unit: np.ndarray = centered / np.maximum(np.linalg.norm(centered, axis=-1, keepdims=True), 1e-6)
+    return unit
