@@ -51,7 +51,8 @@ class Student:
     def update(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> float:
         """Take one optimizer step. If the loss or gradient is not finite, count it and leave the weights alone.
 
-        All ranks see the same loss and gradient: they skip alike.
+        All ranks see the same loss and gradient: they skip alike. A scaler finds its scale by gradients that are not
+        finite: those steps count only towards the 20 in a row.
 
         Returns:
             The loss of the joint batch.

@@ -25,6 +25,16 @@ def prepare_torch() -> None:
     torch.set_flush_denormal(True)
 
 
+def check_device(device: torch.device) -> None:
+    """Raise an MNError if nnU-Net's `-device` is none of this machine's."""
+    here = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
+    if not here():
+        raise MNError(
+            f"-device is '{device.type}' (nnU-Net's default is cuda), but torch finds no such GPU: use -device cpu, or "
+            f"run where `nvidia-smi` lists one and torch is built for its driver"
+        )
+
+
 FIRST_WITH_BF16 = (8, 0)  # compute capability: NVIDIA Ampere
 
 

@@ -243,6 +243,11 @@ def sharded(site: Site, **files: str) -> None:
     (site.root / "model" / "model.safetensors").unlink()
 
 
+def without_gpu(site: Site) -> None:
+    site.arguments += ["-device", "cuda"]
+    site.environment["CUDA_VISIBLE_DEVICES"] = ""
+
+
 SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "unknown field": (lambda site: site.set(epoch=3), "'epoch' to '3', but M&N has no such field"),
     "wrong type": (lambda site: site.set(epochs="many"), "sets 'epochs' to 'many'; allowed is an integer"),
@@ -250,6 +255,7 @@ SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "negative epochs": (lambda site: site.set(epochs=-1), "sets 'epochs' to -1; allowed is an integer of at least 1"),
     "unknown source": (lambda site: site.set(unlabeled_sources="imagesX"), "sets 'unlabeled_sources' to"),
     "unknown choice": (lambda site: site.set(preset="mine"), "sets 'preset' to 'mine'; allowed is one of"),
+    "no GPU": (without_gpu, "-device is 'cuda' .* but torch finds no such GPU: use -device cpu"),
     "fp16 without CUDA": (lambda site: site.set(precision="fp16"), "precision is 'fp16', which needs a CUDA card"),
     "backbone that nobody has": (
         lambda site: site.set(backbone="nobody/has-this"), "The weights of 'nobody/has-this' are not on this machine",

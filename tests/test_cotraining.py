@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.errors import MNError
@@ -194,7 +195,7 @@ def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_random_ax
 
 def test_overflows_of_a_gradient_by_which_a_scaler_finds_its_scale_are_not_counted() -> None:
     student = _student(TinyNetwork(), weights=(1000.0,))
-    student.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10)
+    student.scaler = GradScaler("cpu", init_scale=2.0**127, growth_interval=10)
     before = [p.detach().clone() for p in student.network.parameters()]
     volumes, targets = _batch()
     for _ in range(2):
@@ -223,3 +224,18 @@ def test_the_host_waits_for_the_device_once_a_student_and_step() -> None:
     with Watch():
         student.update(outputs, known)
     assert waits == ["tolist"]
+
+
+def test_a_scaler_that_looks_for_its_scale_is_not_counted_as_skipping() -> None:
+    trainer = _trainer()
+    volumes, targets = _batch()
+    trainer.student_3d.scaler = GradScaler("cpu", init_scale=2.0**16)
+    too_large = next(trainer.student_3d.network.parameters()).register_hook(lambda gradient: gradient + math.inf)
+    before = _weights(trainer)[0]
+    trainer.step(volumes, targets, n_labeled=2)
+    assert torch.equal(_weights(trainer)[0], before)
+    assert (trainer.student_3d.skipped, trainer.student_3d.skipped_in_a_row) == (0, 1)
+    assert trainer.student_3d.scaler.get_scale() == 2.0**15
+    too_large.remove()
+    trainer.step(volumes * math.nan, targets, n_labeled=2)
+    assert (trainer.student_3d.skipped, trainer.student_3d.skipped_in_a_row) == (1, 2)

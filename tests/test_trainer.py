@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -398,6 +399,24 @@ def test_other_changed_fields_are_applied_and_logged(trainings: Trainings, plann
     assert trainer.optimizer.param_groups[0]["peak_lr"] == 3e-3
     rates = _checkpoint(trainer)["logging"]["lrs_2d"]
     assert rates[1] == pytest.approx(2 * rates[0] * 0.5**0.9)
+
+
+def test_skipped_updates_name_their_cases_and_more_than_a_tenth_of_them_end_the_training(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainer = trainings.trainer(planned_dataset(), iterations_per_epoch=10, supervised_fraction=0.9)
+    original, n = trainer.train_step, [0]
+
+    def spoil(batch: dict[str, Any]) -> Any:
+        n[0] += 1
+        return original({**batch, "data": batch["data"] * float("nan")} if n[0] in (3, 5) else batch)
+
+    trainer.train_step = spoil
+    with pytest.raises(MNError, match=r"3D network was not finite in 2 of the epoch's 10 updates.*held labeled_0\d \("):
+        trainer.run_training()
+    log = Path(trainer.log_file).read_text()
+    assert len(re.findall(r"update of the [23]D network was skipped.*batch held labeled_0\d", log)) == 3
+    assert "ERROR: the loss or gradient of the 3D network" in log
 
 
 def test_2d_and_cascade_configurations_are_refused(

@@ -30,13 +30,24 @@ from nnunet_mn.bridge.planning.checks import (
     planned_configuration,
 )
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
-from nnunet_mn.bridge.training import assembly, checkpoint, ddp, foreground, loader, owner, reading, state, workers
+from nnunet_mn.bridge.training import (
+    assembly,
+    checkpoint,
+    ddp,
+    foreground,
+    loader,
+    owner,
+    reading,
+    skips,
+    state,
+    workers,
+)
 from nnunet_mn.bridge.training.join import ModelFolders, joined_plans
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.device import prepare_torch
+from nnunet_mn.device import check_device, prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
@@ -73,6 +84,7 @@ class _LabeledCases(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  the base class introspects this very signature
     ) -> None:
         check_nnunet_version()
+        check_device(device)
         planned = planned_configuration(plans, configuration)
         self.mn_config = resolve(
             Layer(f"the trainer {type(self).__name__}", self.variant),
@@ -174,6 +186,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.unlabeled_cases: loader.Cases
         self.foreground: foreground.ForegroundLocations
         self.cotrainer: CoTrainer
+        self.skips: skips.Skips
         for key in LOGGED:
             self._log_lists().setdefault(key, [])
 
@@ -241,6 +254,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.cotrainer = self.build_cotrainer()  # before the unlabeled cases: missing weights fail in seconds
         if self.resumed is not None:
             self._restore(self.resumed)
+        self.skips = skips.Skips(self._students(), updates=self.iterations, log=self.print_to_log_file)
         super().on_train_start()
         if self.resumed is not None:  # only now: stock draws random numbers while loaders start
             if self.local_rank == 0:
@@ -338,6 +352,7 @@ class nnUNetTrainerMN(_LabeledCases):
         )
         self._log("lrs_2d", student.learning_rate())
         self.num_iterations_per_epoch = self.iterations - self.iteration
+        self.skips.begin_epoch()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         factor = self.schedule.learning_rate_factor(self._position())
@@ -351,6 +366,8 @@ class nnUNetTrainerMN(_LabeledCases):
             batch["n_labeled"],
         )
         self.stopping.in_step = False
+        if self.skips.has_new():
+            self.skips.look(ddp.cases_of_all_ranks(batch["keys"], self.ranks))
         self.iteration += 1
         output = {
             "loss": losses["3d"],

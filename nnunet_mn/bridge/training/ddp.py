@@ -1,5 +1,6 @@
 """nnU-Net's training on several GPUs (`-num_gpus`): ranks, their seeds, their samples, and their failures."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,6 +47,15 @@ def part_of_batch(ranks: Ranks, samples: int) -> range:
     dist.all_gather_object(sizes, samples, group=ranks.group)
     before = sum(sizes[: dist.get_rank(ranks.group)])
     return range(before, before + samples)
+
+
+def cases_of_all_ranks(cases: Iterable[str], ranks: Ranks) -> list[str]:
+    """The names of a joint batch's cases, from the names of each rank's part. All ranks must ask."""
+    parts: list[list[str]] = [[str(case) for case in cases]]
+    if ranks.group is not None:
+        parts *= dist.get_world_size(ranks.group)
+        dist.all_gather_object(parts, parts[0], group=ranks.group)
+    return [case for part in parts for case in part]
 
 
 class RankedLoader:
