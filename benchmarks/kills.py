@@ -46,9 +46,9 @@ import torch  # noqa: E402
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint  # noqa: E402
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name  # noqa: E402
 
+from nnunet_mn.bridge.reading import read  # noqa: E402
 from nnunet_mn.bridge.registration import trainers_path  # noqa: E402
 from nnunet_mn.bridge.stock_commands import run_stock  # noqa: E402
-from nnunet_mn.bridge.training.reading import read  # noqa: E402
 from nnunet_mn.config import environment_layer, resolve  # noqa: E402
 from nnunet_mn.networks import build_network_2d  # noqa: E402
 from nnunet_mn.sandbox.dataset import DATASET_ID, write_dataset  # noqa: E402

@@ -22,7 +22,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.training.reading import read
+from nnunet_mn.bridge.reading import read
 from nnunet_mn.config import REMOVED, Layer, resolve
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks import build_network_2d

@@ -16,8 +16,8 @@ from nnunet_mn.bridge import registration
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.bridge.versions import check_nnunet_version
+from nnunet_mn.console import print_table
 from nnunet_mn.errors import MNError
-from nnunet_mn.report.tables import print_table
 from nnunet_mn.sandbox.dataset import DATASET_ID, N_LABELED, labeled_names, write_dataset
 from nnunet_mn.sandbox.picture import draw
 from nnunet_mn.sandbox.results import CLASSES, DemoResult, ModelResult, read_scores, results_table, verdict
@@ -179,7 +179,7 @@ def _run_model(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelRes
 
 def _read_curves(checkpoint: Path) -> dict[str, list[float]]:
     """The log of the training, from its own checkpoint."""
-    from nnunet_mn.bridge.training.reading import read  # here, not above: the display should not wait for torch
+    from nnunet_mn.bridge.reading import read  # here, not above: the display should not wait for torch
 
     logged = read(checkpoint)["logging"]
     return {key: [float(value) for value in logged[key]] for key in _CURVES if key in logged}

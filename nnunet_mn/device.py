@@ -27,8 +27,8 @@ def prepare_torch() -> None:
 
 def check_device(device: torch.device) -> None:
     """Raise an MNError if nnU-Net's `-device` is none of this machine's."""
-    here = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
-    if not here():
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, True):
         raise MNError(
             f"-device is '{device.type}' (nnU-Net's default is cuda), but torch finds no such GPU: use -device cpu, or "
             f"run where `nvidia-smi` lists one and torch is built for its driver"

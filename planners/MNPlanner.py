@@ -28,10 +28,10 @@ from nnunet_mn.bridge.planning.fingerprint import MNFingerprintExtractor, finger
 from nnunet_mn.bridge.training.assembly import label_space, slice_axes
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import environment_layer, resolve
+from nnunet_mn.console import print_table
 from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.plan_table import plan_table
-from nnunet_mn.report.tables import print_table
 
 __all__ = ["MNFingerprintExtractor", "MNPlanner", "MNPlannerResEncL", "MNPlannerResEncM", "MNPlannerResEncXL"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.checkpoint import random_state, restore_random_state, save
-from nnunet_mn.bridge.training.reading import mn_part, read
 from nnunet_mn.errors import MNError
 
 STOCK = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainerMN", "init_args": {"device": "cpu"}}

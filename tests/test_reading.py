@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_mn.bridge.training.reading import handed_over, read, read_by_environment
+from nnunet_mn.bridge.reading import handed_over, read, read_by_environment
 from nnunet_mn.errors import MNError
 
 

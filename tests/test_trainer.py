@@ -19,9 +19,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training import loader
-from nnunet_mn.bridge.training.reading import mn_part, read
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.timm_backbones import timm  # without its warnings
 from nnunet_mn.networks.weights import read_tensors, renamed_by_order

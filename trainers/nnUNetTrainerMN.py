@@ -18,6 +18,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_mn.bridge import reading
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
@@ -37,7 +38,6 @@ from nnunet_mn.bridge.training import (
     foreground,
     loader,
     owner,
-    reading,
     skips,
     state,
     workers,

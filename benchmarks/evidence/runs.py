@@ -14,8 +14,8 @@ from evidence.workspace import CONFIGURATION, PLANS, Scale, Workspace, scale_key
 from filelock import FileLock
 
 from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.reading import read
 from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
-from nnunet_mn.bridge.training.reading import read
 from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError

@@ -14,8 +14,8 @@ import torch
 
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.model_card import TrainedFold, model_card
+from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.stock_commands import run_stock
-from nnunet_mn.bridge.training.reading import read_by_environment
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.registry import license_of
 

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_mn.console import print_table
 from nnunet_mn.networks.inventory import check_backbone, fetch_backbone, list_backbones
-from nnunet_mn.report.tables import print_table
 
 app = typer.Typer(
     help="List, fetch or check the pretrained 2D networks.",

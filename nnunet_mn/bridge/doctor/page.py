@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nnunet_mn.console import print_table
 from nnunet_mn.errors import MNError
-from nnunet_mn.report.tables import print_table
 
 State = Literal["good", "note", "bad"]
 MARKS: dict[State, Text] = {

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import torch
 
+from nnunet_mn.bridge.reading import mn_part, read_by_environment
 from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER, check_network
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
-from nnunet_mn.bridge.training.reading import mn_part, read_by_environment
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d

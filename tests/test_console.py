@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nnunet_mn.bridge.doctor.page import Row, print_page
+from nnunet_mn.console import print_table
 from nnunet_mn.networks.registry import ENTRIES
-from nnunet_mn.report.tables import print_table
 
 NAME = "nvidia/segformer-b2-finetuned-ade-512-512"
 SENTENCE = "one finding of many words about /a/very/long/folder/without/any/space/in/it and its remedy"
