@@ -12,7 +12,7 @@ import torch
 from nnunet_mn import demo
 from nnunet_mn.errors import MNError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 COMMAND = Path(sys.executable).parent / "nnunet-mn"
 
