@@ -30,7 +30,7 @@ from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.weights import load_learned_state
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMNJoint
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow, pytest.mark.xdist_group("joint")]  # nnU-Net warns
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # A module of this name comes first: it stands in for the package with the pretrained weights.
