@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_mn.bridge.training.reading import read
+from nnunet_mn.bridge.reading import read
 from nnunet_mn.config import REMOVED
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 from typer.testing import CliRunner
 
+from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
-from nnunet_mn.bridge.training.checkpoint import load_mn_and_weights
 from nnunet_mn.bridge.training.join import CHECKPOINT, JOINT_TRAINER, ModelFolders, join
 from nnunet_mn.cli import app
 from nnunet_mn.config import MNConfig
@@ -150,7 +150,8 @@ def window(model: Model, case: str) -> Tensor:
 def mean_by_hand(model: Model, volume: Tensor) -> Tensor:
     """The mean of the probabilities of both trained networks."""
     predictor = network_of(model.folders.trained)
-    mn, _ = load_mn_and_weights(model.folders.finished("0"))
+    file = model.folders.finished("0")
+    mn = mn_part(read(file), file)
     labels = predictor.label_manager
     network_2d = build_network_2d(
         MNConfig(adaptation="full"), in_channels=volume.shape[1], num_classes=labels.num_segmentation_heads
