@@ -179,6 +179,13 @@ _COMPARED = (BASELINE, FAIR_BASELINE, OURS)
 
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:
     """A mark for each run, shaped by its label set, and each method's difference from ours with its interval."""
+    import matplotlib
+
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # nnU-Net sets fonts of its own size
+        _plot(records, half, file)
+
+
+def _plot(records: Sequence[Record], half: Half, file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
