@@ -15,7 +15,7 @@ from nnunet_mn.errors import MNError
 try:
     import fcntl
 except ImportError:  # Windows: filelock needs no flock there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # not on Windows
 
 
 class Part(NamedTuple):
