@@ -301,8 +301,8 @@ def test_dataset_without_any_unlabeled_case_is_bad(fresh_planned_dataset) -> Non
     assert "imagesUn" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
 
 
-def test_cases_that_training_would_preprocess_are_noted_with_the_command(planned_dataset) -> None:
-    dataset = planned_dataset()
+def test_cases_that_training_would_preprocess_are_noted_with_the_command(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset()  # trainings of other tests preprocess those of a shared one
     notes = findings(check_dataset(dataset.name, **DOCTOR), "note")
     assert f"preprocess 3 cases at its start, unless you run 'nnunet-mn preprocess -d {dataset.name}" in notes
 
