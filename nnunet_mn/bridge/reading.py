@@ -17,13 +17,13 @@ from nnunet_mn.errors import MNError
 
 SETTING = "nnUNet_mn_trust_checkpoints=true"
 GO_ON = "move it away, and --c goes on from another one in its folder, or anew"
-# torch's way to spell what it refuses to build, and why it could not read on.
+# How torch names a refused part, and the reason of a failed read.
 _FOUND = re.compile(r"GLOBAL ([\w.]+)")
 _REASON = re.compile(r"WeightsUnpickler error: (.*)")
 
 
 def _as(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A harmless function for what a pickle calls by this name."""
+    """A harmless function under the name that a pickle calls."""
 
     def build(*arguments: Any) -> Any:
         return function(*arguments)
@@ -51,12 +51,12 @@ def read(path: Path, *, trust: bool = False, remedy: str = GO_ON) -> dict[str, A
     """A checkpoint of nnU-Net, on the CPU. Only tensors, plain containers and numbers are built from the file.
 
     Args:
-        path: what a trainer of nnU-Net has saved.
-        trust: build whatever the file asks for, which can run code.
+        path: of a checkpoint.
+        trust: build anything in the file. This can run code.
         remedy: for a damaged file, for the message.
 
     Raises:
-        MNError: if the file is damaged, is no checkpoint, or holds anything else. Nothing of it has then been run.
+        MNError: if the file is damaged, is no checkpoint, or holds anything else. Nothing of it has run then.
     """
     torch.serialization.add_safe_globals([*_KNOWN])
     try:
@@ -102,7 +102,7 @@ def mn_part(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 @contextmanager
 def handed_over(content: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, torch.load returns this checkpoint. Stock takes file names alone, and would run what a file holds.
+    """Inside, torch.load returns this checkpoint. Stock takes file names alone, and would run a file's code.
 
     Raises:
         RuntimeError: if nobody asked for it: stock has then loaded something else.
@@ -114,7 +114,7 @@ def handed_over(content: Mapping[str, Any]) -> Iterator[None]:
 
 
 def check_pretrained(arguments: Sequence[str], *, trust: bool) -> None:
-    """Read the file of nnU-Net's `-pretrained_weights` before stock does, which would run what it holds.
+    """Read the file of nnU-Net's `-pretrained_weights` before stock does. Stock would run its code.
 
     Args:
         arguments: of the command. Stock tells a trainer nothing of this one.
