@@ -80,13 +80,15 @@ def step_and_parts(
     def learn_3d() -> None:
         with trainer.autocast():
             outputs = net_3d(volumes)
-        trainer.student_3d.update(outputs, combine_scales(targets, guess, LABELS))
+        trainer.student_3d.learn(outputs, combine_scales(targets, guess, LABELS))
+        trainer.student_3d.update()
 
     def learn_2d() -> None:
         slices, mask, pseudo = (every_nth_slice(v, trainer.sampler.step, 0) for v in (volumes, targets[0], guess))
         with trainer.autocast():
             outputs = net_2d(slices)
-        trainer.student_2d.update(outputs, [combine(mask, pseudo, LABELS)])
+        trainer.student_2d.learn(outputs, [combine(mask, pseudo, LABELS)])
+        trainer.student_2d.update()
 
     return {
         "step": lambda: trainer.step(volumes, targets, n_labeled),

@@ -12,6 +12,8 @@ from nnunet_mn.errors import MNError
 ENVIRONMENT_PREFIX = "nnUNet_mn_"
 ENVIRONMENT = f"the environment ({ENVIRONMENT_PREFIX}<field>)"
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
+BatchKind = Literal["replace", "add"]
+Guidance = Literal["number", "weight"]
 Rounding = Literal["auto", "diffusion", "floor"]
 ScheduleKind = Literal["poly", "cosine"]
 UNLABELED_SOURCES = ("split", "imagesUn", "imagesTs")
@@ -85,6 +87,10 @@ class MNConfig:
         optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
         schedule: of the learning rate: nnU-Net's `poly`, or the reference's `cosine` with a warm-up in each stage.
         loss: nnU-Net's Dice and cross entropy (`nnunet`), or the reference's with squared denominators (`paper`).
+        batch: unlabeled samples `replace` labeled ones in the planned batch, as in the paper, or come on top (`add`).
+            Then the labeled batch stays whole, and they have a pass of their own in the same optimizer step.
+        guidance: what grows as the learning rate decays: the `number` of unlabeled samples or, with `add`, their
+            `weight` in the loss. With `weight` they are half as many as labeled ones.
         rounding: of the unlabeled share to a number of samples: `floor` is the reference's, `diffusion` carries the
             error to the next batch, and `auto` is `floor` for batches of four and more, `diffusion` for smaller.
         supervised_fraction: share of the iterations with labeled samples only, at the start.
@@ -122,6 +128,8 @@ class MNConfig:
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"
     schedule: ScheduleKind = "poly"
     loss: Literal["nnunet", "paper"] = "nnunet"
+    batch: BatchKind = "replace"
+    guidance: Guidance = "number"
     rounding: Rounding = "auto"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
@@ -152,6 +160,11 @@ class MNConfig:
     def __post_init__(self) -> None:
         for name in _FIELDS:
             _check(name, getattr(self, name), source="MNConfig")
+        if self.guidance == "weight" and self.batch == "replace":
+            raise MNError(
+                "'guidance' is 'weight', but unlabeled samples that replace labeled ones have no weight of their own: "
+                "set batch to 'add', or guidance to 'number'"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plain dict of numbers, strings and lists."""

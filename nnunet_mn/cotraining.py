@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from nnunet_mn.losses import DeepSupervisionLoss
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
-from nnunet_mn.teaching import Teacher
+from nnunet_mn.teaching import PseudoMasks, Teacher
 
 MOST_SKIPPED_IN_A_ROW = 20
 
@@ -43,34 +43,41 @@ class Student:
     ranks: Ranks = ALONE
     skipped: int = field(default=0, init=False)
     skipped_in_a_row: int = field(default=0, init=False)
+    _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def learning_rate(self) -> float:
         """The highest rate of all groups now."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def update(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget]) -> float:
+    def learn(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget], *, weight: float = 1.0) -> None:
+        """Add the gradient of a weighted loss to those since the last update."""
+        if not self._losses:
+            self.optimizer.zero_grad(set_to_none=True)
+        loss = weight * self.loss(outputs, targets)
+        self.scaler.scale(loss).backward()
+        self._losses.append(loss.detach())
+
+    def update(self) -> float:
         """Take one optimizer step. If the loss or gradient is not finite, count it and leave the weights alone.
 
         All ranks see the same loss and gradient: they skip alike. A scaler finds its scale by gradients that are not
         finite: those steps count only towards the 20 in a row.
 
         Returns:
-            The loss of the joint batch.
+            The loss of the joint batch, summed over all `learn` since the last update.
 
         Raises:
             MNError: after 20 such steps in a row.
         """
-        loss = self.loss(outputs, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
         self.ranks.sum_gradients(self.network.parameters())
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
-        value, size = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
+        value, size = torch.stack([torch.stack(self._losses).sum(), norm]).tolist()  # the one wait for the device
         finite = math.isfinite(value) and math.isfinite(size)
         if finite or self.scaler.is_enabled():  # the scaler skips by itself, and lowers its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        self._losses.clear()
         self._count(value, finite=finite)
         return float(value)
 
@@ -84,6 +91,22 @@ class Student:
                 f"row (last loss {value}): look for NaN or extreme intensities in the images, or lower the learning "
                 f"rate (nnUNet_mn_lr_2d for the 2D network)"
             )
+
+
+class Pass(NamedTuple):
+    """Samples `first` to `last` of a batch that go through a network together, `n_labeled` labeled ones first."""
+
+    first: int
+    last: int
+    n_labeled: int
+    weight: float = 1.0
+
+
+def split_passes(n: int, n_labeled: int, unlabeled_weight: float | None) -> list[Pass]:
+    """The passes of a batch of `n` samples. Without a weight for unlabeled samples all go together."""
+    if unlabeled_weight is None or n_labeled == n:
+        return [Pass(0, n, n_labeled)]
+    return [Pass(0, n_labeled, n_labeled), Pass(n_labeled, n, 0, unlabeled_weight)]
 
 
 @dataclass(kw_only=True)
@@ -105,7 +128,9 @@ class CoTrainer:
     sampler: SliceSampler = field(default_factory=SliceSampler)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def step(self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int) -> dict[Literal["3d", "2d"], float]:
+    def step(
+        self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int, *, unlabeled_weight: float | None = None
+    ) -> dict[Literal["3d", "2d"], float]:
         """Update both networks on one batch. The teacher sees their weights from before the step.
 
         The reference alternates whole epochs on separate batches. One batch for both halves the loading.
@@ -114,20 +139,31 @@ class CoTrainer:
             volumes: `(B, C, D, H, W)`, labeled samples first.
             targets: the loader's masks, one for each output of the 3D network, finest first.
             n_labeled: number of labeled samples, 0 to B.
+            unlabeled_weight: unlabeled samples have a pass of their own, and their loss has this weight beside that of
+                the labeled ones. None: one pass and one loss over all samples, as in the paper.
 
         Returns:
             Both losses.
         """
-        with self.autocast():
-            outputs_3d = self.student_3d.network(volumes)
-            masks = self.teacher(volumes[n_labeled:], outputs_3d[0][n_labeled:].detach())
-        loss_3d = self.student_3d.update(outputs_3d, combine_scales(targets, masks.for_3d, self.labels))
-        del outputs_3d  # only one network's activations are held at a time
-
+        passes = split_passes(len(volumes), n_labeled, unlabeled_weight)
+        masks = [self._teach_3d(volumes, targets, one) for one in passes]
+        loss_3d = self.student_3d.update()
         view = self.sampler.draw_view()
-        with self.autocast():
-            outputs_2d = self.student_2d.network(view(volumes))
-        target_2d = combine(view(targets[0]), view(masks.for_2d), self.labels)
-        loss_2d = self.student_2d.update(outputs_2d, [target_2d])
+        for one, taught in zip(passes, masks, strict=True):
+            samples = slice(one.first, one.last)
+            with self.autocast():
+                outputs = self.student_2d.network(view(volumes[samples]))
+            target = combine(view(targets[0][samples]), view(taught.for_2d), self.labels)
+            self.student_2d.learn(outputs, [target], weight=one.weight)
+        loss_2d = self.student_2d.update()
         self.teacher.follow()
         return {"3d": loss_3d, "2d": loss_2d}
+
+    def _teach_3d(self, volumes: Tensor, targets: Sequence[Tensor], one: Pass) -> PseudoMasks:
+        """Let the 3D network learn from one pass. Its activations are gone when this returns."""
+        with self.autocast():
+            outputs = self.student_3d.network(volumes[one.first : one.last])
+            masks = self.teacher(volumes[one.first + one.n_labeled : one.last], outputs[0][one.n_labeled :].detach())
+        targets = [target[one.first : one.last] for target in targets]
+        self.student_3d.learn(outputs, combine_scales(targets, masks.for_3d, self.labels), weight=one.weight)
+        return masks

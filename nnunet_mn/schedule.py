@@ -1,12 +1,12 @@
 """Iteration -> learning rate, stage and share of unlabeled samples."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from nnunet_mn.config import MNConfig, Rounding, ScheduleKind
+from nnunet_mn.config import BatchKind, Guidance, MNConfig, Rounding, ScheduleKind
 
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
 REFRESHES = 4  # of the pseudo-masks behind the crops of unlabeled cases
@@ -105,35 +105,63 @@ class EpochStartRates:
 
 
 class UnlabeledCounts:
-    """The number of unlabeled samples in each batch. It follows from the iteration alone.
+    """The number of unlabeled samples in each batch, and their weight. Both follow from the iteration alone.
 
-    Each loader worker and each rank knows it without a message.
+    Each loader worker and each rank knows them without a message.
 
     Args:
         schedule: of the training.
-        batch_size: samples in a batch; at least one of them stays labeled.
+        batch_size: samples in a planned batch.
+        batch: unlabeled samples `replace` labeled ones, at least one of which stays; or they come on top (`add`), at
+            most as many as the batch has.
+        guidance: what grows as the learning rate decays: their `number`, or their `weight`. The latter is for `add`
+            alone; their number is then half of the batch.
         rounding: `floor` is the reference's. `diffusion` carries the rest to the next batch: batches of two, too, get
             unlabeled samples early. `auto` is `floor` for batches of four and more (docs/evidence.md).
+        ranks: processes of a batch. Samples on top are divided evenly among them.
     """
 
-    def __init__(self, schedule: Schedule, *, batch_size: int, rounding: Rounding = "auto") -> None:
-        self.batch_size = batch_size
-        most = batch_size - 1
-        wanted = (
-            min(schedule.unlabeled_fraction(iteration) * batch_size, most) for iteration in range(schedule.total + 1)
-        )
-        if rounding == "auto":
-            rounding = "floor" if batch_size >= FEWEST_TO_FLOOR else "diffusion"
-        self._counts = tuple(map(_floor, wanted) if rounding == "floor" else _diffuse(wanted, most=most))
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        batch: BatchKind = "replace",
+        guidance: Guidance = "number",
+        rounding: Rounding = "auto",
+        ranks: int = 1,
+    ) -> None:
+        self.batch_size, self.on_top, self.ranks = batch_size, batch == "add", ranks
+        fractions = [schedule.unlabeled_fraction(iteration) for iteration in range(schedule.total + 1)]
+        if guidance == "weight":
+            counts = [max(1, batch_size // 2) if fraction > 0 else 0 for fraction in fractions]
+        else:
+            most = batch_size if self.on_top else batch_size - 1
+            counts = _rounded([min(fraction * batch_size, most) for fraction in fractions], most, rounding, batch_size)
+        self._counts = [-(-count // ranks) * ranks for count in counts] if self.on_top else counts
+        self._weights = fractions if guidance == "weight" else [count / batch_size for count in self._counts]
 
     def of(self, iteration: int) -> int:
         """Unlabeled samples in an iteration's batch. None before the first; after the last, as many as then."""
         return 0 if iteration < 0 else self._counts[min(iteration, len(self._counts) - 1)]
 
+    def weight(self, iteration: int) -> float | None:
+        """The weight of their loss beside that of the labeled samples; None if all samples share one loss."""
+        return self._weights[min(iteration, len(self._weights) - 1)] if self.on_top else None
+
     def in_part(self, iteration: int, part: range) -> int:
-        """Their number in one rank's part of the batch. Labeled samples come first; a part may have none."""
+        """Their number in one rank's part of the batch. Where they replace, labeled samples come first."""
+        if self.on_top:
+            return self.of(iteration) // self.ranks
         n_labeled = self.batch_size - self.of(iteration)
         return len(part) - min(max(n_labeled - part.start, 0), len(part))
+
+
+def _rounded(wanted: Sequence[float], most: int, rounding: Rounding, batch_size: int) -> list[int]:
+    """Whole numbers of samples, 0 to `most`."""
+    if rounding == "auto":
+        rounding = "floor" if batch_size >= FEWEST_TO_FLOOR else "diffusion"
+    return [_floor(number) for number in wanted] if rounding == "floor" else list(_diffuse(wanted, most=most))
 
 
 def _floor(wanted: float) -> int:

@@ -181,7 +181,8 @@ def test_both_networks_learn_from_the_mean_of_their_pseudo_masks_along_random_ax
     ]
     learned: dict[str, Tensor] = {}
     for student in (trainer.student_3d, trainer.student_2d):
-        student.update = lambda _, soft, of=student: learned.update({str(id(of)): soft[0].values}) or 0.0
+        student.learn = lambda _, soft, weight=1.0, of=student: learned.update({str(id(of)): soft[0].values})
+        student.update = lambda: 0.0
     seen = set()
     for _ in range(40):
         trainer.step(volumes, targets, n_labeled=1)
@@ -199,12 +200,14 @@ def test_overflows_of_a_gradient_by_which_a_scaler_finds_its_scale_are_not_count
     before = [p.detach().clone() for p in student.network.parameters()]
     volumes, targets = _batch()
     for _ in range(2):
-        student.update(student.network(volumes), [LABELS.encode(targets[0])])
+        student.learn(student.network(volumes), [LABELS.encode(targets[0])])
+        student.update()
     assert student.skipped == 0
     assert student.skipped_in_a_row == 2
     assert student.scaler.get_scale() == 2.0**125
     assert all(torch.equal(a, b) for a, b in zip(before, student.network.parameters(), strict=True))
-    student.update([output * math.nan for output in student.network(volumes)], [LABELS.encode(targets[0])])
+    student.learn([output * math.nan for output in student.network(volumes)], [LABELS.encode(targets[0])])
+    student.update()
     assert student.skipped == 1
 
 
@@ -222,7 +225,8 @@ def test_the_host_waits_for_the_device_once_a_student_and_step() -> None:
     student, (volumes, targets) = trainer.student_3d, _batch()
     outputs, known = student.network(volumes), [LABELS.encode(target) for target in targets]
     with Watch():
-        student.update(outputs, known)
+        student.learn(outputs, known)
+        student.update()
     assert waits == ["tolist"]
 
 

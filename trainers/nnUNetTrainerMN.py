@@ -170,9 +170,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.save_every = 2**62  # stock would write `latest` too early, without the best score; see on_epoch_end
         self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed epoch is shorter
         self.schedule = self.build_schedule()
-        self.counts = UnlabeledCounts(
-            self.schedule, batch_size=self.configuration_manager.batch_size, rounding=self.mn_config.rounding
-        )
+        self.counts = self.build_counts()
         self.failures = WorkerFailures()
         self.iteration = 0  # of the epoch
         self.train_outputs: list[dict[str, float]] = []  # of the epoch so far
@@ -200,6 +198,17 @@ class nnUNetTrainerMN(_LabeledCases):
     def build_schedule(self) -> Schedule:
         """The learning rate and the share of unlabeled samples, by iteration."""
         return Schedule.of(self.mn_config, total=self.num_epochs * self.iterations)
+
+    def build_counts(self) -> UnlabeledCounts:
+        """The number and the weight of unlabeled samples, by iteration."""
+        return UnlabeledCounts(
+            self.schedule,
+            batch_size=self.configuration_manager.batch_size,
+            batch=self.mn_config.batch,
+            guidance=self.mn_config.guidance,
+            rounding=self.mn_config.rounding,
+            ranks=ddp.number_of_ranks(self.ranks),
+        )
 
     def build_cotrainer(self) -> CoTrainer:
         """Both students and their teacher."""
@@ -378,6 +387,7 @@ class nnUNetTrainerMN(_LabeledCases):
             batch["data"].to(self.device, non_blocking=True),
             [target.to(self.device, non_blocking=True) for target in targets],
             batch["n_labeled"],
+            unlabeled_weight=self.counts.weight(self._position()),
         )
         self.stopping.in_step = False
         if self.skips.has_new():

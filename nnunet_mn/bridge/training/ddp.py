@@ -23,6 +23,11 @@ def find_ranks(device: torch.device) -> Ranks:
     return Ranks(dist.group.WORLD, device)
 
 
+def number_of_ranks(ranks: Ranks) -> int:
+    """How many processes share each batch."""
+    return 1 if ranks.group is None else dist.get_world_size(ranks.group)
+
+
 def own_seed(seed: int | None, rank: int, done: int = 0) -> int | None:
     """The seed of one rank after some iterations. Each rank, and each resumed training, must draw its own samples."""
     return None if seed is None else (seed + rank + MANY_RANKS * done) % 2**32

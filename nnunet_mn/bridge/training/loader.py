@@ -123,7 +123,7 @@ class MixedLoader(TellingLoader):
         self._labeled = np.array(cases.labeled.identifiers)
         self._unlabeled = np.array(cases.unlabeled.identifiers)
         self._n_labeled = self.batch_size
-        self._is_mixed = False
+        self._is_mixed = False  # the samples now drawn may be unlabeled
         self._keys = np.array([], dtype=str)
         self._forced_share = 1 - round(counts.batch_size * (1 - foreground_share)) / counts.batch_size
         self._stock_oversample: Callable[[int], bool] = self.__dict__["get_do_oversample"]
@@ -135,24 +135,38 @@ class MixedLoader(TellingLoader):
         self._iteration += thread_id
 
     def get_indices(self) -> np.ndarray:
-        """The names of a batch's cases."""
-        n_unlabeled = self.counts.in_part(self._iteration, self.part)
-        self._is_mixed = self.counts.of(self._iteration) > 0
-        self._iteration += self.workers
-        self._n_labeled = self.batch_size - n_unlabeled
-        # nnU-Net's workers seed numpy's global generator
-        self._keys = np.concatenate(
-            [np.random.choice(self._labeled, self._n_labeled), np.random.choice(self._unlabeled, n_unlabeled)]
-        )
+        """The names of the cases that stock draws now."""
         return self._keys
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Stock's batch, with the number of its labeled samples."""
+        """Stock's batch, with the number of its labeled samples. Samples on top are a second batch of stock's."""
+        n_unlabeled = self.counts.in_part(self._iteration, self.part)
+        is_mixed = self.counts.of(self._iteration) > 0
+        self._iteration += self.workers
+        self._n_labeled = len(self.part) - (0 if self.counts.on_top else n_unlabeled)
+        # nnU-Net's workers seed numpy's global generator
+        labeled = np.random.choice(self._labeled, self._n_labeled)
+        unlabeled = np.random.choice(self._unlabeled, n_unlabeled)
+        if not self.counts.on_top:
+            batch = self._draw(np.concatenate([labeled, unlabeled]), is_mixed=is_mixed)
+        elif n_unlabeled == 0:
+            batch = self._draw(labeled, is_mixed=False)
+        else:
+            batch = _joined(self._draw(labeled, is_mixed=False), self._draw(unlabeled, is_mixed=True))
+        return {**batch, "n_labeled": self._n_labeled}
+
+    def _draw(self, keys: np.ndarray, *, is_mixed: bool) -> dict[str, Any]:
+        """Stock's batch of some cases."""
+        self._keys, self._is_mixed = keys, is_mixed
+        self.batch_size = len(keys)
+        for shape in ("data_shape", "seg_shape"):
+            if hasattr(self, shape):  # before nnunetv2 2.7
+                setattr(self, shape, (len(keys), *getattr(self, shape)[1:]))
         try:
             batch: dict[str, Any] = super().generate_train_batch()
         except UNREADABLE as error:
             raise self._blame(error) from error
-        return {**batch, "n_labeled": self._n_labeled}
+        return batch
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Mapping[Any, Any], *args: Any) -> Any:
         """The box to crop: a random one if no foreground is known, as in many unlabeled cases."""
@@ -179,12 +193,25 @@ class MixedLoader(TellingLoader):
     def _oversample_within_group(self, sample: int) -> bool:
         """Whether a sample must show foreground.
 
-        Stock forces it on the last samples of a batch. In a mixed batch these are always the unlabeled ones. There each
-        sample is forced at random, with stock's share of a whole batch as the probability.
+        Stock forces it on the last samples of a batch. Where these may be unlabeled, each sample is forced at random,
+        with stock's share of a whole batch as the probability.
         """
         if not self._is_mixed:
             return bool(self._stock_oversample(sample))
         return bool(np.random.uniform() < self._forced_share)
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two batches as one."""
+    targets = first["target"], second["target"]
+    both = (
+        [torch.cat(pair) for pair in zip(*targets, strict=True)] if isinstance(targets[0], list) else torch.cat(targets)
+    )
+    return {
+        "data": torch.cat([first["data"], second["data"]]),
+        "target": both,
+        "keys": np.concatenate([first["keys"], second["keys"]]),
+    }
 
 
 def transform_options(labels: LabelManager) -> dict[str, Any]:
