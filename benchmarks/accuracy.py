@@ -69,7 +69,7 @@ def run(
         splits,
     )
     done = {record.key for record in records.read(RECORDS)}
-    missing = [one for one in wanted if one.key(scale) not in done]
+    missing = [one for one in wanted if one.key(space) not in done]
     typer.echo(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done before; {scale.text}")
     space.prepare()
     _work_off(missing, space, jobs)
@@ -135,34 +135,41 @@ def table(
     found = records.read(RECORDS)
     if not found:
         raise MNError(f"{RECORDS} holds no finished run yet")
-    for scale in _scales(found):
-        chosen = _of_scale(found, scale)
+    for group in _groups(found):
+        chosen = _of_group(found, group)
         typer.echo(f"\n{_heading(chosen)}\n\nHalf: {half}.\n\n{_tables(chosen, cast(records.Half, half))}\n")
     if write:
         _write_report(found)
 
 
-def _scales(found: list[records.Record]) -> list[tuple[str, int]]:
-    """Groups of runs trained alike, the longest trainings first."""
-    return sorted({(r.scale, r.updates) for r in found}, key=lambda scale: (-scale[1], scale[0]))
+Group = tuple[str, int, str]  # dataset, updates, scale
 
 
-def _of_scale(found: list[records.Record], scale: tuple[str, int]) -> list[records.Record]:
-    return [r for r in found if (r.scale, r.updates) == scale]
+def _group(record: records.Record) -> Group:
+    return record.dataset, record.updates, record.scale
 
 
-def _picture(found: list[records.Record], scale: tuple[str, int]) -> str:
-    return f"accuracy_{1 + _scales(found).index(scale)}.png"
+def _groups(found: list[records.Record]) -> list[Group]:
+    """Groups of runs trained alike, the longest trainings of a dataset first."""
+    return sorted({_group(r) for r in found}, key=lambda group: (group[0], -group[1], group[2]))
+
+
+def _of_group(found: list[records.Record], group: Group) -> list[records.Record]:
+    return [r for r in found if _group(r) == group]
+
+
+def _picture(found: list[records.Record], group: Group) -> str:
+    return f"accuracy_{1 + _groups(found).index(group)}.png"
 
 
 def _heading(chosen: list[records.Record]) -> str:
-    """The heading of a table: number of updates, versions, date and command."""
+    """The heading of a table: dataset, number of updates, versions, date and command."""
     last = max(chosen, key=lambda r: r.date)
     versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
     options = workspace.options(last.scale, last.updates)
     return (
-        f"{last.updates} updates of the 3D network; {versions}; last run {last.date}; trained by\n\n"
-        f"```bash\npython benchmarks/accuracy.py run DATASET --work FOLDER --methods METHODS --folds FOLDS \\\n"
+        f"{last.dataset}: {last.updates} updates of the 3D network; {versions}; last run {last.date}; trained by\n\n"
+        f"```bash\npython benchmarks/accuracy.py run {last.dataset} --work FOLDER --methods METHODS --folds FOLDS \\\n"
         f"    {options}\n```"
     )
 
@@ -174,8 +181,8 @@ def _tables(chosen: list[records.Record], half: records.Half) -> str:
 
 def _write_report(found: list[records.Record]) -> None:
     """Write the tables of the `report` half to results/accuracy.md with a plot each, and their heads to the README."""
-    for scale in _scales(found):
-        tables.plot(_of_scale(found, scale), "report", RESULTS / _picture(found, scale))
+    for group in _groups(found):
+        tables.plot(_of_group(found, group), "report", RESULTS / _picture(found, group))
     write_whole(RESULTS / "accuracy.md", report(found))
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     write_whole(README, f"{before}{BEGIN}\n\n{readme_section(found)}\n\n{END}{rest.split(END)[1]}")
@@ -184,18 +191,18 @@ def _write_report(found: list[records.Record]) -> None:
 def report(found: list[records.Record]) -> str:
     """The page of results: every table of the `report` half."""
     parts = [f"{_WRITTEN_BY}."]
-    for scale in _scales(found):
-        chosen = _of_scale(found, scale)
-        parts += [_heading(chosen), _tables(chosen, "report"), f"![Mean Dice of every run]({_picture(found, scale)})"]
+    for group in _groups(found):
+        chosen = _of_group(found, group)
+        parts += [_heading(chosen), _tables(chosen, "report"), f"![Mean Dice of every run]({_picture(found, group)})"]
     return "\n\n".join(parts) + "\n"
 
 
 def readme_section(found: list[records.Record]) -> str:
-    """The README's part of the report: the scale with most trainings of M&N."""
-    scale = max(_scales(found), key=lambda scale: sum(r.method == OURS for r in _of_scale(found, scale)))
-    chosen = _of_scale(found, scale)
+    """The README's part of the report: the group with most trainings of M&N."""
+    group = max(_groups(found), key=lambda group: sum(r.method == OURS for r in _of_group(found, group)))
+    chosen = _of_group(found, group)
     parts = [_heading(chosen), tables.by_label_set(chosen, "report"), tables.by_labels(chosen, "report")]
-    parts.append(f"![Mean Dice of every run](benchmarks/results/{_picture(found, scale)})")
+    parts.append(f"![Mean Dice of every run](benchmarks/results/{_picture(found, group)})")
     more = "all methods, intervals and other trainings are in [accuracy.md](benchmarks/results/accuracy.md)."
     return "\n\n".join([*filter(None, parts), f"{_WRITTEN_BY}; {more}"])
 

@@ -37,9 +37,13 @@ def record(method: str, *, fold: int = 0, dice: float = 0.8, n_labeled: int = 4)
     values = {case: {"1": dice + 0.01 * i, "2": dice - 0.01 * i} for i, case in enumerate(cases)}
     distances: dict[str, dict[str, float | None]] = {case: {"1": 1.0, "2": 3.0} for case in cases}
     return records.Record(
-        method=method, fold=fold, seed=0, n_labeled=n_labeled, scale="s", updates=600, seconds=60.0, config={},
-        versions={}, date="2026-01-01", dice=values, hd95=distances,
+        dataset="Dataset004_Hippocampus", method=method, fold=fold, seed=0, n_labeled=n_labeled, scale="s", updates=600, seconds=60.0,
+        config={}, versions={}, date="2026-01-01", dice=values, hd95=distances,
     )  # fmt: skip
+
+
+def _space(scale: workspace.Scale) -> workspace.Workspace:
+    return workspace.Workspace(Path("nnUNet_raw/Dataset004_Hippocampus"), Path("work"), scale)
 
 
 def test_every_method_has_a_trainer_that_exists() -> None:
@@ -104,7 +108,7 @@ def test_record_comes_back_from_its_line(tmp_path: Path) -> None:
 
 def test_run_and_its_record_have_one_key() -> None:
     run = runs.Run(method=methods.find_method("mn"), fold=0, seed=0)
-    assert run.key(SCALE) == replace(record("mn"), scale=workspace.scale_key(SCALE)).key
+    assert run.key(_space(SCALE)) == replace(record("mn"), scale=workspace.scale_key(SCALE)).key
 
 
 def test_difference_of_equals_is_a_tie_and_of_others_is_not() -> None:
@@ -202,7 +206,7 @@ def test_trainings_of_other_lengths_and_settings_share_no_results(tmp_path: Path
     assert len({space.results("mn") for space in spaces}) == 3
     assert len({space.log("mn") for space in spaces}) == 3
     run = runs.Run(method=methods.find_method("mn"), fold=0, seed=0)
-    assert len({(*run.key(scale),) for scale in (SCALE, longer, other)}) == 3
+    assert len({(*run.key(_space(scale)),) for scale in (SCALE, longer, other)}) == 3
 
 
 def test_options_of_a_scale_are_those_it_was_made_from() -> None:

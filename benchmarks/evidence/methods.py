@@ -107,6 +107,13 @@ _ALL = (
         "in the mean of both pseudo-masks the surer network has more say",
         trainer="nnUNetTrainerMNMeanOfLogits",
     ),
+    _ablation("mn-add", "unlabeled samples come on top of the whole labeled batch", batch="add"),
+    _ablation(
+        "mn-add-weight",
+        "half a batch of unlabeled samples on top, and their weight grows",
+        batch="add",
+        guidance="weight",
+    ),
     _ablation(
         "mn-squared-half",
         "earlier defaults: the squared Dice and half of each batch",

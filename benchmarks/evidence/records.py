@@ -19,6 +19,7 @@ class Record:
     """One training, evaluated on the fold's validation cases. No method trains on them.
 
     Args:
+        dataset: the raw dataset's folder name.
         method, fold, seed: of the run.
         n_labeled: labeled cases of the fold.
         scale: of plans, see `workspace.scale_key`.
@@ -33,6 +34,7 @@ class Record:
             runs lack it.
     """
 
+    dataset: str
     method: str
     fold: int
     seed: int
@@ -50,7 +52,7 @@ class Record:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for two records of the same run."""
-        return self.method, self.fold, self.seed, self.scale, self.updates
+        return self.dataset, self.method, self.fold, self.seed, self.scale, self.updates
 
     def cases(self, half: Half) -> list[str]:
         """The half of the validation cases, by name, for choosing defaults (`tune`) or for the table (`report`)."""

@@ -37,9 +37,10 @@ class Run:
     def name(self) -> str:
         return f"{self.method.name}_fold{self.fold}_seed{self.seed}"
 
-    def key(self, scale: Scale) -> tuple[Any, ...]:
+    def key(self, space: Workspace) -> tuple[Any, ...]:
         """As `Record.key`."""
-        return self.method.name, self.fold, self.seed, scale_key(scale), scale.updates
+        scale = space.scale
+        return space.dataset.name, self.method.name, self.fold, self.seed, scale_key(scale), scale.updates
 
 
 def plan_runs(methods: list[Method], folds: list[int], seeds: list[int], splits: list[dict[str, Any]]) -> list[Run]:
@@ -71,6 +72,7 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> reco
     scores = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
     splits = json.loads((space.dataset / "splits_final.json").read_bytes())
     return records.Record(
+        dataset=space.dataset.name,
         method=run.method.name,
         fold=run.fold,
         seed=run.seed,
