@@ -37,8 +37,8 @@ def record(method: str, *, fold: int = 0, dice: float = 0.8, n_labeled: int = 4)
     values = {case: {"1": dice + 0.01 * i, "2": dice - 0.01 * i} for i, case in enumerate(cases)}
     distances: dict[str, dict[str, float | None]] = {case: {"1": 1.0, "2": 3.0} for case in cases}
     return records.Record(
-        dataset="Dataset004_Hippocampus", method=method, fold=fold, seed=0, n_labeled=n_labeled, scale="s", updates=600, seconds=60.0,
-        config={}, versions={}, date="2026-01-01", dice=values, hd95=distances,
+        dataset="Dataset004_Hippocampus", method=method, fold=fold, seed=0, n_labeled=n_labeled, scale="s",
+        updates=600, seconds=60.0, config={}, versions={}, date="2026-01-01", dice=values, hd95=distances,
     )  # fmt: skip
 
 
