@@ -97,7 +97,7 @@ def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
         def do(one: Run) -> None:
             share = shares.get()
             os.sched_setaffinity(0, share)  # of this thread, and so of its commands
-            task = progress.add_task(one.name, total=epochs(space.scale))
+            task = progress.add_task(one.name, total=epochs(one, space.scale))
             try:
                 record = execute(one, space, lambda epoch: progress.update(task, completed=epoch))
             finally:

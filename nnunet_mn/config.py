@@ -100,6 +100,8 @@ class MNConfig:
         dropout_2d: of the low-rank updates. At 0 the pretrained model's own dropout is off, too.
         teacher: of unlabeled samples: the mean of `both` networks' pseudo-masks, or those of the `other` network alone,
             as in the paper.
+        teacher_folder: of `nnUNetTrainerMNStudent`: the folder of a joint model, or of an M&N training. None: that of
+            the same dataset, plans and configuration.
         slice_axes: the 2D network's axes in a volume: the `first` (of largest spacing), as in the paper, or `auto`: all
             three if voxels are nearly cubes. In each step it then draws one at random to teach along, and one to learn
             along.
@@ -137,6 +139,7 @@ class MNConfig:
     lora_rank: int = field(default=64, metadata=_POSITIVE)
     dropout_2d: float = field(default=0.0, metadata=_range(0, 1, high_open=True))
     teacher: Literal["both", "other"] = "both"
+    teacher_folder: str | None = field(default=None, metadata=_NAME)
     slice_axes: Literal["auto", "first"] = "auto"
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)

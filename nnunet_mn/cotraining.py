@@ -111,10 +111,11 @@ def split_passes(n: int, n_labeled: int, unlabeled_weight: float | None) -> list
 
 @dataclass(kw_only=True)
 class CoTrainer:
-    """Two students, taught by labels and by a teacher's masks (arXiv 2509.15167, section 2.2).
+    """Students, taught by labels and by a teacher's masks (arXiv 2509.15167, section 2.2).
 
     Args:
-        student_3d, student_2d: the networks. The 2D one is wrapped and takes volumes (`slices.SliceWise`).
+        student_3d: the 3D network.
+        student_2d: the 2D one. It is wrapped and takes volumes (`slices.SliceWise`). None: the 3D one learns alone.
         teacher: makes the masks of unlabeled samples.
         labels: how labels become channels.
         sampler: draws the slices for the 2D network.
@@ -122,7 +123,7 @@ class CoTrainer:
     """
 
     student_3d: Student
-    student_2d: Student
+    student_2d: Student | None = None
     teacher: Teacher
     labels: LabelSpace
     sampler: SliceSampler = field(default_factory=SliceSampler)
@@ -131,7 +132,7 @@ class CoTrainer:
     def step(
         self, volumes: Tensor, targets: Sequence[Tensor], n_labeled: int, *, unlabeled_weight: float | None = None
     ) -> dict[Literal["3d", "2d"], float]:
-        """Update both networks on one batch. The teacher sees their weights from before the step.
+        """Update all students on one batch. The teacher sees their weights from before the step.
 
         The reference alternates whole epochs on separate batches. One batch for both halves the loading.
 
@@ -143,21 +144,21 @@ class CoTrainer:
                 the labeled ones. None: one pass and one loss over all samples, as in the paper.
 
         Returns:
-            Both losses.
+            The loss of each student.
         """
         passes = split_passes(len(volumes), n_labeled, unlabeled_weight)
         masks = [self._teach_3d(volumes, targets, one) for one in passes]
-        loss_3d = self.student_3d.update()
-        view = self.sampler.draw_view()
-        for one, taught in zip(passes, masks, strict=True):
-            samples = slice(one.first, one.last)
-            with self.autocast():
-                outputs = self.student_2d.network(view(volumes[samples]))
-            target = combine(view(targets[0][samples]), view(taught.for_2d), self.labels)
-            self.student_2d.learn(outputs, [target], weight=one.weight)
-        loss_2d = self.student_2d.update()
+        losses: dict[Literal["3d", "2d"], float] = {"3d": self.student_3d.update()}
+        if self.student_2d is not None:
+            self._teach_2d(self.student_2d, volumes, targets[0], list(zip(passes, masks, strict=True)))
+            losses["2d"] = self.student_2d.update()
         self.teacher.follow()
-        return {"3d": loss_3d, "2d": loss_2d}
+        return losses
+
+    @property
+    def students(self) -> tuple[Student, ...]:
+        """The 3D student, and the 2D one if there is one."""
+        return (self.student_3d,) if self.student_2d is None else (self.student_3d, self.student_2d)
 
     def _teach_3d(self, volumes: Tensor, targets: Sequence[Tensor], one: Pass) -> PseudoMasks:
         """Let the 3D network learn from one pass. Its activations are gone when this returns."""
@@ -167,3 +168,14 @@ class CoTrainer:
         targets = [target[one.first : one.last] for target in targets]
         self.student_3d.learn(outputs, combine_scales(targets, masks.for_3d, self.labels), weight=one.weight)
         return masks
+
+    def _teach_2d(
+        self, student: Student, volumes: Tensor, targets: Tensor, taught: Sequence[tuple[Pass, PseudoMasks]]
+    ) -> None:
+        """Let the 2D network learn from all passes, in one view of the volumes."""
+        view = self.sampler.draw_view()
+        for one, masks in taught:
+            with self.autocast():
+                outputs = student.network(view(volumes[one.first : one.last]))
+            target = combine(view(targets[one.first : one.last]), view(masks.for_2d), self.labels)
+            student.learn(outputs, [target], weight=one.weight)

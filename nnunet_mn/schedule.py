@@ -11,6 +11,7 @@ from nnunet_mn.config import BatchKind, Guidance, MNConfig, Rounding, ScheduleKi
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
 REFRESHES = 4  # of the pseudo-masks behind the crops of unlabeled cases
 FEWEST_TO_FLOOR = 4  # samples in a batch
+ON_LABELS_ALONE = 0.1  # of a student's training, at its end
 PAPER_WARM_UP = 0.0125  # 50 of 4,000 epochs
 PAPER_WARM_UP_START = 0.01
 
@@ -72,6 +73,18 @@ class Schedule:
         length = self.total - self.supervised
         points = (self.supervised + length * n // REFRESHES for n in range(REFRESHES))
         return max((point for point in points if 0 < point <= iteration), default=-1)
+
+
+class DistillationSchedule(Schedule):
+    """As many unlabeled samples as labeled ones, and none in the last tenth: it ends on true labels."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        """1, and 0 at the end."""
+        return 0.0 if iteration >= (1 - ON_LABELS_ALONE) * self.total else 1.0
+
+    def refresh_due(self, iteration: int) -> int:
+        """The start: the teacher is finished and finds the foreground once."""
+        return 0
 
 
 def _cosine(progress: float) -> float:

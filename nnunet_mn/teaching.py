@@ -147,8 +147,19 @@ class MovingAverage(MeanOfBoth):
         return nn.ModuleDict({"3d": self.network_3d, "2d": self.network_2d})
 
 
+@dataclass(kw_only=True, eq=False)
 class FrozenPair(MeanOfBoth):
-    """Two trained networks, now fixed: the 3D one, and the mean of the 2D one along all its axes."""
+    """Two trained networks, now fixed: the 3D one, and the mean of the 2D one along all its axes.
+
+    Args:
+        weight_2d: of the 2D network in the mean, between 0 and 1.
+    """
+
+    weight_2d: float = 0.5
+
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        """The weighted mean of the 2D network's probabilities and the 3D network's."""
+        return self.weight_2d * first + (1 - self.weight_2d) * second
 
     def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
         """The frozen 3D network's probabilities."""
@@ -160,13 +171,17 @@ class FrozenPair(MeanOfBoth):
 
 
 def pseudo_mask(network: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tensor:
-    """A network's probabilities `(n_u, K, D, H, W)` in evaluation mode and without a gradient."""
+    """A network's probabilities `(n_u, K, D, H, W)` in evaluation mode and without a gradient.
+
+    Of a list of outputs the first one, the finest, counts.
+    """
     if len(volumes) == 0:
         return volumes.new_empty(0, labels.num_channels, *volumes.shape[2:])
     was_training = network.training
     network.eval()
     with torch.no_grad():  # not inference mode: its tensors cannot be saved for a student's backward pass
-        probabilities = labels.probabilities(network(volumes)[0])
+        outputs = network(volumes)
+        probabilities = labels.probabilities(outputs if isinstance(outputs, Tensor) else outputs[0])
     torch.clear_autocast_cache()  # weights cast here have no graph: no training pass may take them
     network.train(was_training)
     return probabilities

@@ -11,7 +11,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
-from nnunet_mn.teaching import MeanOfBoth, OtherNetwork, Teacher, pseudo_mask
+from nnunet_mn.teaching import FrozenPair, MeanOfBoth, OtherNetwork, Teacher, pseudo_mask
 
 LABELS = LabelSpace(num_channels=3)
 
@@ -243,3 +243,45 @@ def test_a_scaler_that_looks_for_its_scale_is_not_counted_as_skipping() -> None:
     too_large.remove()
     trainer.step(volumes * math.nan, targets, n_labeled=2)
     assert (trainer.student_3d.skipped, trainer.student_3d.skipped_in_a_row) == (1, 2)
+
+
+def test_unlabeled_samples_on_top_leave_the_gradient_of_the_labeled_batch_whole() -> None:
+    """The step is that of the labeled batch's loss plus the weighted loss of the unlabeled samples."""
+    trainer = _trainer()
+    volumes, targets = _batch()
+    network = trainer.student_3d.network
+    taught = pseudo_mask(trainer.student_2d.network, volumes[2:], LABELS)
+    labeled = [LABELS.encode(target[:2]) for target in targets]
+    pseudo = [SoftTarget(taught, None), SoftTarget(nn.functional.avg_pool3d(taught, 2), None)]
+    loss = trainer.student_3d.loss(network(volumes[:2]), labeled)
+    loss = loss + 0.25 * trainer.student_3d.loss(network(volumes[2:]), pseudo)
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    expected = [p.detach() - 0.1 * g for p, g in zip(network.parameters(), gradients, strict=True)]
+    network.calls.clear()
+    losses = trainer.step(volumes, targets, n_labeled=2, unlabeled_weight=0.25)
+    assert losses["3d"] == pytest.approx(float(loss.detach()))
+    assert network.calls == [(2, True, True), (2, True, True)]  # never more samples at once than planned
+    for now, wanted in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(now.detach(), wanted)
+
+
+def test_without_weight_samples_on_top_change_nothing() -> None:
+    with_some, without = _trainer(), _trainer()
+    volumes, targets = _batch()
+    with_some.step(volumes, targets, n_labeled=2, unlabeled_weight=0.0)
+    without.step(volumes[:2], [target[:2] for target in targets], n_labeled=2, unlabeled_weight=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(_weights(with_some), _weights(without), strict=True))
+
+
+def test_a_3d_network_may_learn_alone_from_a_frozen_pair() -> None:
+    pair = _trainer()
+    student = _student(TinyNetwork(scales=2), weights=(0.7, 0.3))
+    frozen = FrozenPair(
+        network_3d=pair.student_3d.network, network_2d=pair.student_2d.network, labels=LABELS, sampler=pair.sampler
+    )
+    trainer = CoTrainer(student_3d=student, teacher=frozen, labels=LABELS)
+    before = _weights(pair)
+    losses = trainer.step(*_batch(), n_labeled=2, unlabeled_weight=1.0)
+    assert losses.keys() == {"3d"}
+    assert trainer.students == (student,)
+    assert all(torch.equal(a, b) for a, b in zip(before, _weights(pair), strict=True))

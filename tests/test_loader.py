@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -57,6 +57,7 @@ def make_loader(tmp_path: Path) -> Callable[..., MixedLoader]:
         workers: int = 0,
         ignore: bool = False,
         oversample: float = 0.33,
+        batch: Literal["replace", "add"] = "replace",
     ) -> MixedLoader:
         labels = {"background": 0, "organ": 1} | ({"ignore": 2} if ignore else {})
         classes = (1, (-1, 0, 1)) if ignore else (1,)
@@ -67,7 +68,7 @@ def make_loader(tmp_path: Path) -> Callable[..., MixedLoader]:
         schedule = Share(total=1000, supervised=from_iteration, share=fraction)
         return MixedLoader(
             JointCases(*(nnUNetDatasetBlosc2(str(tmp_path / kind)) for kind in ("labeled", "unlabeled"))),
-            counts=UnlabeledCounts(schedule, batch_size=batch_size, rounding="diffusion"),
+            counts=UnlabeledCounts(schedule, batch_size=batch_size, batch=batch, rounding="diffusion"),
             part=range(batch_size),
             first=first,
             workers=workers,
@@ -91,6 +92,27 @@ def test_labeled_samples_come_first_and_are_counted(make_loader: Callable[..., M
         assert batch["data"].shape == (4, 1, *PATCH)
         counts.append(4 - batch["n_labeled"])
     assert np.mean(counts) == pytest.approx(0.6 * 4, abs=0.1)
+
+
+def test_samples_on_top_come_after_a_whole_labeled_batch(make_loader: Callable[..., MixedLoader]) -> None:
+    loader = make_loader(batch_size=2, fraction=1, from_iteration=1, batch="add")
+    for n_unlabeled in (0, 2, 2):
+        batch = next(loader)
+        kinds = [str(key).partition("_")[0] for key in batch["keys"]]
+        assert kinds == ["labeled"] * 2 + ["unlabeled"] * n_unlabeled
+        assert batch["n_labeled"] == 2
+        assert batch["data"].shape == (2 + n_unlabeled, 1, *PATCH)
+        assert len(batch["target"]) == 2 + n_unlabeled
+
+
+def test_the_labeled_batch_under_samples_on_top_is_oversampled_as_stock_does(
+    make_loader: Callable[..., MixedLoader],
+) -> None:
+    np.random.seed(0)
+    loader = make_loader(batch_size=2, fraction=1, batch="add", oversample=0.33)  # stock: the last of two
+    shown = [[float(sample.max()) == FOREGROUND for sample in next(loader)["data"][:2]] for _ in range(60)]
+    assert all(second for _, second in shown)
+    assert sum(first for first, _ in shown) < 10
 
 
 def test_the_number_of_unlabeled_samples_follows_from_the_iteration(make_loader: Callable[..., MixedLoader]) -> None:

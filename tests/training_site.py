@@ -30,6 +30,7 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     configuration: str = "3d_fullres"
+    trainer: str = "nnUNetTrainerMN"
     validate: bool = True  # at the end, as the command does; starting its processes takes many seconds
 
     @property
@@ -50,7 +51,7 @@ class Site:
 
     @property
     def fold(self) -> Path:
-        return self.root / "nnUNet_results" / self.name / "nnUNetTrainerMN__nnUNetPlans__3d_fullres" / "fold_0"
+        return self.root / "nnUNet_results" / self.name / f"{self.trainer}__nnUNetPlans__3d_fullres" / "fold_0"
 
     def set(self, **settings: Any) -> None:
         self.environment |= {f"nnUNet_mn_{key}": str(value) for key, value in settings.items()}
@@ -97,7 +98,7 @@ class Server:
 
     def start(self, site: Site) -> int:
         """Begin a training and return the number of its process."""
-        arguments = [site.name, site.configuration, "0", "-tr", "nnUNetTrainerMN", "-device", "cpu", *site.arguments]
+        arguments = [site.name, site.configuration, "0", "-tr", site.trainer, "-device", "cpu", *site.arguments]
         environment = {
             **{f"nnUNet_mn_{key}": str(value) for key, value in SETTINGS.items()},
             **{name: str(site.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},

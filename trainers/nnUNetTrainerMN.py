@@ -40,6 +40,7 @@ from nnunet_mn.bridge.training import (
     owner,
     skips,
     state,
+    teacher_model,
     workers,
 )
 from nnunet_mn.bridge.training.join import ModelFolders, joined_plans
@@ -51,16 +52,15 @@ from nnunet_mn.device import check_device, prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
-from nnunet_mn.schedule import EpochStartRates, Schedule, UnlabeledCounts, scale_learning_rates
-
-LOGGED = (
-    "train_losses_2d",
-    "val_losses_2d",
-    "mean_fg_dice_2d",
-    "dice_per_class_or_region_2d",
-    "lrs_2d",
-    "unlabeled_fraction",
+from nnunet_mn.schedule import (
+    DistillationSchedule,
+    EpochStartRates,
+    Schedule,
+    UnlabeledCounts,
+    scale_learning_rates,
 )
+
+LOGGED_2D = ("train_losses_2d", "val_losses_2d", "mean_fg_dice_2d", "dice_per_class_or_region_2d", "lrs_2d")
 LR_3D_ADAMW = 1e-3
 
 
@@ -149,8 +149,10 @@ class _LabeledCases(nnUNetTrainer):
         )
 
 
-class nnUNetTrainerMN(_LabeledCases):
-    """Co-trains nnU-Net's 3D network and a pretrained 2D one on labeled and unlabeled cases (arXiv 2509.15167)."""
+class _WithUnlabeledCases(_LabeledCases):
+    """Trains nnU-Net's 3D network on labeled cases and, taught by others, on unlabeled ones. It can stop and resume."""
+
+    logged: ClassVar[tuple[str, ...]] = ("unlabeled_fraction",)  # lists in nnU-Net's log, beside its own
 
     @last_word
     def __init__(
@@ -174,8 +176,6 @@ class nnUNetTrainerMN(_LabeledCases):
         self.failures = WorkerFailures()
         self.iteration = 0  # of the epoch
         self.train_outputs: list[dict[str, float]] = []  # of the epoch so far
-        self.counts_2d: list[Counts] = []
-        self.val_losses_2d: list[float] = []
         self.random_state: dict[str, Any] | None = None  # at the end of the epoch's training, before validation
         self.resumed: dict[str, Any] | None = None
         self.stopping = Stopping(self.ranks)
@@ -185,8 +185,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.foreground: foreground.ForegroundLocations
         self.cotrainer: CoTrainer
         self.skips: skips.Skips
-        self.pretrained_hash: str | None
-        for key in LOGGED:
+        for key in self.logged:
             self._log_lists().setdefault(key, [])
 
     def _refuse(self, configuration: str, planned: Any) -> None:
@@ -211,22 +210,12 @@ class nnUNetTrainerMN(_LabeledCases):
         )
 
     def build_cotrainer(self) -> CoTrainer:
-        """Both students and their teacher."""
-        built = assembly.build(
-            self.mn_config,
-            assembly.without_ddp(self.network),
-            self.optimizer,
-            scaler_3d=self.grad_scaler,
-            deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
-            batch_dice=self.configuration_manager.batch_dice,
-            labels=assembly.label_space(self.label_manager),
-            in_channels=self.num_input_channels,
-            spacing=self.configuration_manager.spacing,
-            device=self.device,
-            ranks=self.ranks,
-        )
-        self.print_to_log_file(assembly.network_2d(built).description)
-        return built
+        """The students and their teacher."""
+        raise NotImplementedError
+
+    def foreground_network(self) -> torch.nn.Module:
+        """The network that finds foreground in whole unlabeled cases: volume -> logits, or a list of them."""
+        return self.cotrainer.student_3d.network
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
@@ -251,7 +240,7 @@ class nnUNetTrainerMN(_LabeledCases):
         if not self.was_initialized:
             self.initialize()
         if self.resumed is not None:
-            state.refuse_to_continue(self.resumed, self.mn_config, batch_size=self.counts.batch_size)
+            self._refuse_to_continue(self.resumed)
         elif self.asked_to_continue:
             self._say_that_nothing_is_continued()
         if self.local_rank == 0:  # the ranks of a training are one owner
@@ -276,17 +265,8 @@ class nnUNetTrainerMN(_LabeledCases):
         self.stopping.listen()
 
     def _build(self) -> CoTrainer:
-        """Build both students. The backbone of a resumed training may have a new name, but not other weights."""
-        try:
-            built = self.build_cotrainer()
-        except MNError as error:
-            if self.resumed is not None:
-                state.refuse_other_weights(self.resumed, self.mn_config, None, str(error))
-            raise
-        self.pretrained_hash = state.pretrained_hash(built)
-        if self.resumed is not None:
-            state.refuse_other_weights(self.resumed, self.mn_config, self.pretrained_hash)
-        return built
+        """Build the students and their teacher; what they are made of must be that of a resumed training."""
+        return self.build_cotrainer()
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -368,12 +348,6 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        student = self.cotrainer.student_2d
-        student.network.train()
-        scale_learning_rates(
-            student.optimizer, self.schedule.learning_rate_factor(self.current_epoch * self.iterations)
-        )
-        self._log("lrs_2d", student.learning_rate())
         self.num_iterations_per_epoch = self.iterations - self.iteration
         self.skips.begin_epoch()
 
@@ -395,7 +369,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.iteration += 1
         output = {
             "loss": losses["3d"],
-            "loss_2d": losses["2d"],
+            **({"loss_2d": losses["2d"]} if "2d" in losses else {}),
             "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"]) / self.counts.batch_size,
         }
         self.train_outputs.append(output)
@@ -405,44 +379,16 @@ class nnUNetTrainerMN(_LabeledCases):
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
         super().on_train_epoch_end(self.train_outputs)  # with those from before a resume
-        self._log("train_losses_2d", float(np.mean([output["loss_2d"] for output in self.train_outputs])))
         self._log("unlabeled_fraction", float(np.mean([output["unlabeled"] for output in self.train_outputs])))
         self.num_iterations_per_epoch = self.iterations
         self.random_state = checkpoint.random_state()
 
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
-        self.cotrainer.student_2d.network.eval()
-        self.counts_2d, self.val_losses_2d = [], []
-
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        self._validate_2d(batch)  # first: stock overwrites ignored voxels of the target
         output: dict[str, Any] = super().validation_step(batch)
         self._stop_if_asked()
         return output
 
-    def _validate_2d(self, batch: dict[str, Any]) -> None:
-        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-        truth = self.cotrainer.labels.encode(target.to(self.device, non_blocking=True))
-        with self.cotrainer.autocast():
-            outputs = self.cotrainer.student_2d.network(batch["data"].to(self.device, non_blocking=True))
-        self.val_losses_2d.append(float(self.cotrainer.student_2d.loss(outputs, [truth])))
-        self.counts_2d.append(count(outputs[0], truth, self.cotrainer.labels))
-
-    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        super().on_validation_epoch_end(val_outputs)
-        dice = dice_per_class(self.counts_2d, self.ranks)
-        self._log("val_losses_2d", float(np.mean(self.val_losses_2d)))
-        self._log("dice_per_class_or_region_2d", dice)
-        self._log("mean_fg_dice_2d", float(np.nanmean(dice)) if not np.all(np.isnan(dice)) else float("nan"))
-
     def on_epoch_end(self) -> None:
-        last = self._last_logged()
-        self.print_to_log_file(
-            f"2D network: train_loss {last['train_losses_2d']:.4f}, val_loss {last['val_losses_2d']:.4f}, "
-            f"pseudo dice {[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, "
-            f"learning rate {last['lrs_2d']:.2g}, unlabeled share {last['unlabeled_fraction']:.3f}"
-        )
         skipped = {student.name: student.skipped for student in self._students() if student.skipped}
         if skipped:
             self.print_to_log_file(f"WARNING: updates skipped so far, since loss or gradient was not finite: {skipped}")
@@ -453,8 +399,8 @@ class nnUNetTrainerMN(_LabeledCases):
         if self.current_epoch % self.mn_config.checkpoint_every == 0 and self.current_epoch < self.num_epochs:
             self._save_latest(epochs_done=self.current_epoch)
 
-    def _students(self) -> tuple[Student, Student]:
-        return self.cotrainer.student_3d, self.cotrainer.student_2d
+    def _students(self) -> tuple[Student, ...]:
+        return self.cotrainer.students
 
     def _position(self) -> int:
         """Iterations done of the whole training."""
@@ -472,7 +418,7 @@ class nnUNetTrainerMN(_LabeledCases):
         self.logger.log(key, value, self.current_epoch)
 
     def _last_logged(self) -> dict[str, Any]:
-        return {key: self._log_lists()[key][-1] for key in LOGGED}
+        return {key: self._log_lists()[key][-1] for key in self.logged}
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -481,7 +427,8 @@ class nnUNetTrainerMN(_LabeledCases):
             super().save_checkpoint(filename)  # writes nothing, and says so
             return
         path = Path(filename)
-        mn = state.mn_state(self, final=path.name == "checkpoint_final.pth")
+        final = path.name == "checkpoint_final.pth"  # without an optimizer of the 2D network, to keep the file small
+        mn = {**state.mn_state(self), **self._own_state(with_optimizer=not final)}
         checkpoint.save(super().save_checkpoint, path, mn=mn)
 
     def _save_latest(self, *, epochs_done: int) -> None:
@@ -497,9 +444,7 @@ class nnUNetTrainerMN(_LabeledCases):
         mn = reading.mn_part(content, file)
         now = self.mn_config.to_dict()
         if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
-            state.refuse_to_continue(
-                mn, self.mn_config, batch_size=self.counts.batch_size
-            )  # now: stock cannot load another optimizer's state
+            self._refuse_to_continue(mn)  # now: stock cannot load another optimizer's state
         if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
         if not self.was_initialized:
@@ -510,15 +455,25 @@ class nnUNetTrainerMN(_LabeledCases):
         for group in self.optimizer.param_groups:
             group["peak_lr"] = self.initial_lr  # `lr_3d` may have been changed on purpose
         self.resumed = mn  # on_train_start applies it to the 2D network; validation alone needs none
-        for key in LOGGED:
+        for key in self.logged:
             self._log_lists().setdefault(key, [])
+
+    def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
+        """What a checkpoint keeps of the students and their teacher, beside the 3D network."""
+        raise NotImplementedError
+
+    def _restore_own(self, mn: dict[str, Any]) -> None:
+        """Undo `_own_state`."""
+        raise NotImplementedError
+
+    def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
+        """Raise an MNError if the settings no longer fit a checkpoint's state."""
+        state.refuse_to_continue(mn, self.mn_config, batch_size=self.counts.batch_size)
 
     def _restore(self, mn: dict[str, Any]) -> None:
         for change in state.changed_settings(mn, self.mn_config):
             self.print_to_log_file(f"M&N: {change}")
-        state.restore_cotraining(self.cotrainer, mn)
-        if mn["optimizer_2d"] is None and self.current_epoch < self.num_epochs:
-            self.print_to_log_file("WARNING: a final checkpoint holds no optimizer of the 2D network: it starts anew")
+        self._restore_own(mn)
         self.iteration, self.train_outputs = mn["iteration"], mn["train_outputs"]
         if not self.foreground.use(mn.get("foreground", foreground.NEVER)):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
@@ -561,6 +516,161 @@ class nnUNetTrainerMN(_LabeledCases):
         self.print_to_log_file(text, also_print_to_console=False)
         if failure is not None and failure.sentence is not None:
             raise MNError(failure.sentence) from error
+
+
+class nnUNetTrainerMN(_WithUnlabeledCases):
+    """Co-trains nnU-Net's 3D network and a pretrained 2D one on labeled and unlabeled cases (arXiv 2509.15167)."""
+
+    logged = (*_WithUnlabeledCases.logged, *LOGGED_2D)
+    pretrained_hash: str | None
+
+    def build_cotrainer(self) -> CoTrainer:
+        """Both students and their teacher."""
+        built = assembly.build(
+            self.mn_config,
+            assembly.without_ddp(self.network),
+            self.optimizer,
+            scaler_3d=self.grad_scaler,
+            deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
+            batch_dice=self.configuration_manager.batch_dice,
+            labels=assembly.label_space(self.label_manager),
+            in_channels=self.num_input_channels,
+            spacing=self.configuration_manager.spacing,
+            device=self.device,
+            ranks=self.ranks,
+        )
+        self.print_to_log_file(assembly.network_2d(built).description)
+        return built
+
+    def _build(self) -> CoTrainer:
+        """Build both students. The backbone of a resumed training may have a new name, but not other weights."""
+        try:
+            built = self.build_cotrainer()
+        except MNError as error:
+            if self.resumed is not None:
+                state.refuse_other_weights(self.resumed, self.mn_config, None, str(error))
+            raise
+        self.pretrained_hash = state.pretrained_hash(built)
+        if self.resumed is not None:
+            state.refuse_other_weights(self.resumed, self.mn_config, self.pretrained_hash)
+        return built
+
+    @property
+    def _student_2d(self) -> Student:
+        student = self.cotrainer.student_2d
+        assert student is not None
+        return student
+
+    # ---- an epoch ------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        student = self._student_2d
+        student.network.train()
+        factor = self.schedule.learning_rate_factor(self.current_epoch * self.iterations)
+        scale_learning_rates(student.optimizer, factor)
+        self._log("lrs_2d", student.learning_rate())
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        self._log("train_losses_2d", float(np.mean([output["loss_2d"] for output in self.train_outputs])))
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._student_2d.network.eval()
+        self.counts_2d: list[Counts] = []
+        self.val_losses_2d: list[float] = []
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._validate_2d(batch)  # first: stock overwrites ignored voxels of the target
+        return super().validation_step(batch)
+
+    def _validate_2d(self, batch: dict[str, Any]) -> None:
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        truth = self.cotrainer.labels.encode(target.to(self.device, non_blocking=True))
+        with self.cotrainer.autocast():
+            outputs = self._student_2d.network(batch["data"].to(self.device, non_blocking=True))
+        self.val_losses_2d.append(float(self._student_2d.loss(outputs, [truth])))
+        self.counts_2d.append(count(outputs[0], truth, self.cotrainer.labels))
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        dice = dice_per_class(self.counts_2d, self.ranks)
+        self._log("val_losses_2d", float(np.mean(self.val_losses_2d)))
+        self._log("dice_per_class_or_region_2d", dice)
+        self._log("mean_fg_dice_2d", float(np.nanmean(dice)) if not np.all(np.isnan(dice)) else float("nan"))
+
+    def on_epoch_end(self) -> None:
+        last = self._last_logged()
+        self.print_to_log_file(
+            f"2D network: train_loss {last['train_losses_2d']:.4f}, val_loss {last['val_losses_2d']:.4f}, "
+            f"pseudo dice {[round(value, 4) for value in last['dice_per_class_or_region_2d']]}, "
+            f"learning rate {last['lrs_2d']:.2g}, unlabeled share {last['unlabeled_fraction']:.3f}"
+        )
+        super().on_epoch_end()
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
+        kept = state.cotraining_state(self.cotrainer, with_optimizer=with_optimizer)
+        return {**kept, "pretrained_hash": self.pretrained_hash}
+
+    def _restore_own(self, mn: dict[str, Any]) -> None:
+        state.restore_cotraining(self.cotrainer, mn)
+        if mn["optimizer_2d"] is None and self.current_epoch < self.num_epochs:
+            self.print_to_log_file("WARNING: a final checkpoint holds no optimizer of the 2D network: it starts anew")
+
+
+class nnUNetTrainerMNStudent(_WithUnlabeledCases):
+    """Trains nnU-Net's 3D network anew, taught by the frozen joint model of a finished M&N training.
+
+    The labeled batch stays whole, as many unlabeled samples come on top, and the last tenth sees labels alone.
+    """
+
+    variant: ClassVar[dict[str, Any]] = {"batch": "add"}
+
+    def build_schedule(self) -> Schedule:
+        return DistillationSchedule(total=self.num_epochs * self.iterations, supervised=0)
+
+    def build_cotrainer(self) -> CoTrainer:
+        folders = ModelFolders(
+            dataset=Path(nnUNet_results) / self.plans_manager.dataset_name,
+            trainer=nnUNetTrainerMN.__name__,
+            plans=self.plans_manager.plans_name,
+            configuration=self.configuration_name,
+        )
+        joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=self.plans_manager.plans)
+        self.print_to_log_file(f"the teacher is {joint.source}")
+        self.teacher_hash, self.joint = joint.weights_hash, joint.network.to(self.device)
+        return assembly.build_student(
+            self.mn_config,
+            assembly.without_ddp(self.network),
+            self.optimizer,
+            self.joint,
+            scaler_3d=self.grad_scaler,
+            deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
+            batch_dice=self.configuration_manager.batch_dice,
+            labels=assembly.label_space(self.label_manager),
+            device=self.device,
+            ranks=self.ranks,
+        )
+
+    def foreground_network(self) -> torch.nn.Module:
+        return self.joint
+
+    def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
+        state.refuse_to_continue(mn, self.mn_config, batch_size=self.counts.batch_size, fields=("optimizer_3d",))
+
+    def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
+        return {"teacher_hash": self.teacher_hash, "skipped": [self.cotrainer.student_3d.skipped]}
+
+    def _restore_own(self, mn: dict[str, Any]) -> None:
+        if mn["teacher_hash"] != self.teacher_hash:
+            raise MNError(
+                "the teacher's weights differ from those that this training began with: put them back, or start a new "
+                "training without --c"
+            )
+        (self.cotrainer.student_3d.skipped,) = mn["skipped"]
 
 
 class nnUNetTrainerMNLabeledOnly(_LabeledCases):

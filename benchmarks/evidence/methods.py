@@ -18,6 +18,9 @@ class Method:
         all_labels: trains on every label of the pool (the upper bound) rather than on the fold's few.
         teaches_itself: the labeled-only model of the same fold and seed labels the unlabeled cases, and stock nnU-Net
             is trained again on both.
+        taught_by: the method whose finished networks of the same fold and seed, joined, teach this one.
+        joins: the method whose networks of the same fold and seed predict together. Nothing is trained.
+        length: updates, as a multiple of the comparison's.
         ablation_of: the method to compare it with; the two differ in one thing. None: it is no variant of M&N, and
             compared with `mn`.
     """
@@ -28,6 +31,9 @@ class Method:
     settings: dict[str, str] = field(default_factory=dict)
     all_labels: bool = False
     teaches_itself: bool = False
+    taught_by: str | None = None
+    joins: str | None = None
+    length: float = 1.0
     ablation_of: str | None = None
 
 
@@ -39,6 +45,7 @@ _STOCK = {"optimizer_3d": "sgd", "lr_3d": "none"}  # whatever rate the benchmark
 _ADAMW = {"optimizer_3d": "adamw"}
 _LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
 _MN = "nnUNetTrainerMN"
+_STUDENT = "nnUNetTrainerMNStudent"
 _MN_SQUARED = "nnUNetTrainerMNSquaredDice"
 _MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
 _WITH_DIFFUSION = "mn-diffusion"
@@ -97,6 +104,41 @@ _ALL = (
         text="a 3D student, its moving average as teacher, consistency on unlabeled samples (AdamW)",
     ),
     Method(name=OURS, trainer=_MN, text="M&N, efficientnet-lite0 with ImageNet weights"),
+    Method(name="joint", trainer="nnUNetTrainerMNJoint", text="both networks of `mn` predict together", joins=OURS),
+    Method(
+        name="student",
+        trainer=_STUDENT,
+        text="nnU-Net's 3D network trained anew, taught by both networks of `mn`",
+        settings=_ADAMW,
+        taught_by=OURS,
+    ),
+    Method(
+        name="student-twice-as-long",
+        trainer=_STUDENT,
+        text="`student` with twice the updates",
+        settings=_ADAMW,
+        taught_by=OURS,
+        length=2,
+    ),
+    Method(
+        name="mn-labeled-only",
+        trainer="nnUNetTrainerMNWithoutUnlabeled",
+        text="both networks of M&N on labeled samples alone: they teach each other nothing",
+        ablation_of=OURS,
+    ),
+    Method(
+        name="joint-of-labeled-only",
+        trainer="nnUNetTrainerMNJoint",
+        text="both networks of `mn-labeled-only` predict together",
+        joins="mn-labeled-only",
+    ),
+    Method(
+        name="student-of-labeled-only",
+        trainer=_STUDENT,
+        text="taught by both networks of `mn-labeled-only`, to tell what co-training is worth",
+        settings=_ADAMW,
+        taught_by="mn-labeled-only",
+    ),
     _ablation("mn-sgd", "nnU-Net's SGD for the 3D network", **_STOCK),
     _ablation(
         "mn-other-teacher", "each network learns from the other's pseudo-masks, as in the paper", teacher="other"
@@ -107,6 +149,7 @@ _ALL = (
         "in the mean of both pseudo-masks the surer network has more say",
         trainer="nnUNetTrainerMNMeanOfLogits",
     ),
+    _ablation("mn-fast-2d", "the 2D network learns three times as fast (`lr_2d = 3e-3`)", lr_2d="3e-3"),
     _ablation("mn-add", "unlabeled samples come on top of the whole labeled batch", batch="add"),
     _ablation(
         "mn-add-weight",

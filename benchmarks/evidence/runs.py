@@ -66,8 +66,10 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> reco
         MNError: when a command fails, with its log.
     """
     where = _pseudo_labeled(run, space) if run.method.teaches_itself else space
+    if run.method.taught_by is not None:
+        train(_other(run, run.method.taught_by), space, on_epoch)
     start = time.monotonic()
-    folder = train(run, where, on_epoch)
+    folder = train(run, where, on_epoch) if run.method.joins is None else _validate_joint(run, space, on_epoch)
     seconds = time.monotonic() - start
     scores = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
     splits = json.loads((space.dataset / "splits_final.json").read_bytes())
@@ -91,12 +93,7 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> reco
 
 def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
     """Run or resume `nnUNetv2_train` to its end. Returns the fold's result folder."""
-    folder = (
-        space.results(run.name)
-        / space.dataset.name
-        / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
-        / f"fold_{run.fold}"
-    )
+    folder = _model(run, space) / f"fold_{run.fold}"
 
     def follow(line: str) -> None:
         epoch = epoch_begun(line)
@@ -108,6 +105,31 @@ def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
         note_settings(space.results(run.name), _resolved(run, space.scale))
         if not (folder / "validation" / "summary.json").exists():
             _train(run, space, folder, follow)
+    return folder
+
+
+def _other(run: Run, method: str) -> Run:
+    """The run of another method with the same labels and seed."""
+    return Run(method=METHODS[method], fold=run.fold, seed=run.seed)
+
+
+def _model(run: Run, space: Workspace) -> Path:
+    """nnU-Net's folder of a trained model."""
+    return space.results(run.name) / space.dataset.name / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
+
+
+def _validate_joint(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
+    """Join the networks of another method and let nnU-Net validate them. Returns the fold's result folder."""
+    assert run.method.joins is not None
+    trained = _other(run, run.method.joins)
+    train(trained, space, on_epoch)
+    folder = _model(trained, space).with_name(f"{run.method.trainer}__{PLANS}__{CONFIGURATION}") / f"fold_{run.fold}"
+    where = [space.dataset_id, CONFIGURATION, str(run.fold)]
+    environment, log = space.environment(_settings(run, space.scale), run=trained.name), space.log(run.name)
+    join = ["nnunet-mn", "join", "-d", where[0], "-c", where[1], "-f", where[2], "-p", PLANS, "--force"]
+    run_stock([*join, "-tr", str(trained.method.trainer)], environment=environment, log=log)
+    validate = ["nnUNetv2_train", *where, "-tr", str(run.method.trainer), "-p", PLANS, "-device", "cpu", "--val"]
+    run_stock(validate, environment=environment, log=log)
     return folder
 
 
@@ -136,20 +158,23 @@ def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], Non
     command += ["-p", PLANS, "-device", "cpu"]
     if (folder / "checkpoint_latest.pth").exists() or (folder / "checkpoint_final.pth").exists():
         command.append("--c")
-    environment = space.environment(_settings(run, space.scale), run=run.name)
+    settings = _settings(run, space.scale)
+    if run.method.taught_by is not None:
+        settings["teacher_folder"] = str(_model(_other(run, run.method.taught_by), space))
+    environment = space.environment(settings, run=run.name)
     run_stock(command, environment=environment, log=space.log(run.name), on_line=follow)
 
 
-def epochs(scale: Scale) -> int:
+def epochs(run: Run, scale: Scale) -> int:
     """Epochs of a run."""
-    return scale.updates // UPDATES_PER_EPOCH
+    return round(run.method.length * scale.updates / UPDATES_PER_EPOCH)
 
 
 def _settings(run: Run, scale: Scale) -> dict[str, str]:
     return {
         "backbone": BACKBONE,
         "seed": str(run.seed),
-        "epochs": str(epochs(scale)),
+        "epochs": str(epochs(run, scale)),
         "iterations_per_epoch": str(UPDATES_PER_EPOCH),
         "val_iterations_per_epoch": str(VAL_UPDATES_PER_EPOCH),
         **dict(scale.settings),
@@ -165,7 +190,9 @@ def _resolved(run: Run, scale: Scale) -> MNConfig:
 def _config(checkpoint: Path, run: Run, scale: Scale) -> dict[str, Any]:
     """M&N's resolved settings from the checkpoint; for other trainers the given ones."""
     stored = read(checkpoint).get("mn")
-    return _settings(run, scale) if stored is None else stored["config"]
+    if stored is None:
+        return _settings(run, scale)
+    return {name: value for name, value in stored["config"].items() if name != "teacher_folder"}  # of this machine
 
 
 def _fold_of_all_labels(splits: list[dict[str, Any]]) -> int:

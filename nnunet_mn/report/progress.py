@@ -51,7 +51,9 @@ def _draw(logged: Mapping[str, Sequence[Any]], path: Path) -> None:
 
 def _lines(axes: Axes, logged: Mapping[str, Sequence[Any]], styles: Mapping[str, tuple[str, str, str]]) -> None:
     for key, (label, color, line) in styles.items():
-        values = logged[key]
+        values = logged.get(key, ())
+        if len(values) == 0:
+            continue  # a student has no 2D network beside it
         axes.plot(range(len(values)), values, line, color=color, label=label, marker="." if len(values) < 30 else "")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -132,6 +132,13 @@ class HalfUnlabeled(Schedule):
         return 0.5 if self.is_cotraining(iteration) else 0.0
 
 
+class WithoutUnlabeled(Schedule):
+    """No batch has unlabeled samples."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return 0.0
+
+
 class nnUNetTrainerMNGrowsToHalf(nnUNetTrainerMN):
     """At most half of each batch is unlabeled."""
 
@@ -145,6 +152,12 @@ class nnUNetTrainerMNHalfUnlabeled(nnUNetTrainerMNGrowsToHalf):
     """Half of each batch is unlabeled."""
 
     schedule_class = HalfUnlabeled
+
+
+class nnUNetTrainerMNWithoutUnlabeled(nnUNetTrainerMNGrowsToHalf):
+    """Both networks learn from labeled samples alone."""
+
+    schedule_class = WithoutUnlabeled
 
 
 class nnUNetTrainerMNSquaredDiceHalf(nnUNetTrainerMNHalfUnlabeled, nnUNetTrainerMNSquaredDice):

@@ -1,7 +1,7 @@
 """Builds the co-trainer from nnU-Net's plans and the settings."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import cast
 
@@ -17,11 +17,12 @@ from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.device import autocast_type
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.networks import build_network_2d
+from nnunet_mn.networks.joint import Joint
 from nnunet_mn.ranks import Ranks
 from nnunet_mn.schedule import scale_learning_rates
 from nnunet_mn.slices import SliceSampler, SliceWise
 from nnunet_mn.targets import LabelSpace
-from nnunet_mn.teaching import MeanOfBoth, OtherNetwork
+from nnunet_mn.teaching import FrozenPair, MeanOfBoth, OtherNetwork
 
 WEIGHT_DECAY_2D = 0.01  # AdamW's default
 TEACHERS = {"both": MeanOfBoth, "other": OtherNetwork}
@@ -86,7 +87,7 @@ def build(
         network=network_3d,
         optimizer=optimizer_3d,
         loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
-        scaler=scaler_3d if scaler_3d is not None and scaled else GradScaler(device.type, enabled=False),
+        scaler=_scaler(scaler_3d, autocast, device),
         ranks=ranks,
     )
     student_2d = Student(
@@ -109,8 +110,53 @@ def build(
         teacher=teacher,
         labels=labels,
         sampler=sampler,
-        autocast=nullcontext if autocast is None else partial(torch.autocast, device.type, dtype=autocast),
+        autocast=_autocast(autocast, device),
     )
+
+
+def build_student(
+    config: MNConfig,
+    network_3d: nn.Module,
+    optimizer_3d: torch.optim.Optimizer,
+    joint: Joint,
+    *,
+    scaler_3d: GradScaler | None,
+    deep_supervision_weights: tuple[float, ...],
+    batch_dice: bool,
+    labels: LabelSpace,
+    device: torch.device,
+    ranks: Ranks,
+) -> CoTrainer:
+    """Put a frozen joint model before nnU-Net's 3D network. For the arguments see `build`."""
+    autocast = autocast_type(config.precision, device)
+    student = Student(
+        name="3D",
+        network=network_3d,
+        optimizer=optimizer_3d,
+        loss=DeepSupervisionLoss(
+            loss=loss_for(config, labels, batch_dice=batch_dice, ranks=ranks), weights=deep_supervision_weights
+        ),
+        scaler=_scaler(scaler_3d, autocast, device),
+        ranks=ranks,
+    )
+    frozen = joint.eval().requires_grad_(False)
+    teacher = FrozenPair(
+        network_3d=frozen.network_3d,
+        network_2d=frozen.network_2d,
+        labels=labels,
+        sampler=SliceSampler(axes=frozen.axes),
+        weight_2d=frozen.weight_2d,
+    )
+    return CoTrainer(student_3d=student, teacher=teacher, labels=labels, autocast=_autocast(autocast, device))
+
+
+def _scaler(stock: GradScaler | None, autocast: torch.dtype | None, device: torch.device) -> GradScaler:
+    """nnU-Net's scaler in fp16, else one that does nothing."""
+    return stock if stock is not None and autocast == torch.float16 else GradScaler(device.type, enabled=False)
+
+
+def _autocast(kind: torch.dtype | None, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    return nullcontext if kind is None else partial(torch.autocast, device.type, dtype=kind)
 
 
 def _generator(config: MNConfig, ranks: Ranks) -> torch.Generator:
@@ -132,5 +178,5 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 def network_2d(cotrainer: CoTrainer) -> nn.Module:
     """The 2D network without its wrapper for volumes. Another second student has no wrapper."""
-    network = cotrainer.student_2d.network
+    network = cotrainer.students[1].network
     return cast(nn.Module, network.network) if isinstance(network, SliceWise) else network

@@ -223,8 +223,8 @@ def sliding_window(trainer: Any, network: nn.Module) -> Callable[[Tensor], Tenso
 
 
 def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Volumes, *, position: int) -> None:
-    """Refresh with the 3D network of nnU-Net's trainer, and leave the network as it was."""
-    network: nn.Module = trainer.cotrainer.student_3d.network
+    """Refresh with the network that the trainer names, and leave it as it was."""
+    network: nn.Module = trainer.foreground_network()
     was_training = network.training
     trainer.set_deep_supervision_enabled(False)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -17,6 +17,7 @@ from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import frozen_hash, load_learned_state
 
 JOINT_TRAINER = "nnUNetTrainerMNJoint"
@@ -93,14 +94,36 @@ def join(folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5,
     return folders.joint
 
 
-def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: float) -> None:
-    plans, description = (_read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
+class Joined(NamedTuple):
+    """A joint model in memory.
+
+    Args:
+        network: with the weights of both networks.
+        plans: the content of its plans.json.
+        content: of the training's checkpoint.
+    """
+
+    network: Joint
+    plans: dict[str, Any]
+    content: dict[str, Any]
+
+
+def join_networks(file: Path, configuration: str, *, weight_2d: float = 0.5) -> Joined:
+    """Build the joint model of one fold.
+
+    Args:
+        file: the final checkpoint of an M&N training, in its place under nnUNet_results.
+        configuration, weight_2d: as in `join`.
+
+    Raises:
+        MNError: when the 2D network cannot be built here.
+    """
+    plans, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
     trained = TrainedPlans(plans, description, configuration)
     content = _read(file)
     config = MNConfig(**{name: content["mn"]["config"][name] for name in _OF_NETWORKS})
     network_2d = _trained_network_2d(content["mn"], config, trained, file)
     joined = trained.joined(network_2d.spec.to_json(), config, weight_2d=weight_2d)
-    _write_plans(joined.plans, staging, file)
     joint = joined.build()
     weights_3d = {name.removeprefix("module."): tensor for name, tensor in content["network_weights"].items()}
     check_network(weights_3d, joint.network_3d, file)
@@ -108,9 +131,15 @@ def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: floa
     rebuilt = cast(Network2D, joint.network_2d.network)
     rebuilt.load_state_dict(network_2d.state_dict())
     _check_rebuilt(rebuilt, network_2d)
+    return Joined(joint, joined.plans, content)
+
+
+def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: float) -> None:
+    joint, plans, content = join_networks(file, configuration, weight_2d=weight_2d)
+    _write_plans(plans, staging, file)
     fold = staging / file.parent.name
     fold.mkdir()
-    torch.save(_checkpoint(content, joined.plans, joint.state_dict()), fold / CHECKPOINT)
+    torch.save(_checkpoint(content, plans, joint.state_dict()), fold / CHECKPOINT)
     if (file.parent / "progress.png").is_file():  # nnU-Net's export insists on it
         shutil.copyfile(file.parent / "progress.png", fold / "progress.png")
 
@@ -122,7 +151,8 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The content of a model folder's file. Raises an MNError when it cannot be read."""
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -205,4 +235,4 @@ def joined_plans(plans: Mapping[str, Any], folders: ModelFolders, fold: int | st
             f"{JOINT_TRAINER} trains nothing, and {folders.joint} holds no fold_{fold} to validate; run "
             f"'nnunet-mn join -d {folders.dataset.name} -c {folders.configuration} -f {fold} -p {folders.plans}'"
         )
-    return {**plans, "configurations": _read_json(folders.joint / "plans.json")["configurations"]}
+    return {**plans, "configurations": read_json(folders.joint / "plans.json")["configurations"]}

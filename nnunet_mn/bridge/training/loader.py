@@ -122,7 +122,7 @@ class MixedLoader(TellingLoader):
         self._iteration = first
         self._labeled = np.array(cases.labeled.identifiers)
         self._unlabeled = np.array(cases.unlabeled.identifiers)
-        self._n_labeled = self.batch_size
+        self._n_labeled = len(part)
         self._is_mixed = False  # the samples now drawn may be unlabeled
         self._keys = np.array([], dtype=str)
         self._forced_share = 1 - round(counts.batch_size * (1 - foreground_share)) / counts.batch_size

@@ -21,8 +21,7 @@ STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank")
 
 def cotraining_state(cotrainer: CoTrainer, *, with_optimizer: bool) -> dict[str, Any]:
     """The 2D side of the training as tensors, numbers and strings."""
-    network = network_2d(cotrainer)
-    student = cotrainer.student_2d
+    network, student = network_2d(cotrainer), cotrainer.students[1]
     return {
         "network_2d": {name: value.cpu() for name, value in learned_state(network).items()},
         "frozen_hash": frozen_hash(network),
@@ -48,17 +47,18 @@ def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
         )
     load_learned_state(network, stored["network_2d"])
     if stored["optimizer_2d"] is not None:
-        optimizer = cotrainer.student_2d.optimizer
+        optimizer = cotrainer.students[1].optimizer
         peaks = [group["peak_lr"] for group in optimizer.param_groups]  # `lr_2d` may have been changed on purpose
         optimizer.load_state_dict(stored["optimizer_2d"])
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["peak_lr"] = peak
-        if stored["scaler_2d"] and cotrainer.student_2d.scaler.is_enabled():  # the precision may have changed
-            cotrainer.student_2d.scaler.load_state_dict(stored["scaler_2d"])
+        if stored["scaler_2d"] and cotrainer.students[1].scaler.is_enabled():  # the precision may have changed
+            cotrainer.students[1].scaler.load_state_dict(stored["scaler_2d"])
     cotrainer.sampler.generator.set_state(stored["slices"])
     if stored.get("teacher"):
         cotrainer.teacher.load_state_dict(stored["teacher"])
-    cotrainer.student_3d.skipped, cotrainer.student_2d.skipped = stored["skipped"]
+    for student, skipped in zip(cotrainer.students, stored["skipped"], strict=True):
+        student.skipped = skipped
 
 
 def pretrained_hash(cotrainer: CoTrainer) -> str | None:
@@ -72,8 +72,6 @@ def pretrained_hash(cotrainer: CoTrainer) -> str | None:
 class Training(Protocol):
     """The trainer, as seen from a checkpoint."""
 
-    cotrainer: CoTrainer
-    pretrained_hash: str | None
     mn_config: MNConfig
     schedule: Schedule
     counts: UnlabeledCounts
@@ -85,11 +83,9 @@ class Training(Protocol):
     random_state: dict[str, Any] | None
 
 
-def mn_state(training: Training, *, final: bool) -> dict[str, Any]:
-    """The key `mn`. A final one has no optimizer of the 2D network, to keep the file small."""
+def mn_state(training: Training) -> dict[str, Any]:
+    """The key `mn`, but for the students and their teacher."""
     return {
-        **cotraining_state(training.cotrainer, with_optimizer=not final),
-        "pretrained_hash": training.pretrained_hash,
         "trainer": type(training).__name__,
         "config": training.mn_config.to_dict(),
         "batch_size": training.counts.batch_size,
@@ -124,12 +120,14 @@ def changed_settings(mn: Mapping[str, Any], now: MNConfig) -> list[str]:
     ]
 
 
-def refuse_to_continue(mn: Mapping[str, Any], now: MNConfig, *, batch_size: int) -> None:
+def refuse_to_continue(
+    mn: Mapping[str, Any], now: MNConfig, *, batch_size: int, fields: Sequence[str] = STATE_FIELDS
+) -> None:
     """Raise an MNError if the settings or the planned batch size no longer fit a checkpoint's state.
 
     The backbone's name matters only in checkpoints without a hash of its weights. See `refuse_other_weights`.
     """
-    by_name = STATE_FIELDS if mn.get("pretrained_hash") is None else [f for f in STATE_FIELDS if f != "backbone"]
+    by_name = fields if mn.get("pretrained_hash") is None else [f for f in fields if f != "backbone"]
     wrong = changed_state_fields(now, mn["config"], by_name)
     if mn["batch_size"] != batch_size:
         wrong.append(f"the batch size is {batch_size} but the checkpoint was trained with {mn['batch_size']}")

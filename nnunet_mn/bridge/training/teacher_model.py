@@ -1,0 +1,78 @@
+"""The frozen joint model that teaches a student: from its own folder, or from the M&N training behind it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunet_mn.bridge.reading import read_by_environment
+from nnunet_mn.bridge.training.checkpoint import check_network
+from nnunet_mn.bridge.training.join import CHECKPOINT, JOINT_TRAINER, ModelFolders, join_networks, read_json
+from nnunet_mn.bridge.training.joint_plans import TrainedPlans
+from nnunet_mn.config import MNConfig
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.joint import Joint
+from nnunet_mn.networks.weights import hash_of
+
+_SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
+
+
+class TeacherModel(NamedTuple):
+    """A joint model, the file that it comes from, and a hash of its weights."""
+
+    network: Joint
+    source: Path
+    weights_hash: str
+
+
+def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: Mapping[str, Any]) -> TeacherModel:
+    """Load the teacher of a fold.
+
+    Args:
+        folders: of the M&N training of the same dataset, plans and configuration, for a teacher without a folder.
+        fold: its name, such as `0` or `all`.
+        config: names the folder, or none.
+        like: the student's plans.
+
+    Raises:
+        MNError: when there is no finished training, or the teacher was trained on other patches or images.
+    """
+    file = _checkpoint(folders, fold, config.teacher_folder)
+    if file.parents[1].name.startswith(JOINT_TRAINER):
+        network, plans = _from_joint(file, folders.configuration)
+    else:
+        network, plans, _ = join_networks(file, folders.configuration)
+    _check_like(plans, like, folders.configuration, file)
+    return TeacherModel(network, file, hash_of(network.state_dict().items()))
+
+
+def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
+    if folder is None:
+        joint = folders.joint / f"fold_{fold}" / CHECKPOINT
+        return joint if joint.is_file() else folders.finished(fold)
+    file = Path(folder) / f"fold_{fold}" / CHECKPOINT
+    if not file.is_file():
+        raise MNError(
+            f"nnUNet_mn_teacher_folder is '{folder}', but there is no {file}; give the folder "
+            f"TRAINER__PLANS__CONFIGURATION of a joint model or of a finished M&N training with this fold"
+        )
+    return file
+
+
+def _from_joint(file: Path, configuration: str) -> tuple[Joint, dict[str, Any]]:
+    plans, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
+    network = TrainedPlans(plans, description, configuration).build()
+    weights = read_by_environment(file)["network_weights"]
+    check_network(weights, network, file)
+    network.load_state_dict(weights)
+    return network, plans
+
+
+def _check_like(theirs: Mapping[str, Any], ours: Mapping[str, Any], configuration: str, file: Path) -> None:
+    """Raise an MNError unless both plans give the same images and patches."""
+    one, other = (plans["configurations"].get(configuration, {}) for plans in (theirs, ours))
+    for name in _SHARED:
+        if one.get(name) != other.get(name):
+            raise MNError(
+                f"the teacher {file} was trained with {name} {one.get(name)}, but the student's plans have "
+                f"{other.get(name)}; train both with the same plans"
+            )

@@ -1,0 +1,116 @@
+"""`nnUNetTrainerMNStudent`: nnU-Net's 3D network anew, taught by the joint model of a finished training."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunet_mn.bridge.reading import mn_part, read
+from nnunet_mn.bridge.training.join import ModelFolders, join
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
+
+STUDENT = "nnUNetTrainerMNStudent"
+
+
+@pytest.fixture(scope="module")
+def taught(planned_dataset: Any, copy_site: Any, train: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A site with a finished M&N training. Tests copy it."""
+    site = copy_site(planned_dataset(), tmp_path_factory.mktemp("student") / "root")
+    site.validate = False
+    code, output = train(site)
+    assert code == 0, output
+    return site
+
+
+@pytest.fixture
+def site(taught: Any, tmp_path: Path) -> Any:
+    """A copy, whose training is the student's."""
+    shutil.copytree(taught.root, tmp_path / "root")
+    return replace(taught, root=tmp_path / "root", trainer=STUDENT, environment={}, arguments=[])
+
+
+def _folders(site: Any) -> ModelFolders:
+    return ModelFolders(
+        dataset=site.root / "nnUNet_results" / site.name,
+        trainer="nnUNetTrainerMN",
+        plans="nnUNetPlans",
+        configuration="3d_fullres",
+    )
+
+
+def _checkpoint(site: Any, name: str = "checkpoint_final.pth") -> dict[str, Any]:
+    content: dict[str, Any] = read(site.fold / name)
+    return content
+
+
+def test_a_student_learns_from_a_finished_training_and_leaves_an_ordinary_model(site: Any, train: Any) -> None:
+    site.set(iterations_per_epoch=20)
+    code, output = train(site)
+    assert code == 0, output
+    assert "the teacher is" in output
+    assert str(_folders(site).finished("0")) in output
+    content = _checkpoint(site)
+    assert content["trainer_name"] == "nnUNetTrainer"
+    mn = mn_part(content, site.fold)
+    assert mn["trainer"] == STUDENT
+    assert "network_2d" not in mn
+    shares = [one["unlabeled"] for one in mn["train_outputs"]]
+    assert shares == [1.0] * 18 + [0.0] * 2  # as many on top as labeled ones; the last tenth sees labels alone
+
+
+def test_the_joint_models_own_folder_comes_first_and_says_the_same(site: Any, train: Any) -> None:
+    code, output = train(site)
+    assert code == 0, output
+    from_training = _checkpoint(site)
+    join(_folders(site), ["0"])
+    code, output = train(site)
+    assert code == 0, output
+    assert "nnUNetTrainerMNJoint__nnUNetPlans__3d_fullres" in output
+    for name, weights in _checkpoint(site)["network_weights"].items():
+        torch.testing.assert_close(weights, from_training["network_weights"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_finished_training_one_sentence_names_the_command(site: Any, train: Any) -> None:
+    _folders(site).finished("0").unlink()
+    code, output = train(site)
+    assert code != 0
+    assert "fold 0 has no finished training" in output.splitlines()[-1]
+    assert "-tr nnUNetTrainerMN -p nnUNetPlans --c" in output.splitlines()[-1]
+
+
+def test_a_teacher_folder_without_the_fold_is_named(site: Any, train: Any) -> None:
+    site.set(teacher_folder="/nowhere/nnUNetTrainerMN__nnUNetPlans__3d_fullres")
+    code, output = train(site)
+    assert code != 0
+    assert "nnUNet_mn_teacher_folder is '/nowhere/" in output.splitlines()[-1]
+
+
+def test_a_teacher_of_other_patches_is_refused(site: Any, train: Any) -> None:
+    site.plans(patch_size=[16, 16, 16])
+    code, output = train(site)
+    assert code != 0
+    assert "was trained with patch_size" in output.splitlines()[-1]
+
+
+def test_a_stopped_student_goes_on_but_not_with_another_teacher(site: Any, train: Any) -> None:
+    site.set(epochs=2, checkpoint_every=1)
+    code, output = train(site)
+    assert code == 0, output
+    final = site.fold / "checkpoint_final.pth"
+    content = torch.load(final, weights_only=False)
+    content["current_epoch"] = 1  # as after the first epoch
+    torch.save(content, site.fold / "checkpoint_latest.pth")
+    final.unlink()
+    site.arguments = ["--c"]
+    code, output = train(site)
+    assert code == 0, output
+    content["mn"]["teacher_hash"] = "another"
+    torch.save(content, site.fold / "checkpoint_latest.pth")
+    final.unlink()
+    code, output = train(site)
+    assert code != 0
+    assert "the teacher's weights differ" in output.splitlines()[-1]
