@@ -39,10 +39,10 @@ def serve() -> dict[str, Any] | None:
 
 def train_alone() -> None:
     """What the command does, but for the validation that follows the training."""
-    dataset, configuration = sys.argv[1:3]
+    dataset, configuration, trainer_name = sys.argv[1], sys.argv[2], sys.argv[sys.argv.index("-tr") + 1]
     go_on = "--c" in sys.argv
     trainer = get_trainer_from_args(
-        dataset, configuration, 0, "nnUNetTrainerMN", continue_training=go_on, device=torch.device("cpu")
+        dataset, configuration, 0, trainer_name, continue_training=go_on, device=torch.device("cpu")
     )
     maybe_load_checkpoint(trainer, go_on, False)
     trainer.run_training()
