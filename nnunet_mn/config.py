@@ -28,6 +28,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "adaptation": "lora",
                 "schedule": "cosine",
                 "loss": "paper",
+                "batch": "replace",
                 "rounding": "floor",
                 "lr_3d": 1e-4,
                 "dropout_2d": 0.1,
@@ -116,6 +117,7 @@ class MNConfig:
             of the 3D network.
         foreground_share: share of the crops with foreground; None means nnU-Net's third.
         checkpoint_every: epochs between two writings of `checkpoint_latest.pth`.
+        join: write the joint model of both networks when the training ends, as `nnunet-mn join` does.
         seed: of every random generator; None means nnU-Net's behavior (not seeded).
         trust_checkpoints: load checkpoints that hold more than nnU-Net and M&N write, which can run code. Only the
             environment may set it.
@@ -157,6 +159,7 @@ class MNConfig:
     foreground_crops: bool = True
     foreground_share: float | None = field(default=None, metadata=_range(0, 1))
     checkpoint_every: int = field(default=5, metadata=_POSITIVE)
+    join: bool = False
     seed: int | None = field(default=None, metadata=_range(0, 2**32 - 1))
     trust_checkpoints: bool = False
 

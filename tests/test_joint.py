@@ -246,6 +246,31 @@ def test_an_existing_joint_model_is_replaced_only_by_force(copied: ModelFolders)
 
 
 @only_classes
+def test_a_fold_joins_those_that_are_there(copied: ModelFolders) -> None:
+    join(copied, ["0"])
+    shutil.copytree(copied.trained / "fold_0", copied.trained / "fold_1")
+    join(copied, ["1"], keep=True)
+    assert all((copied.joint / fold / CHECKPOINT).is_file() for fold in ("fold_0", "fold_1"))
+    with pytest.raises(MNError, match="holds folds with another 2D network or weight; replace them by"):
+        join(copied, ["1"], keep=True, weight_2d=0.7)
+
+
+@only_classes
+def test_a_training_writes_its_joint_model_where_asked(
+    model: Model, copy_site: Any, train: Any, tmp_path: Path
+) -> None:
+    site = replace(model.site, root=tmp_path / "root")
+    shutil.copytree(model.site.root, site.root)
+    shutil.rmtree(site.root / "nnUNet_results")
+    site.environment = {**site.environment, "nnUNet_mn_join": "true"}
+    code, output = train(site)
+    assert code == 0, output
+    folders = replace(model.folders, dataset=site.fold.parents[1])
+    assert (folders.joint / "fold_0" / CHECKPOINT).is_file()
+    assert f"wrote the joint model {folders.joint}" in output
+
+
+@only_classes
 @pytest.mark.parametrize("was_there", [False, True])
 def test_a_failure_leaves_the_old_model_or_none(
     copied: ModelFolders, was_there: bool, monkeypatch: pytest.MonkeyPatch

@@ -43,7 +43,7 @@ from nnunet_mn.bridge.training import (
     teacher_model,
     workers,
 )
-from nnunet_mn.bridge.training.join import ModelFolders, joined_plans
+from nnunet_mn.bridge.training.join import ModelFolders, join, joined_plans
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
@@ -608,6 +608,22 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
             f"learning rate {last['lrs_2d']:.2g}, unlabeled share {last['unlabeled_fraction']:.3f}"
         )
         super().on_epoch_end()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.mn_config.join and self.local_rank == 0 and not self.disable_checkpointing:
+            self._join()
+
+    def _join(self) -> None:
+        """Write the joint model. The training is whole without it: a fault is a warning."""
+        trainer, plans, configuration = Path(self.output_folder_base).name.split("__")
+        folders = ModelFolders(
+            dataset=Path(self.output_folder_base).parent, trainer=trainer, plans=plans, configuration=configuration
+        )
+        try:
+            self.print_to_log_file(f"wrote the joint model {join(folders, [str(self.fold)], keep=True)}")
+        except MNError as error:
+            self.print_to_log_file(f"WARNING: the joint model was not written: {error}")
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 

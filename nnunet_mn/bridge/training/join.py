@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from filelock import FileLock
 
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
 from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER, check_network
@@ -64,7 +65,9 @@ class ModelFolders:
         )
 
 
-def join(folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5, force: bool = False) -> Path:
+def join(
+    folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5, force: bool = False, keep: bool = False
+) -> Path:
     """Write the joint model of trained folds, whole or not at all.
 
     Args:
@@ -72,6 +75,7 @@ def join(folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5,
         folds: their names, such as `0` or `all`.
         weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
         force: replace an existing joint model, with its validation.
+        keep: add the folds to those of an existing joint model, or replace these folds in it.
 
     Returns:
         Its folder.
@@ -83,15 +87,30 @@ def join(folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5,
     if not 0 < weight_2d < 1:
         raise MNError(f"--weight-2d is {weight_2d}, but must lie between 0 and 1, without both: give 0.5 for the mean")
     files = [folders.finished(fold) for fold in dict.fromkeys(folds)]
-    if folders.joint.exists() and not force:
+    if folders.joint.exists() and not (force or keep):
         raise MNError(f"{folders.joint} exists; give --force to replace it, and -f with all folds that it is to hold")
-    with _staged(folders.joint) as staging:
+    lock = FileLock(folders.joint.with_name(f".{folders.joint.name}.lock"))  # trainings of two folds may end at once
+    with lock, _staged(folders.joint) as staging:
         for name in _OF_MODEL:
             if (folders.trained / name).is_file():
                 shutil.copyfile(folders.trained / name, staging / name)
         for file in files:
             _join_fold(file, staging, folders.configuration, weight_2d=weight_2d)
+        if keep and folders.joint.exists():
+            _keep_other_folds(folders.joint, staging)
     return folders.joint
+
+
+def _keep_other_folds(joint: Path, staging: Path) -> None:
+    """Bring the other folds of a joint model into the new one. Their plans must be equal."""
+    if read_json(joint / "plans.json") != read_json(staging / "plans.json"):
+        raise MNError(
+            f"{joint} holds folds with another 2D network or weight; replace them by 'nnunet-mn join --force' with all "
+            f"folds that it is to hold"
+        )
+    for fold in joint.glob("fold_*"):
+        if not (staging / fold.name).exists():
+            shutil.copytree(fold, staging / fold.name)
 
 
 class Joined(NamedTuple):
