@@ -20,7 +20,14 @@ from nnunet_mn.schedule import Schedule
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
 from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
-from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN, nnUNetTrainerMNLabeledOnly
+from nnunet_mn.trainers.nnUNetTrainerMN import (
+    nnUNetTrainerMN,
+    nnUNetTrainerMNJoint,
+    nnUNetTrainerMNLabeledOnly,
+    nnUNetTrainerMNStudent,
+)
+
+__all__ = ["nnUNetTrainerMNJoint", "nnUNetTrainerMNStudent"]  # nnU-Net looks for these here, too
 
 
 class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
