@@ -214,7 +214,7 @@ class _WithUnlabeledCases(_LabeledCases):
         raise NotImplementedError
 
     def foreground_network(self) -> torch.nn.Module:
-        """The network that finds foreground in whole unlabeled cases: volume -> logits, or a list of them."""
+        """The network for finding foreground in whole unlabeled cases: volume -> logits, or a list of them."""
         return self.cotrainer.student_3d.network
 
     # ---- start and end -------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class _WithUnlabeledCases(_LabeledCases):
         self.stopping.listen()
 
     def _build(self) -> CoTrainer:
-        """Build the students and their teacher; what they are made of must be that of a resumed training."""
+        """Build the students and their teacher. A resumed training needs the same ones."""
         return self.build_cotrainer()
 
     def on_train_end(self) -> None:

@@ -1,4 +1,4 @@
-"""The files of a model: whether they are here, and those that hold JSON."""
+"""A model's side files: JSON, and pointers of git-lfs."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a pointer of git-lfs: it stands where the large file should be.
+    """Refuse a git-lfs pointer in the place of a large file.
 
     Raises:
-        MNError: with the command that gets the file.
+        MNError: with the command to get the file.
     """
     with path.open("rb") as stream:
         if stream.read(len(_POINTER)) == _POINTER:

@@ -1,4 +1,4 @@
-"""A backbone without its weights: the facts of its library that build it again."""
+"""A backbone without its weights: facts of its library, to build it again."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The description of a 2D network: it builds the network again where no pretrained file is."""
+"""The description of a 2D network. It builds the network again without a pretrained file."""
 
 import json
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Spec:
 
     @property
     def config(self) -> MNConfig:
-        """The settings that shape the network."""
+        """The settings behind the network's shape."""
         return MNConfig(
             backbone=self.facts.name,
             adaptation=self.adaptation,

@@ -1,4 +1,4 @@
-"""One training owns the folder of its fold. A second start is refused, and what a dead one left is taken over."""
+"""One training owns the folder of its fold. A second start is refused. The file of a dead one is taken over."""
 
 import atexit
 import json
@@ -13,13 +13,13 @@ from pathlib import Path
 from nnunet_mn.errors import MNError
 
 NAME = "training.lock"
-WRITING_S = 2.0  # a file that says nothing for longer is what a killed start or a full disk left
+WRITING_S = 2.0  # a file empty for longer is left from a killed start or a full disk
 TRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """A process that trains.
+    """A training process.
 
     Args:
         host: for messages.
@@ -62,7 +62,7 @@ class Owner:
 
 
 class FoldLock:
-    """The file that names the owner of a fold's folder.
+    """The file with the owner of a fold's folder.
 
     The file is made in one step that succeeds for one process alone, on network file systems too. It needs no other
     kind of lock.

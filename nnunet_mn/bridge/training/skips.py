@@ -1,4 +1,4 @@
-"""Updates that were skipped, with the cases of their batches."""
+"""Skipped updates, with the cases of their batches."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ class Skips:
         return self._seen != [student.skipped for student in self.students]
 
     def look(self, cases: Iterable[str]) -> None:
-        """Log what was skipped since the last look.
+        """Log the updates skipped since the last look.
 
         Args:
             cases: of the batch, on all ranks.

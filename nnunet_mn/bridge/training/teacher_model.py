@@ -1,4 +1,4 @@
-"""The frozen joint model that teaches a student: from its own folder, or from the M&N training behind it."""
+"""The teacher of a student: a frozen joint model, from its own folder or from the M&N training behind it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ _SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm"
 
 
 class TeacherModel(NamedTuple):
-    """A joint model, the file that it comes from, and a hash of its weights."""
+    """A joint model, its file, and a hash of its weights."""
 
     network: Joint
     source: Path
