@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_mn.memory import kept_for_backward
 
 GIB = 2**30
 
@@ -34,20 +35,8 @@ def measure_cost(step: Callable[[], Tensor], weights: nn.Module) -> Cost:
         step: a forward pass, returns a scalar.
         weights: parameters and buffers of this module are not counted.
     """
-    own = {t.untyped_storage()._cdata for t in (*weights.parameters(), *weights.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        FlopCounterMode(display=False) as forward,
-    ):
-        loss = step()
-    saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
-    kept.clear()
+    with FlopCounterMode(display=False) as forward:
+        saved, loss = kept_for_backward(step, weights)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     weights.zero_grad(set_to_none=True)
