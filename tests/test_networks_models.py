@@ -46,7 +46,8 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.build import rebuild_network_2d
 from nnunet_mn.networks.lora import is_projection
-from nnunet_mn.networks.weights import frozen_hash
+from nnunet_mn.networks.precision import hold_frozen_weights
+from nnunet_mn.networks.weights import frozen_hash, pretrained_hash
 from nnunet_mn.teaching import same_in_eval
 
 pytestmark = pytest.mark.slow
@@ -301,6 +302,26 @@ def test_inputs_of_lora_are_not_cast_back_and_forth(saved: Callable[[str], str])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             outputs.append(network(slices))
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(("name", "adaptation"), [("segformer", "lora"), ("resnet", "lora"), ("dinov2", "frozen")])
+def test_frozen_weights_held_in_bf16_change_neither_outputs_nor_hashes(
+    saved: Callable[[str], str], name: str, adaptation: str
+) -> None:
+    network, held = (build(saved(name), adaptation=adaptation) for _ in range(2))
+    held.load_state_dict(network.state_dict())
+    hold_frozen_weights(held, torch.bfloat16)
+    assert any(p.dtype == torch.bfloat16 for p in held.parameters())
+    assert {p.dtype for p in held.parameters() if p.requires_grad} == {torch.float32}
+    slices = torch.randn(1, 2, 40, 40)
+    gradients = []
+    for each in (network, held):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = each(slices).float().square().mean()
+        gradients.append(torch.autograd.grad(loss, [p for p in each.parameters() if p.requires_grad]))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+    assert frozen_hash(held) == frozen_hash(network)
+    assert pretrained_hash(held.backbone) == pretrained_hash(network.backbone)
 
 
 def test_the_papers_preset_keeps_the_models_dropout(saved: Callable[[str], str]) -> None:

@@ -47,7 +47,7 @@ from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.device import check_device, prepare_torch
+from nnunet_mn.device import check_device, fused, prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
@@ -116,7 +116,7 @@ class _LabeledCases(nnUNetTrainer):
         if is_stock:
             optimizer, scheduler = super().configure_optimizers()
             return optimizer, scheduler
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, **fused(self.device))
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     @last_word
