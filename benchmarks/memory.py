@@ -30,6 +30,7 @@ from nnunet_mn.bridge.training import assembly
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.networks import build_network_2d
+from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.targets import LabelSpace
 
@@ -131,6 +132,8 @@ def main() -> None:
     )
     seen = views(size, assembly.slice_axes(config, SPACING))
     network = build_network_2d(config, in_channels=1, num_classes=LABELS.num_channels)
+    if not on_cpu:
+        hold_frozen_weights(network, torch.bfloat16)
     cost = PlanCost(
         patch_size=size,
         batch_size=arguments.batch,
@@ -138,7 +141,9 @@ def main() -> None:
         classes=LABELS.num_channels,
         sample=sample,
         weights_3d=weights,
-        slice=network_2d_cost(network, largest_view(seen)[1:], channels=1),
+        slice=network_2d_cost(
+            network, largest_view(seen)[1:], channels=1, precision=None if on_cpu else torch.bfloat16
+        ),
         loss_2d=loss_bytes(largest_view(seen), labels=LABELS, config=config),
         config=config,
     )
@@ -158,7 +163,7 @@ def main() -> None:
     at_once = min(slices, cost.slices[0])
     estimates = (
         arguments.batch * sample.saved + 2 * probabilities,
-        2 * (at_once * cost.slice.cost.saved + cost.slice.fixed) + probabilities + arguments.batch * cost.loss_2d,
+        at_once * cost.slice.cost.saved + cost.slice.fixed + probabilities + arguments.batch * cost.loss_2d,
     )
     for name, estimate, peak in zip(("3D", "2D"), estimates, measure_cpu(cotrainer, volumes, masks), strict=True):
         estimate *= 1 + SHARE_OF_TRANSIENTS

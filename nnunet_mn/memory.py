@@ -1,9 +1,9 @@
 """Memory of a card, and memory that a pass through a network keeps for its gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -14,19 +14,19 @@ def free_bytes(device: torch.device) -> int | None:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def kept_for_backward(run: Callable[[], Tensor], weights: nn.Module) -> tuple[int, Tensor]:
+def kept_for_backward(run: Callable[[], Tensor], weights: Iterable[Tensor]) -> tuple[int, Tensor]:
     """Run a forward pass and count the bytes of tensors that it keeps for its backward pass.
 
     Tensors with the same storage count once.
 
     Args:
         run: the pass.
-        weights: parameters and buffers of this module are not counted.
+        weights: these tensors are not counted.
 
     Returns:
         The bytes, and the output of the pass.
     """
-    own = {t.untyped_storage()._cdata for t in (*weights.parameters(), *weights.buffers())}
+    own = {tensor.untyped_storage()._cdata for tensor in weights}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -142,8 +142,9 @@ class SliceWise(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             sizes = ((count, *slices.shape[1:]) for count in (1, 2))
             empty = [torch.zeros(size, dtype=slices.dtype, device=slices.device) for size in sizes]
+            weights = (*self.parameters(), *self.buffers())
             one, two = (
-                kept_for_backward(lambda e=e: self.network(e.requires_grad_(not is_student)), self)[0] for e in empty
+                kept_for_backward(lambda e=e: self.network(e.requires_grad_(not is_student)), weights)[0] for e in empty
             )
         self.train(was_training)
         torch.clear_autocast_cache()

@@ -423,6 +423,7 @@ def test_settings_of_a_preset_are_not_written() -> None:
     paper = resolve(*[_layer(preset="paper", slices_per_forward=9, epochs=3)])
     assert set(written_settings(paper)) == {"backbone", "preset", "slices_per_forward"}
     assert written_settings(MNConfig(slice_step=1))["slice_step"] == 1
+    assert {"loss", "dropout_2d"} < set(written_settings(MNConfig(loss="paper", dropout_2d=0.1)))
 
 
 def _layer(**values: Any) -> Any:
