@@ -5,7 +5,7 @@ other's pseudo-masks. Weights and optimizers of both stay on the card all the ti
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,6 +58,7 @@ class PlanCost:
         patch_size: voxels.
         batch_size: samples a step.
         views: slices, height and width of a patch along each axis of the 2D network, see `views`.
+        largest: the one of them that takes the most, see `largest_view`.
         classes: channels K of the logits.
         sample: the 3D network on one sample, with its loss.
         weights_3d: bytes of the 3D network's weights, gradients and optimizer.
@@ -69,6 +70,7 @@ class PlanCost:
     patch_size: tuple[int, ...]
     batch_size: int
     views: tuple[tuple[int, int, int], ...]
+    largest: tuple[int, int, int]
     classes: int
     sample: Cost
     weights_3d: int
@@ -79,7 +81,7 @@ class PlanCost:
     @property
     def slices(self) -> tuple[int, int]:
         """The 2D network's training slices in a step, and the slices of all samples, both along the largest view."""
-        count = largest_view(self.views)[0]
+        count = self.largest[0]
         return self.batch_size * math.ceil(count / self.config.slice_step), self.batch_size * count
 
     @property
@@ -190,9 +192,18 @@ def views(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[tuple[int, in
     return cast(tuple[tuple[int, int, int], ...], tuple(shapes))
 
 
-def largest_view(views: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """The view with the largest slices. The others take less memory and as much arithmetic."""
-    return max(views, key=lambda view: view[1] * view[2])
+def largest_view(
+    views: Sequence[tuple[int, int, int]], input_pixels: Callable[[int, int], int]
+) -> tuple[int, int, int]:
+    """The view with the most pixels at the encoder's input, and of such ones that with the largest slices.
+
+    Small slices are enlarged for the encoder. Views of the same patch then differ in memory and arithmetic.
+
+    Args:
+        input_pixels: of a slice of some height and width (`SliceNetwork.input_pixels`).
+    """
+    pixels = {view: input_pixels(*view[1:]) for view in views}
+    return max(views, key=lambda view: (view[0] * pixels[view], pixels[view]))
 
 
 def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConfig) -> int:

@@ -78,11 +78,12 @@ class CostModel:
             )
         sample, weights = self._samples[key]
         seen = views(patch, axes)
-        largest = largest_view(seen)
+        largest = largest_view(seen, self._input_pixels)
         return PlanCost(
             patch_size=patch,
             batch_size=batch_size,
             views=seen,
+            largest=largest,
             classes=self.labels.num_channels,
             sample=sample,
             weights_3d=weights,
@@ -93,8 +94,10 @@ class CostModel:
 
     def slices_in_flight(self, size: tuple[int, int]) -> int:
         """How many slices of this height and width a training has in flight with these settings."""
-        pixels = size[0] * size[1] if self._network is None else self._network.input_pixels(*size)
-        return self.config.slices_per_forward or max(1, PIXELS_PER_FORWARD // pixels)
+        return self.config.slices_per_forward or max(1, PIXELS_PER_FORWARD // self._input_pixels(*size))
+
+    def _input_pixels(self, height: int, width: int) -> int:
+        return height * width if self._network is None else self._network.input_pixels(height, width)
 
     def _slice(self, size: tuple[int, int]) -> SliceCost:
         if self._network is None:
@@ -118,7 +121,7 @@ def cost_of_planned(planned: PlannedDataset) -> tuple[PlanCost, list[str]]:
     plan = planned.configuration_manager.configuration
     axes = slice_axes(model.config, plan["spacing"])
     cost = model.of(plan["architecture"], plan["patch_size"], plan["batch_size"], axes=axes)
-    slices = model.slices_in_flight(largest_view(cost.views)[1:])
+    slices = model.slices_in_flight(cost.largest[1:])
     return replace(cost, config=replace(model.config, slices_per_forward=slices)), model.warnings
 
 
