@@ -74,6 +74,13 @@ class Schedule:
         return max((point for point in points if 0 < point <= iteration), default=-1)
 
 
+class HalfUnlabeled(Schedule):
+    """Half of each batch is unlabeled from the start on: every step of a benchmark is alike."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return 0.5
+
+
 def _cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
