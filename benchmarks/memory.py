@@ -9,6 +9,7 @@ in torch's profiler. On a GPU it compares the whole estimate with the memory res
 import argparse
 import math
 import time
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -30,7 +31,9 @@ from nnunet_mn.bridge.training import assembly
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.networks import build_network_2d
+from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.ranks import ALONE
+from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace
 
 LABELS = LabelSpace(num_channels=3)
@@ -131,23 +134,28 @@ def main() -> None:
     )
     seen = views(size, assembly.slice_axes(config, SPACING))
     network = build_network_2d(config, in_channels=1, num_classes=LABELS.num_channels)
+    largest = largest_view(seen, network.input_pixels)
+    if not on_cpu:
+        hold_frozen_weights(network, torch.bfloat16)
     cost = PlanCost(
         patch_size=size,
         batch_size=arguments.batch,
         views=seen,
+        largest=largest,
         classes=LABELS.num_channels,
         sample=sample,
         weights_3d=weights,
-        slice=network_2d_cost(network, largest_view(seen)[1:], channels=1),
-        loss_2d=loss_bytes(largest_view(seen), labels=LABELS, config=config),
+        slice=network_2d_cost(network, largest[1:], channels=1, precision=None if on_cpu else torch.bfloat16),
+        loss_2d=loss_bytes(largest, labels=LABELS, config=config),
         config=config,
     )
     del network
     torch.manual_seed(0)
-    cotrainer = build(config, planned, device)
+    slices = arguments.slices or cost.most_slices
+    cotrainer = build(replace(config, slices_per_forward=slices), planned, device)
+    cotrainer.sampler = SliceSampler(axes=(seen.index(largest),), step=config.slice_step)
     volumes, masks = batch_of(size, arguments.batch, arguments.stages - 1, device)
     cotrainer.step(volumes, masks, 1)  # gradients and optimizer states are there from now on
-    slices = arguments.slices or cost.most_slices
     print(f"{arguments.backbone}, patch {size}, batch {arguments.batch}, {slices} slices in flight, {device}")
     if not on_cpu:
         estimate = max(cost.phase_3d_gib, cost.phase_2d_gib(slices))
@@ -158,7 +166,7 @@ def main() -> None:
     at_once = min(slices, cost.slices[0])
     estimates = (
         arguments.batch * sample.saved + 2 * probabilities,
-        2 * (at_once * cost.slice.cost.saved + cost.slice.fixed) + probabilities + arguments.batch * cost.loss_2d,
+        at_once * cost.slice.cost.saved + cost.slice.fixed + probabilities + arguments.batch * cost.loss_2d,
     )
     for name, estimate, peak in zip(("3D", "2D"), estimates, measure_cpu(cotrainer, volumes, masks), strict=True):
         estimate *= 1 + SHARE_OF_TRANSIENTS

@@ -28,7 +28,7 @@ from nnunet_mn.bridge.training import assembly, loader
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.ranks import ALONE
-from nnunet_mn.schedule import Schedule, UnlabeledCounts
+from nnunet_mn.schedule import HalfUnlabeled, UnlabeledCounts
 from nnunet_mn.slices import every_nth_slice
 from nnunet_mn.targets import LabelSpace, combine, combine_scales
 from nnunet_mn.teaching import pseudo_mask
@@ -36,13 +36,6 @@ from nnunet_mn.teaching import pseudo_mask
 CLASSES = 3
 SCALES = (1, 2, 4)
 LABELS = LabelSpace(num_channels=CLASSES)
-
-
-class HalfUnlabeled(Schedule):
-    """Half of each batch is unlabeled."""
-
-    def unlabeled_fraction(self, iteration: float) -> float:
-        return 0.5
 
 
 def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:

@@ -107,8 +107,8 @@ class MNConfig:
             three if voxels are nearly cubes. In each step it then draws one at random to teach along, and one to learn
             along.
         slice_step: the 2D network learns from every n-th slice of a sample, from a random one on. It teaches on all.
-        slices_per_forward: slices in flight at once, to bound memory; None: as many as hold 2^20 pixels. Results do not
-            depend on it while dropout is off.
+        slices_per_forward: most slices in flight at once, to bound memory; None: see `slices.SliceWise`. Results do not
+            depend on it but for rounding, while dropout is off.
         precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`: `bf16` on CUDA cards with bf16, `fp16` on
             older ones, `fp32` elsewhere. Losses are always fp32.
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.

@@ -35,6 +35,17 @@ def check_device(device: torch.device) -> None:
         )
 
 
+def check_is_card(device: torch.device, wanted_by: str) -> None:
+    """Raise an MNError if nnU-Net's `-device` is not a CUDA card."""
+    if device.type != "cuda":
+        raise MNError(f"{wanted_by} times a CUDA card, but -device is '{device.type}': run it with -device cuda")
+
+
+def fused(device: torch.device) -> dict[str, bool]:
+    """The option of torch's optimizers for one kernel in place of hundreds, on CUDA. Elsewhere torch decides."""
+    return {"fused": True} if device.type == "cuda" else {}
+
+
 FIRST_WITH_BF16 = (8, 0)  # compute capability: NVIDIA Ampere
 
 

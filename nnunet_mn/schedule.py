@@ -87,6 +87,13 @@ class DistillationSchedule(Schedule):
         return 0
 
 
+class HalfUnlabeled(Schedule):
+    """Half of each batch is unlabeled from the start on: every step of a benchmark is alike."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return 0.5
+
+
 def _cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 

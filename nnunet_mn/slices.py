@@ -1,13 +1,17 @@
 """A volume as a stack of slices along its first axis, and a 2D network for volumes."""
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_mn.memory import free_bytes, kept_for_backward
+
 PIXELS_PER_FORWARD = 2**20  # activations of a few GB for the encoders we know
+SHARE_OF_FREE_MEMORY = 0.5  # the rest is for the loss, gradients on their way, workspaces, and other processes
 
 
 class SliceNetwork(Protocol):
@@ -86,24 +90,28 @@ class SliceWise(nn.Module):
 
     The list has the one entry of a network without deep supervision.
 
+    Too many slices for the memory are worked off in equal chunks. The backward pass computes their activations again.
+
     Args:
         network: the 2D network.
-        slices_per_forward: most slices in flight; more of them are worked off chunk after chunk, and the backward
-            pass computes their activations again. None: as many as hold 2^20 pixels at the encoder's input.
+        slices_per_forward: most slices in flight. None: on a CUDA card, as many as fit into half of the memory that is
+            free at the first pass with slices of a size. Elsewhere as many as hold 2^20 pixels at the encoder's input:
+            there a chunk costs nothing to start, and the system does not tell how much memory can be had.
     """
 
     def __init__(self, network: SliceNetwork, *, slices_per_forward: int | None = None) -> None:
         super().__init__()
         self.network = network
         self.slices_per_forward = slices_per_forward
+        self._fitting: dict[tuple[bool, int, int], int] = {}  # found once: memory stays the same from step to step
 
     def forward(self, volume: Tensor) -> list[Tensor]:
         slices = volume_to_slices(volume)  # (B·D, C, H, W)
-        chunk = self.slices_per_forward or self._slices_that_fit(*slices.shape[-2:])
-        if len(slices) <= chunk:
+        chunks = ceil(len(slices) / (self.slices_per_forward or self._slices_that_fit(slices)))
+        if chunks == 1:
             logits = self.network(slices)
         else:
-            logits = torch.cat([self._run(part) for part in slices.split(chunk)])
+            logits = torch.cat([self._run(part) for part in slices.tensor_split(chunks)])
         return [slices_to_volume(logits, len(volume))]
 
     def _run(self, part: Tensor) -> Tensor:
@@ -112,5 +120,32 @@ class SliceWise(nn.Module):
         logits: Tensor = checkpoint(self.network, part, use_reentrant=False)
         return logits
 
-    def _slices_that_fit(self, height: int, width: int) -> int:
-        return max(1, PIXELS_PER_FORWARD // self.network.input_pixels(height, width))
+    def _slices_that_fit(self, slices: Tensor) -> int:
+        """Slices of this size in flight. A pass without a gradient has its own figure: other tensors are held then."""
+        height, width = slices.shape[-2:]
+        key = torch.is_grad_enabled(), height, width
+        if key not in self._fitting:
+            free = None if torch.compiler.is_compiling() else free_bytes(slices.device)
+            if free is None:
+                return max(1, PIXELS_PER_FORWARD // self.network.input_pixels(height, width))
+            self._fitting[key] = max(1, int(SHARE_OF_FREE_MEMORY * free) // self._bytes_of_a_slice(slices))
+        return self._fitting[key]
+
+    def _bytes_of_a_slice(self, slices: Tensor) -> int:
+        """Bytes that a training pass keeps for each slice. A pass without a gradient takes less.
+
+        It is measured on empty slices in evaluation mode. No random number is drawn, no statistics change.
+        """
+        is_student = torch.is_grad_enabled()  # else frozen weights count, too: their layers take memory all the same
+        was_training = self.training
+        self.eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            sizes = ((count, *slices.shape[1:]) for count in (1, 2))
+            empty = [torch.zeros(size, dtype=slices.dtype, device=slices.device) for size in sizes]
+            weights = (*self.parameters(), *self.buffers())
+            one, two = (
+                kept_for_backward(lambda e=e: self.network(e.requires_grad_(not is_student)), weights)[0] for e in empty
+            )
+        self.train(was_training)
+        torch.clear_autocast_cache()
+        return max(1, two - one)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from nnunet_mn.slices import SliceSampler, along_axis
 from nnunet_mn.targets import LabelSpace
 
-_RANDOM_RATES = ("drop_prob", "attention_dropout")  # of layers with torch's dropout function instead of its module
+_SAME_IN_EVAL: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()  # by network, by its mode
 
 
 class PseudoMasks(NamedTuple):
@@ -177,19 +178,24 @@ def pseudo_mask(network: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tens
     """
     if len(volumes) == 0:
         return volumes.new_empty(0, labels.num_channels, *volumes.shape[2:])
-    was_training = network.training
-    network.eval()
+    was_training, differs = network.training, not same_in_eval(network)
+    if differs:  # else no walk over hundreds of layers
+        network.eval()
     with torch.no_grad():  # not inference mode: its tensors cannot be saved for a student's backward pass
         outputs = network(volumes)
         probabilities = labels.probabilities(outputs if isinstance(outputs, Tensor) else outputs[0])
     torch.clear_autocast_cache()  # weights cast here have no graph: no training pass may take them
-    network.train(was_training)
+    if differs:
+        network.train(was_training)
     return probabilities
 
 
 def same_in_eval(network: nn.Module) -> bool:
-    """Whether evaluation mode would give the same output: no dropout, no statistics of the batch."""
-    return next(_layers_that_differ(network), None) is None
+    """Whether evaluation mode would give the same output: no dropout, no statistics of the batch. It looks once."""
+    known = _SAME_IN_EVAL.setdefault(network, {})
+    if network.training not in known:
+        known[network.training] = next(_layers_that_differ(network), None) is None
+    return known[network.training]
 
 
 def _layers_that_differ(network: nn.Module) -> Iterator[nn.Module]:
@@ -201,5 +207,6 @@ def _layers_that_differ(network: nn.Module) -> Iterator[nn.Module]:
 def _random_rate(layer: nn.Module) -> float:
     if isinstance(layer, _DropoutNd):
         return layer.p
-    rates = (getattr(layer, name, 0.0) for name in _RANDOM_RATES)
+    # Other layers use torch's dropout function instead of its module, with a rate of their own.
+    rates = (value for name, value in (vars(type(layer)) | vars(layer)).items() if "drop" in name)
     return max((rate for rate in rates if isinstance(rate, float)), default=0.0)

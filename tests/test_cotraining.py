@@ -100,7 +100,7 @@ def test_a_network_that_says_the_same_in_eval_mode_teaches_and_learns_in_one_pas
     trainer = _trainer()
     trainer.step(*_batch(), n_labeled=1)
     assert trainer.student_3d.network.calls == [(4, True, True)]
-    assert trainer.student_2d.network.calls == [(3, False, False), (4, True, True)]
+    assert trainer.student_2d.network.calls == [(3, True, False), (4, True, True)]
 
 
 def test_a_network_with_dropout_teaches_in_eval_mode_without_gradient() -> None:
@@ -137,7 +137,7 @@ def test_the_2d_network_learns_from_a_random_phase_of_slices() -> None:
     volumes, targets = _batch()
     volumes = torch.arange(4.0).reshape(1, 1, 4, 1, 1).expand(4, 1, 4, 8, 8) + 0 * volumes
     trainer.student_2d.network.register_forward_pre_hook(
-        lambda net, inputs: seen.add(tuple(inputs[0][0, 0, :, 0, 0].tolist())) if net.training else None
+        lambda net, inputs: seen.add(tuple(inputs[0][0, 0, :, 0, 0].tolist())) if torch.is_grad_enabled() else None
     )
     for _ in range(20):
         trainer.step(volumes, targets, n_labeled=2)

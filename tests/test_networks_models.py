@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     BeitConfig,
     BeitForSemanticSegmentation,
@@ -41,12 +42,14 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from nnunet_mn.bridge.planning.measure import measure_cost, slice_cost
 from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.build import rebuild_network_2d
 from nnunet_mn.networks.lora import is_projection
-from nnunet_mn.networks.weights import frozen_hash
+from nnunet_mn.networks.precision import hold_frozen_weights
+from nnunet_mn.networks.weights import frozen_hash, pretrained_hash
 from nnunet_mn.teaching import same_in_eval
 
 pytestmark = pytest.mark.slow
@@ -301,6 +304,38 @@ def test_inputs_of_lora_are_not_cast_back_and_forth(saved: Callable[[str], str])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             outputs.append(network(slices))
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(("name", "adaptation"), [("segformer", "lora"), ("resnet", "lora"), ("dinov2", "frozen")])
+def test_frozen_weights_held_in_bf16_change_neither_outputs_nor_hashes(
+    saved: Callable[[str], str], name: str, adaptation: str
+) -> None:
+    network, held = (build(saved(name), adaptation=adaptation) for _ in range(2))
+    held.load_state_dict(network.state_dict())
+    hold_frozen_weights(held, torch.bfloat16)
+    assert any(p.dtype == torch.bfloat16 for p in held.parameters())
+    assert {p.dtype for p in held.parameters() if p.requires_grad} == {torch.float32}
+    slices = torch.randn(1, 2, 40, 40)
+    gradients = []
+    for each in (network, held):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = each(slices).float().square().mean()
+        gradients.append(torch.autograd.grad(loss, [p for p in each.parameters() if p.requires_grad]))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+    assert frozen_hash(held) == frozen_hash(network)
+    assert pretrained_hash(held.backbone) == pretrained_hash(network.backbone)
+
+
+@pytest.mark.parametrize("name", ["segformer", "upernet-swin", "test_efficientnet"])
+def test_a_backbone_is_measured_without_computing(saved: Callable[[str], str], name: str) -> None:
+    network = build(saved(name))
+    with sdpa_kernel(SDPBackend.MATH):  # torch does not count the arithmetic of the CPU's own attention
+        real = measure_cost(lambda: network(torch.zeros(1, 2, 40, 40)).sum(), network)
+    cost, fixed = slice_cost(network, (2, 40, 40), precision=None)
+    assert (cost.forward, cost.backward) == (real.forward, real.backward)
+    assert cost.saved + fixed == pytest.approx(real.saved, rel=0.05)
+    half, _ = slice_cost(network, (2, 40, 40), precision=torch.bfloat16)
+    assert 0.5 < half.saved / cost.saved < 0.8  # norms stay in fp32
 
 
 def test_the_papers_preset_keeps_the_models_dropout(saved: Callable[[str], str]) -> None:

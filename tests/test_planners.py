@@ -378,6 +378,11 @@ def test_a_patch_seen_along_all_axes_is_measured_where_its_slices_are_largest(co
     assert deep.phase_2d_gib(8) == pytest.approx(along_all.phase_2d_gib(8))
 
 
+def test_slices_that_are_enlarged_for_the_encoder_take_the_most(costs: CostModel) -> None:
+    cost = costs.of(ARCHITECTURE, (32, 64, 64), 2, axes=(0, 1, 2))
+    assert cost.largest == (64, 32, 64)  # its slices become 64x128 pixels
+
+
 def test_chunks_are_computed_twice(costs: CostModel) -> None:
     cost = costs.of(ARCHITECTURE, (64, 96, 96), 4)
     learned = 4 * 32
@@ -423,6 +428,7 @@ def test_settings_of_a_preset_are_not_written() -> None:
     paper = resolve(*[_layer(preset="paper", slices_per_forward=9, epochs=3)])
     assert set(written_settings(paper)) == {"backbone", "preset", "slices_per_forward"}
     assert written_settings(MNConfig(slice_step=1))["slice_step"] == 1
+    assert {"loss", "dropout_2d"} < set(written_settings(MNConfig(loss="paper", dropout_2d=0.1)))
 
 
 def _layer(**values: Any) -> Any:

@@ -1,9 +1,10 @@
 """Memory and arithmetic of a step, against networks whose cost is known by hand."""
 
+import pytest
 import torch
 from torch import nn
 
-from nnunet_mn.bridge.planning.measure import measure_cost, weight_bytes
+from nnunet_mn.bridge.planning.measure import measure_cost, slice_cost, weight_bytes
 
 
 def test_a_chain_of_layers_keeps_what_its_backward_pass_needs() -> None:
@@ -41,3 +42,36 @@ def test_frozen_weights_have_neither_gradient_nor_state() -> None:
     assert weight_bytes(network, optimizer_states=2) == 4 * 100 * 4
     network.requires_grad_(False)
     assert weight_bytes(network, optimizer_states=2) == 4 * 100
+
+
+@pytest.mark.parametrize(
+    ("layer", "operations"),  # a multiplication and an addition for each weight that meets a pixel
+    [
+        (nn.Conv2d(8, 4, 3, padding=1), 2 * 100 * 4 * 8 * 9),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 2 * 100 * 8 * 9),
+        (nn.Conv2d(8, 8, 3, padding=1, stride=2, groups=2), 2 * 25 * 8 * 4 * 9),
+        (nn.ConvTranspose2d(8, 4, 2, stride=2), 2 * 100 * 8 * 4 * 4),
+        (nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8), 2 * 100 * 8 * 4),
+    ],
+)
+def test_a_convolution_counts_once_forward_and_twice_backward(layer: nn.Module, operations: int) -> None:
+    maps = torch.zeros(1, 8, 10, 10, requires_grad=True)
+    cost = measure_cost(lambda: layer(maps).sum(), layer)
+    assert (cost.forward, cost.backward) == (operations, 2 * operations)
+
+
+def test_autocast_keeps_norms_in_fp32_and_copies_weights() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.GroupNorm(4, 4), nn.Conv2d(4, 2, 1, bias=False))
+    in_fp32, _ = slice_cost(network, (1, 10, 10), precision=None)
+    cost, fixed = slice_cost(network, (1, 10, 10), precision=torch.bfloat16)
+    # fp32: input, both of the norm's sides, mean and deviation. bf16: the norm's input is cast, its output, too.
+    assert in_fp32.saved == 4 * (100 + 400 + 400 + 4 + 4)
+    assert cost.saved == 2 * 100 + 4 * 400 + 2 * 400 + 4 * (4 + 4)
+    assert fixed == 2 * (4 + 8)
+    assert not torch.is_autocast_enabled("cuda")
+    assert network[0].weight.grad is None
+
+
+def test_weights_in_half_precision_take_half_of_the_bytes() -> None:
+    network = nn.Linear(10, 10, bias=False).to(torch.bfloat16).requires_grad_(False)
+    assert weight_bytes(network, optimizer_states=2) == 2 * 100

@@ -84,8 +84,11 @@ def test_no_page_names_a_command_that_does_not_exist(page: Path) -> None:
 
 
 def test_every_trainer_that_it_names_exists_and_the_other_way_round() -> None:
-    suffixes = {name.removeprefix("nnUNetTrainerMN") for name in TRAINERS if "epoch" in name}
+    suffixes = {
+        name.removeprefix("nnUNetTrainerMN") for name in TRAINERS if "epoch" in name and "Benchmark" not in name
+    }
     assert set(re.findall(r"(_\d+epochs?)`", LENGTHS)) == suffixes
+    assert "`nnUNetTrainerMNBenchmark_5epochs`" in LENGTHS
     assert set(re.findall(r"nnUNetTrainerMN\w*", README + LENGTHS)) <= set(TRAINERS)
 
 

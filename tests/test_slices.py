@@ -6,14 +6,15 @@ from nnunet_mn.slices import SliceWise, along_axis, every_nth_slice, slices_to_v
 
 
 class TinySliceNetwork(nn.Module):
-    """Two convolutions; counts the slices of its largest forward pass."""
+    """Two convolutions; counts its forward passes, and the slices of the largest."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1))
-        self.most = 0
+        self.most = self.calls = 0
 
     def forward(self, slices: Tensor) -> Tensor:
+        self.calls += 1
         self.most = max(self.most, len(slices))
         return self.layers(slices)
 
@@ -64,3 +65,59 @@ def test_along_axis_puts_an_axis_first_and_is_its_own_inverse(axis: int, shape: 
     seen = along_axis(volume, axis)
     assert tuple(seen.shape[2:]) == shape
     assert torch.equal(along_axis(seen, axis), volume)
+
+
+SAVED_OF_A_SLICE = 4 * (2 + 4) * 6 * 7  # bytes of the input and of tanh's output
+
+
+def _card_with(monkeypatch: pytest.MonkeyPatch, slices: float) -> None:
+    """A card with twice the free memory that some slices of 6x7 need."""
+    monkeypatch.setattr("nnunet_mn.slices.free_bytes", lambda _: int(2 * slices * SAVED_OF_A_SLICE))
+
+
+@pytest.mark.parametrize(("fitting", "most"), [(0.5, 1), (4, 4), (7.9, 5), (10, 10), (1000, 10)])
+def test_as_many_slices_are_in_flight_as_fit_into_half_of_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch, fitting: float, most: int
+) -> None:
+    network = TinySliceNetwork()
+    slice_wise, volume = SliceWise(network), torch.randn(2, 2, 5, 6, 7)
+    _card_with(monkeypatch, fitting)
+    slice_wise(volume)  # measures one and two slices
+    network.most = network.calls = 0
+    slice_wise(volume)[0].mean().backward()
+    assert network.most == most  # in equal chunks: 10 slices are 5 and 5, not 7 and 3
+    assert (network.calls == 1) == (fitting >= 10)  # nothing is computed twice if all fit
+
+
+def test_slices_in_flight_stay_the_same_when_the_free_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = TinySliceNetwork()
+    slice_wise, volume = SliceWise(network), torch.randn(2, 2, 5, 6, 7)
+    for fitting in (4, 1000):
+        _card_with(monkeypatch, fitting)
+        network.most = 0
+        slice_wise(volume)
+        assert network.most == 4
+    with torch.no_grad():  # a pass without a gradient has its own figure
+        slice_wise(volume)
+    assert network.most == 10
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_measuring_the_memory_of_a_slice_changes_neither_statistics_nor_random_numbers(
+    monkeypatch: pytest.MonkeyPatch, trained: bool
+) -> None:
+    network = TinySliceNetwork()
+    network.layers.extend([nn.BatchNorm2d(3), nn.Dropout(0.5)])
+    network.requires_grad_(trained)
+    whole, volume = SliceWise(network, slices_per_forward=10), torch.randn(2, 2, 5, 6, 7)
+    torch.manual_seed(0)
+    (expected,) = whole(volume)
+    statistics = network.layers[3].running_mean.clone()
+    network.layers[3].reset_running_stats()
+    _card_with(monkeypatch, 1000)
+    torch.manual_seed(0)
+    with torch.inference_mode(not trained):
+        (logits,) = SliceWise(network)(volume)
+    assert torch.equal(logits, expected)
+    assert torch.equal(network.layers[3].running_mean, statistics)
+    assert network.training

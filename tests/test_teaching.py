@@ -112,6 +112,14 @@ def test_which_networks_say_the_same_in_train_and_eval_mode(layer: nn.Module, sa
     assert same_in_eval(nn.Sequential(layer).eval())
 
 
+def test_modes_are_switched_only_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[bool] = []
+    monkeypatch.setattr(Network, "train", lambda self, mode=True: modes.append(mode) or nn.Module.train(self, mode))
+    for dropout, expected in ((0.0, []), (0.5, [False, True])):
+        pseudo_mask(Network(dropout=dropout), _volumes(), LABELS)
+        assert modes == expected
+
+
 def test_a_rate_that_a_layer_applies_itself_counts() -> None:
     class Attention(nn.Module):
         attention_dropout = 0.1

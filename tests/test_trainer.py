@@ -326,6 +326,29 @@ def test_variants_fix_the_epochs_and_the_environment_wins(
     assert trainings.trainer(dataset, trainer="nnUNetTrainerMN_5epochs", epochs=3).num_epochs == 3
 
 
+def test_the_benchmarks_trainer_times_epochs_in_nnunets_form(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    dataset, name = planned_dataset(), "nnUNetTrainerMNBenchmark_5epochs"
+    with pytest.raises(MNError, match="times a CUDA card, but -device is 'cpu'"):
+        trainings.trainer(dataset, trainer=name)
+    trainings.monkeypatch.setattr("nnunet_mn.device.check_is_card", lambda *_: None)
+    trainings.monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some card")
+    with pytest.raises(MNError, match="takes fold 0"):
+        trainings.trainer(dataset, trainer=name, fold="all")
+    for _ in range(2):  # the first one gives its folder back
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)  # stock asserts it of the machine
+            trainer = trainings.trainer(dataset, trainer=name)
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    assert trainer._log_lists()["unlabeled_fraction"] == [0.5] * FIELDS["epochs"]
+    (result,) = json.loads((Path(trainer.output_folder) / "benchmark_result.json").read_text()).values()
+    assert result["gpu_name"] == "Some card"
+    assert 0 < result["fastest_epoch"] < 60
+    assert not list(Path(trainer.output_folder).glob("checkpoint*"))
+
+
 def test_validation_alone_needs_no_2d_network(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
     dataset = planned_dataset()
     trained = trainings.run(dataset, epochs=1)

@@ -17,6 +17,9 @@ from nnunetv2.paths import nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.benchmarking.nnUNetTrainerBenchmark_5epochs import (
+    nnUNetTrainerBenchmark_5epochs,
+)
 
 from nnunet_mn.bridge import reading
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
@@ -48,13 +51,14 @@ from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.device import check_device, prepare_torch
+from nnunet_mn.device import check_device, check_is_card, fused, prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
 from nnunet_mn.schedule import (
     DistillationSchedule,
     EpochStartRates,
+    HalfUnlabeled,
     Schedule,
     UnlabeledCounts,
     scale_learning_rates,
@@ -116,7 +120,7 @@ class _LabeledCases(nnUNetTrainer):
         if is_stock:
             optimizer, scheduler = super().configure_optimizers()
             return optimizer, scheduler
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr)
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, **fused(self.device))
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     @last_word
@@ -765,3 +769,33 @@ class nnUNetTrainerMNJoint(_LabeledCases):
             "nnUNetTrainerMNJoint trains nothing: give --val to validate the joint model, or train nnUNetTrainerMN and "
             "run 'nnunet-mn join'"
         )
+
+
+class nnUNetTrainerMNBenchmark_5epochs(nnUNetTrainerBenchmark_5epochs, nnUNetTrainerMN):
+    """Times an epoch on a card, as nnU-Net's benchmark trainers do, in the same `benchmark_result.json`.
+
+    Half of each batch is unlabeled, about as much as on average in a training. It keeps no checkpoint.
+    """
+
+    variant: ClassVar[dict[str, Any]] = {"epochs": 5, "foreground_crops": False}
+
+    @last_word
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        check_is_card(device, type(self).__name__)
+        if fold != 0:
+            raise MNError(f"{type(self).__name__} takes fold 0, as nnU-Net's own benchmark does, not {fold!r}")
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.mn_config.epochs or self.num_epochs
+
+    def build_schedule(self) -> Schedule:
+        return HalfUnlabeled(total=self.num_epochs * self.iterations, supervised=0)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        self.lock.release()

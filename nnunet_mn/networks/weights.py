@@ -2,7 +2,8 @@
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from nnunet_mn.networks.files import refuse_pointer
 
 _REMEDY = "use the backbone and adaptation that they were made for"
 _SHOWN = 3  # differing tensors in a message
-_FROZEN_HASHES: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
+_HASHES: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -140,9 +141,40 @@ def load_learned_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def frozen_hash(network: nn.Module) -> str:
     """A hash of the frozen weights, the same in every process. It is found anew only after a change of them."""
-    frozen = [(name, p) for name, p in network.named_parameters() if not p.requires_grad]
-    state = tuple((name, p.data_ptr(), p._version) for name, p in frozen)  # torch counts the changes of a tensor
-    known = _FROZEN_HASHES.get(network)
-    if known is None or known[0] != state:
-        known = _FROZEN_HASHES[network] = state, hash_of(frozen)
+    return _hash_once(network, _frozen(network))
+
+
+def pretrained_hash(backbone: nn.Module) -> str:
+    """A hash of all weights and buffers but those of LoRA: of the pretrained ones, before any training."""
+    return _hash_once(backbone, _pretrained(backbone))
+
+
+@contextmanager
+def with_the_same_hashes(network: nn.Module, backbone: nn.Module) -> Iterator[None]:
+    """Keep both hashes, whatever happens to the weights inside: for another precision of the same weights."""
+    known = frozen_hash(network), pretrained_hash(backbone)
+    yield
+    for owner, tensors, value in zip(
+        (network, backbone), (_frozen(network), _pretrained(backbone)), known, strict=True
+    ):
+        _HASHES[owner] = _versions(tensors), value
+
+
+def _frozen(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, p) for name, p in network.named_parameters() if not p.requires_grad]
+
+
+def _pretrained(backbone: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, tensor) for name, tensor in backbone.state_dict().items() if "lora_" not in name]
+
+
+def _versions(tensors: Iterable[tuple[str, Tensor]]) -> object:
+    return tuple((name, t.data_ptr(), t._version) for name, t in tensors)  # torch counts the changes of a tensor
+
+
+def _hash_once(owner: nn.Module, tensors: Sequence[tuple[str, Tensor]]) -> str:
+    versions = _versions(tensors)
+    known = _HASHES.get(owner)
+    if known is None or known[0] != versions:
+        known = _HASHES[owner] = versions, hash_of(tensors)
     return known[1]

@@ -36,5 +36,5 @@ def _cells(cost: PlanCost) -> dict[str, str]:
         "peak, 3D network in training (GiB)": f"{cost.phase_3d_gib:.1f}",
         "peak, 2D network in training (GiB)": f"{cost.phase_2d_gib(slices):.1f}",
         "TFLOP per step": f"{cost.flops(slices) / 1e12:.2f}",
-        f"1,000 epochs on an {CARD} (hours, estimate)": f"{cost.gpu_hours(slices):.1f}",
+        f"1,000 epochs on an {CARD} (hours, at least)": f"{cost.gpu_hours(slices):.1f}",
     }

@@ -5,7 +5,7 @@ other's pseudo-masks. Weights and optimizers of both stay on the card all the ti
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.planning.measure import GIB, Cost, measure_cost, weight_bytes
+from nnunet_mn.bridge.planning.measure import GIB, Cost, measure_cost, slice_cost, weight_bytes
 from nnunet_mn.bridge.training.assembly import loss_for
 from nnunet_mn.config import MNConfig
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
@@ -40,16 +40,14 @@ class SliceCost:
     """The 2D network on one slice.
 
     Args:
-        cost: of a training pass in half precision, for each further slice.
-        fixed: bytes kept by a pass of any number of slices, such as weights in another layout.
+        cost: of a training pass, for each further slice.
+        fixed: bytes kept by a pass of any number of slices, such as weights in half precision.
         weights: bytes of weights, gradients and optimizer.
-        cast: bytes of the weights' copy in half precision.
     """
 
     cost: Cost
     fixed: int
     weights: int
-    cast: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +58,7 @@ class PlanCost:
         patch_size: voxels.
         batch_size: samples a step.
         views: slices, height and width of a patch along each axis of the 2D network, see `views`.
+        largest: the one of them that takes the most, see `largest_view`.
         classes: channels K of the logits.
         sample: the 3D network on one sample, with its loss.
         weights_3d: bytes of the 3D network's weights, gradients and optimizer.
@@ -71,6 +70,7 @@ class PlanCost:
     patch_size: tuple[int, ...]
     batch_size: int
     views: tuple[tuple[int, int, int], ...]
+    largest: tuple[int, int, int]
     classes: int
     sample: Cost
     weights_3d: int
@@ -81,7 +81,7 @@ class PlanCost:
     @property
     def slices(self) -> tuple[int, int]:
         """The 2D network's training slices in a step, and the slices of all samples, both along the largest view."""
-        count = largest_view(self.views)[0]
+        count = self.largest[0]
         return self.batch_size * math.ceil(count / self.config.slice_step), self.batch_size * count
 
     @property
@@ -92,7 +92,7 @@ class PlanCost:
     @property
     def networks_gib(self) -> tuple[float, float]:
         """GiB of weights, gradients and optimizer: of the 3D and of the 2D network, at all times."""
-        return self.weights_3d / GIB, (self.slice.weights + self.slice.cast) / GIB
+        return self.weights_3d / GIB, self.slice.weights / GIB
 
     @property
     def phase_3d_gib(self) -> float:
@@ -124,7 +124,10 @@ class PlanCost:
         return self.batch_size * (self.sample.forward + self.sample.backward) + of_2d
 
     def gpu_hours(self, slices_per_forward: int) -> float:
-        """Hours for 1,000 epochs on the card named above, at the pace of nnU-Net's own documented trainings."""
+        """Hours for 1,000 epochs on the card named above, at least: its arithmetic at the pace of nnU-Net's trainings.
+
+        The 2D network has smaller kernels than the 3D one, and more of them. Its pace has not been measured.
+        """
         return EPOCHS * STEPS_PER_EPOCH * self.flops(slices_per_forward) / CARD_FLOPS / 3600
 
     def _peak(self, tensors: float) -> float:
@@ -189,9 +192,18 @@ def views(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[tuple[int, in
     return cast(tuple[tuple[int, int, int], ...], tuple(shapes))
 
 
-def largest_view(views: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """The view with the largest slices. The others take less memory and as much arithmetic."""
-    return max(views, key=lambda view: view[1] * view[2])
+def largest_view(
+    views: Sequence[tuple[int, int, int]], input_pixels: Callable[[int, int], int]
+) -> tuple[int, int, int]:
+    """The view with the most pixels at the encoder's input, and of such ones that with the largest slices.
+
+    Small slices are enlarged for the encoder. Views of the same patch then differ in memory and arithmetic.
+
+    Args:
+        input_pixels: of a slice of some height and width (`SliceNetwork.input_pixels`).
+    """
+    pixels = {view: input_pixels(*view[1:]) for view in views}
+    return max(views, key=lambda view: (view[0] * pixels[view], pixels[view]))
 
 
 def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConfig) -> int:
@@ -202,36 +214,27 @@ def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConf
     return measure_cost(lambda: _loss(loss, [logits]), nn.Module()).saved + HALF * logits.numel()
 
 
-def network_2d_cost(network: nn.Module, size: tuple[int, int], *, channels: int) -> SliceCost:
-    """Run a 2D network on one and on two empty slices and measure it.
-
-    It runs in fp32. Autocast keeps half of the bytes, and a copy of the weights in half precision.
+def network_2d_cost(
+    network: nn.Module, size: tuple[int, int], *, channels: int, precision: torch.dtype | None = torch.bfloat16
+) -> SliceCost:
+    """Measure a 2D network on one and on two slices. Nothing is computed.
 
     Args:
         network: slices (N, C, H, W) -> logits (N, K, H, W).
         size: voxels of the slice.
         channels: C.
+        precision: of autocast on a CUDA card; None: fp32 on a CPU.
     """
     network.train()
-    one, two = (_measure_slices(network, torch.zeros(count, channels, *size)) for count in (1, 2))
-    saved = two.saved - one.saved
-    return SliceCost(
-        cost=Cost(saved=saved * HALF // 4, forward=one.forward, backward=one.backward),
-        fixed=max(0, one.saved - saved) * HALF // 4,
-        weights=weight_bytes(network, optimizer_states=2),
-        cast=HALF * sum(parameter.numel() for parameter in network.parameters()),
-    )
-
-
-def _measure_slices(network: nn.Module, slices: Tensor) -> Cost:
-    return measure_cost(lambda: network(slices).mean(), network)
+    cost, fixed = slice_cost(network, (channels, *size), precision=precision)
+    return SliceCost(cost=cost, fixed=fixed, weights=weight_bytes(network, optimizer_states=2))
 
 
 def typical_2d_cost(size: tuple[int, int]) -> SliceCost:
     """SegFormer-B2's cost with LoRA, measured once. It stands in if the wanted network's weights are not here."""
     pixels = size[0] * size[1]
-    cost = Cost(saved=1850 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
-    return SliceCost(cost=cost, fixed=5 * 2**20, weights=round(0.175 * GIB), cast=round(0.06 * GIB))
+    cost = Cost(saved=2190 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
+    return SliceCost(cost=cost, fixed=14 * 2**20, weights=round(0.13 * GIB))
 
 
 def _loss(loss: SoftTargetLoss, outputs: Sequence[Tensor]) -> Tensor:

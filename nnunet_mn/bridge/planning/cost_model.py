@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.planning.cost import (
@@ -21,12 +23,13 @@ from nnunet_mn.bridge.training.assembly import label_space, slice_axes
 from nnunet_mn.config import PRESETS, MNConfig
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.inventory import can_be_fetched, weights_are_here
+from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.slices import PIXELS_PER_FORWARD
 from nnunet_mn.targets import LabelSpace
 
 # These settings decide on memory and belong to the plans. A length or a seed does not.
 PLANNED = (
-    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "slice_axes", "slice_step",
+    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "dropout_2d", "loss", "slice_axes", "slice_step",
     "slices_per_forward",
 )  # fmt: skip
 ALWAYS_WRITTEN = ("backbone", "slices_per_forward")
@@ -55,6 +58,7 @@ class CostModel:
         self._samples: dict[str, tuple[Cost, int]] = {}
         if weights_are_here(config.backbone) or not can_be_fetched(config.backbone):
             self._network = build_network_2d(config, in_channels=channels, num_classes=labels.num_channels)
+            hold_frozen_weights(self._network, torch.bfloat16)  # as in a training on a card
         else:
             self.warnings.append(
                 f"WARNING: the weights of '{config.backbone}' are not on this machine. The memory of the 2D network is "
@@ -74,11 +78,12 @@ class CostModel:
             )
         sample, weights = self._samples[key]
         seen = views(patch, axes)
-        largest = largest_view(seen)
+        largest = largest_view(seen, self._input_pixels)
         return PlanCost(
             patch_size=patch,
             batch_size=batch_size,
             views=seen,
+            largest=largest,
             classes=self.labels.num_channels,
             sample=sample,
             weights_3d=weights,
@@ -89,8 +94,10 @@ class CostModel:
 
     def slices_in_flight(self, size: tuple[int, int]) -> int:
         """How many slices of this height and width a training has in flight with these settings."""
-        pixels = size[0] * size[1] if self._network is None else self._network.input_pixels(*size)
-        return self.config.slices_per_forward or max(1, PIXELS_PER_FORWARD // pixels)
+        return self.config.slices_per_forward or max(1, PIXELS_PER_FORWARD // self._input_pixels(*size))
+
+    def _input_pixels(self, height: int, width: int) -> int:
+        return height * width if self._network is None else self._network.input_pixels(height, width)
 
     def _slice(self, size: tuple[int, int]) -> SliceCost:
         if self._network is None:
@@ -114,7 +121,7 @@ def cost_of_planned(planned: PlannedDataset) -> tuple[PlanCost, list[str]]:
     plan = planned.configuration_manager.configuration
     axes = slice_axes(model.config, plan["spacing"])
     cost = model.of(plan["architecture"], plan["patch_size"], plan["batch_size"], axes=axes)
-    slices = model.slices_in_flight(largest_view(cost.views)[1:])
+    slices = model.slices_in_flight(cost.largest[1:])
     return replace(cost, config=replace(model.config, slices_per_forward=slices)), model.warnings
 
 

@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.device import autocast_type
+from nnunet_mn.device import autocast_type, fused
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.joint import Joint
+from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.ranks import Ranks
 from nnunet_mn.schedule import scale_learning_rates
 from nnunet_mn.slices import SliceSampler, SliceWise
@@ -78,7 +79,10 @@ def build(
     autocast = autocast_type(config.precision, device)
     network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels).to(device)
     ranks.take_from_first([*network_2d.parameters(), *network_2d.buffers()])
-    optimizer_2d = torch.optim.AdamW(network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D))
+    if autocast is not None:
+        hold_frozen_weights(network_2d, autocast)
+    groups = network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D)
+    optimizer_2d = torch.optim.AdamW(groups, **fused(device))
     scale_learning_rates(optimizer_2d, 1)
     loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
     scaled = autocast == torch.float16

@@ -12,7 +12,8 @@ from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks.weights import frozen_hash, hash_of, learned_state, load_learned_state
+from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
+from nnunet_mn.networks.weights import pretrained_hash as hash_of_pretrained
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 # They shape the tensors of a checkpoint. A training cannot resume with another value.
@@ -66,7 +67,7 @@ def pretrained_hash(cotrainer: CoTrainer) -> str | None:
     backbone = getattr(network_2d(cotrainer), "backbone", None)
     if not isinstance(backbone, nn.Module):
         return None
-    return hash_of((name, tensor) for name, tensor in backbone.state_dict().items() if "lora_" not in name)
+    return hash_of_pretrained(backbone)
 
 
 class Training(Protocol):
