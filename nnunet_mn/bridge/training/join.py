@@ -17,6 +17,7 @@ from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
+from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import frozen_hash, load_learned_state
 
 JOINT_TRAINER = "nnUNetTrainerMNJoint"
@@ -93,14 +94,38 @@ def join(folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5,
     return folders.joint
 
 
-def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: float) -> None:
+@dataclass(frozen=True)
+class JointModel:
+    """Both networks of a checkpoint as one network.
+
+    Args:
+        network: with the trained weights.
+        plans: its plans.
+        checkpoint: the content of the file.
+    """
+
+    network: Joint
+    plans: TrainedPlans
+    checkpoint: dict[str, Any]
+
+
+def joint_model(file: Path, configuration: str, *, weight_2d: float = 0.5) -> JointModel:
+    """Build the joint model of a checkpoint in memory.
+
+    Args:
+        file: any checkpoint of an M&N training, in its fold's folder.
+        configuration: the name of the trained one.
+        weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
+
+    Raises:
+        MNError: when a file cannot be read, or the 2D network cannot be built here.
+    """
     plans, description = (_read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
     trained = TrainedPlans(plans, description, configuration)
     content = _read(file)
     config = MNConfig(**{name: content["mn"]["config"][name] for name in _OF_NETWORKS})
     network_2d = _trained_network_2d(content["mn"], config, trained, file)
     joined = trained.joined(network_2d.spec.to_json(), config, weight_2d=weight_2d)
-    _write_plans(joined.plans, staging, file)
     joint = joined.build()
     weights_3d = {name.removeprefix("module."): tensor for name, tensor in content["network_weights"].items()}
     check_network(weights_3d, joint.network_3d, file)
@@ -108,9 +133,15 @@ def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: floa
     rebuilt = cast(Network2D, joint.network_2d.network)
     rebuilt.load_state_dict(network_2d.state_dict())
     _check_rebuilt(rebuilt, network_2d)
+    return JointModel(joint, joined, content)
+
+
+def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: float) -> None:
+    model = joint_model(file, configuration, weight_2d=weight_2d)
+    _write_plans(model.plans.plans, staging, file)
     fold = staging / file.parent.name
     fold.mkdir()
-    torch.save(_checkpoint(content, joined.plans, joint.state_dict()), fold / CHECKPOINT)
+    torch.save(_checkpoint(model.checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
     if (file.parent / "progress.png").is_file():  # nnU-Net's export insists on it
         shutil.copyfile(file.parent / "progress.png", fold / "progress.png")
 

@@ -1,0 +1,150 @@
+"""A trained fold: its folder, its newest checkpoint, and its cases on this machine."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.manifest import complete_cases
+from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
+from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
+from nnunet_mn.bridge.cases.splits import read_splits
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
+from nnunet_mn.bridge.planning.checks import dataset_class_of
+from nnunet_mn.bridge.training.join import ModelFolders
+from nnunet_mn.errors import MNError
+
+# The newest first. nnU-Net has written no other when a training has just begun.
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+class Case(NamedTuple):
+    """A preprocessed case: nnU-Net's three files of it."""
+
+    name: str
+    folder: Path
+
+    def state(self) -> list[int]:
+        """Size and time of its image. They tell whether it has changed."""
+        found = (self.folder / f"{self.name}.b2nd").stat()
+        return [found.st_size, found.st_mtime_ns]
+
+
+class Loaded(NamedTuple):
+    """The content of a preprocessed case: image `(C, D, H, W)`, segmentation `(D, H, W)`, and properties for export.
+
+    The segmentation of an unlabeled case holds no labels.
+    """
+
+    image: NDArray[np.float32]
+    segmentation: NDArray[np.integer]
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFold:
+    """A training on one fold.
+
+    Args:
+        folders: of the model.
+        fold: its name, such as `0` or `all`.
+        planned: the dataset and its plans.
+        roles: of the cases.
+        unlabeled: the unlabeled cases that are preprocessed here.
+        warnings: for the user.
+    """
+
+    folders: ModelFolders
+    fold: str
+    planned: PlannedDataset
+    roles: Roles
+    unlabeled: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """nnU-Net's folder of the fold."""
+        return self.folders.trained / f"fold_{self.fold}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint.
+
+        Raises:
+            MNError: when there is none.
+        """
+        for name in CHECKPOINTS:
+            if (self.folder / name).is_file():
+                return self.folder / name
+        raise MNError(
+            f"there is no checkpoint in {self.folder} yet; wait for one, or run 'nnUNetv2_train "
+            f"{self.folders.dataset.name} {self.folders.configuration} {self.fold} -tr {self.folders.trainer} "
+            f"-p {self.folders.plans}'"
+        )
+
+    def cases(self, role: str) -> Iterator[Case]:
+        """The cases that are `labeled`, `val` or `unlabeled`, by name."""
+        names = self.unlabeled if role == "unlabeled" else getattr(self.roles, role)
+        folders = self.planned.cases
+        folder = folders.unlabeled if role == "unlabeled" else folders.labeled
+        for name in sorted(names):
+            yield Case(name, folder)
+
+
+def find_trained_fold(
+    dataset: str, *, trainer: str, plans: str, configuration: str, fold: str, results: Path
+) -> TrainedFold:
+    """Find a training and its cases.
+
+    Args:
+        dataset: its number or its name.
+        trainer, plans, configuration: their names.
+        fold: its name, such as `0` or `all`.
+        results: the dataset's folder in nnUNet_results.
+
+    Raises:
+        MNError: when there is no such training, or its cases are not here.
+    """
+    folders = ModelFolders(dataset=results, trainer=trainer, plans=plans, configuration=configuration)
+    if not (folders.trained / f"fold_{fold}").is_dir():
+        raise MNError(f"{folders.trained} holds no fold_{fold}; give -tr, -p, -c and -f as for nnUNetv2_train")
+    planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
+    splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
+    which = int(fold) if fold.isdecimal() else fold
+    here = sorted(complete_cases(planned.cases.labeled))
+    roles = roles_in_training(splits, which, here, lambda: listed_split(splits, which, here))
+    found = find_unlabeled(planned.cases, roles, planned.config().unlabeled_sources)
+    names = {case.name for case in found.cases}
+    ready = names & complete_cases(planned.cases.unlabeled)
+    warnings += [*roles.warnings, *found.warnings]
+    if missing := len(names - ready):
+        warnings.append(f"WARNING: {missing} unlabeled cases are not preprocessed here. They are not in the report")
+    return TrainedFold(
+        folders=folders,
+        fold=fold,
+        planned=planned,
+        roles=roles,
+        unlabeled=tuple(sorted(ready)),
+        warnings=tuple(warnings),
+    )
+
+
+def load_case(case: Case) -> Loaded:
+    """Read a preprocessed case through nnU-Net.
+
+    Raises:
+        MNError: when nnU-Net cannot read it.
+    """
+    dataset = dataset_class_of(case.folder)(str(case.folder), [case.name])
+    try:
+        image, segmentation, *_, properties = dataset.load_case(case.name)
+        return Loaded(np.asarray(image[:], np.float32), np.asarray(segmentation[:])[0], properties)
+    except Exception as error:  # a damaged file may raise anything
+        raise MNError(
+            f"the preprocessed case '{case.name}' in {case.folder} cannot be read ({error}); run nnUNetv2_preprocess or "
+            f"'nnunet-mn preprocess' again"
+        ) from error
