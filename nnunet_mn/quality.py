@@ -66,6 +66,11 @@ class Sums:
         expected = _ratio(2 * self.mean_in_joint, self.mean + self.n_joint)
         return np.where(self.n_joint > 0, expected, np.nan)
 
+    @property
+    def estimated_dice(self) -> Numbers:
+        """The estimate of the joint mask's Dice: the mean of the agreement and the expected Dice. NaN if it is empty."""
+        return np.where(self.n_joint > 0, (1 - self.disagreement + self.expected_dice) / 2, np.nan)
+
 
 def sums_of(pair: Pair) -> Sums:
     """The sums of a volume, or of a part of it."""

@@ -46,19 +46,22 @@ class BothPredictor:
     """Predicts preprocessed cases with both networks, in one pass of nnU-Net's sliding window.
 
     Args:
-        checkpoint: any checkpoint of an M&N training, in its fold's folder.
+        file: any checkpoint of an M&N training, in its fold's folder.
+        checkpoint: its content.
         configuration: the name of the trained one.
         device: of the networks.
         mirroring: average over mirrored windows, as nnU-Net does by default. It takes up to eight times as long.
 
     Raises:
-        MNError: when the checkpoint cannot be read, or its 2D network cannot be built here.
+        MNError: when its 2D network cannot be built here.
     """
 
-    def __init__(self, checkpoint: Path, configuration: str, *, device: torch.device, mirroring: bool) -> None:
+    def __init__(
+        self, file: Path, checkpoint: dict[str, Any], configuration: str, *, device: torch.device, mirroring: bool
+    ) -> None:
         if device.type == "cpu":
             prepare_torch()
-        model = joint_model(checkpoint, configuration)
+        model = joint_model(file, checkpoint, configuration)
         self.description: dict[str, Any] = model.plans.description
         self.plans = PlansManager(model.plans.plans)
         self.configuration: ConfigurationManager = self.plans.get_configuration(configuration)
@@ -72,8 +75,8 @@ class BothPredictor:
             self.configuration,
             None,
             self.description,
-            model.checkpoint["trainer_name"],
-            model.checkpoint.get("inference_allowed_mirroring_axes"),
+            checkpoint["trainer_name"],
+            checkpoint.get("inference_allowed_mirroring_axes"),
         )
         # The sliding window asks it for the number of channels alone.
         self._predictor.label_manager = SimpleNamespace(num_segmentation_heads=2 * self.labels.num_segmentation_heads)

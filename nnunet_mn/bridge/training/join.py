@@ -101,19 +101,20 @@ class JointModel:
     Args:
         network: with the trained weights.
         plans: its plans.
-        checkpoint: the content of the file.
     """
 
     network: Joint
     plans: TrainedPlans
-    checkpoint: dict[str, Any]
 
 
-def joint_model(file: Path, configuration: str, *, weight_2d: float = 0.5) -> JointModel:
+def joint_model(
+    file: Path, checkpoint: dict[str, Any], configuration: str, *, weight_2d: float = 0.5
+) -> JointModel:
     """Build the joint model of a checkpoint in memory.
 
     Args:
-        file: any checkpoint of an M&N training, in its fold's folder.
+        file: of an M&N training, in its fold's folder.
+        checkpoint: its content, from `read_trained`.
         configuration: the name of the trained one.
         weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
 
@@ -122,32 +123,32 @@ def joint_model(file: Path, configuration: str, *, weight_2d: float = 0.5) -> Jo
     """
     plans, description = (_read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
     trained = TrainedPlans(plans, description, configuration)
-    content = _read(file)
-    config = MNConfig(**{name: content["mn"]["config"][name] for name in _OF_NETWORKS})
-    network_2d = _trained_network_2d(content["mn"], config, trained, file)
+    config = MNConfig(**{name: checkpoint["mn"]["config"][name] for name in _OF_NETWORKS})
+    network_2d = _trained_network_2d(checkpoint["mn"], config, trained, file)
     joined = trained.joined(network_2d.spec.to_json(), config, weight_2d=weight_2d)
     joint = joined.build()
-    weights_3d = {name.removeprefix("module."): tensor for name, tensor in content["network_weights"].items()}
+    weights_3d = {name.removeprefix("module."): tensor for name, tensor in checkpoint["network_weights"].items()}
     check_network(weights_3d, joint.network_3d, file)
     joint.network_3d.load_state_dict(weights_3d)
     rebuilt = cast(Network2D, joint.network_2d.network)
     rebuilt.load_state_dict(network_2d.state_dict())
     _check_rebuilt(rebuilt, network_2d)
-    return JointModel(joint, joined, content)
+    return JointModel(joint, joined)
 
 
 def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: float) -> None:
-    model = joint_model(file, configuration, weight_2d=weight_2d)
+    checkpoint = read_trained(file)
+    model = joint_model(file, checkpoint, configuration, weight_2d=weight_2d)
     _write_plans(model.plans.plans, staging, file)
     fold = staging / file.parent.name
     fold.mkdir()
-    torch.save(_checkpoint(model.checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
+    torch.save(_checkpoint(checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
     if (file.parent / "progress.png").is_file():  # nnU-Net's export insists on it
         shutil.copyfile(file.parent / "progress.png", fold / "progress.png")
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A checkpoint of an M&N training."""
+def read_trained(file: Path) -> dict[str, Any]:
+    """A checkpoint of an M&N training. Raises an MNError if the file is none, or cannot be read."""
     content = read_by_environment(file)
     mn_part(content, file)  # for its sentence
     return content
