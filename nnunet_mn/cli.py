@@ -232,7 +232,8 @@ def report(
     trainer: Trainer = "nnUNetTrainerMN",
     fold: Annotated[str, typer.Option("-f", "--fold", help="A trained fold, such as 0, or all.")] = "0",
     out: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for the page; the fold's own folder/report if left out.")
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for the page; the fold's own folder/report if left out."),
     ] = None,
     masks: Annotated[
         bool, typer.Option("--masks", help="Also write masks of the unlabeled cases, and maps of uncertainty.")

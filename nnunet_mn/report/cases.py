@@ -108,13 +108,16 @@ def _numbers(
     voxel_ml = float(np.prod(made_by.configuration.spacing)) / 1000
     for i, structure in enumerate(made_by.structures):
         dice = {} if truth is None else {n: _dice(one[i], truth[i], counted) for n, one in masks.items()}
-        yield structure.name, StructureNumbers(
-            estimate=or_none(sums.estimated_dice[i]),
-            disagreement=or_none(sums.disagreement[i]),
-            entropy=or_none(sums.mean_entropy[i]),
-            volume_ml=float(sums.n_joint[i]) * voxel_ml,
-            components=components(masks["joint"][i]),
-            dice=dice,
+        yield (
+            structure.name,
+            StructureNumbers(
+                estimate=or_none(sums.estimated_dice[i]),
+                disagreement=or_none(sums.disagreement[i]),
+                entropy=or_none(sums.mean_entropy[i]),
+                volume_ml=float(sums.n_joint[i]) * voxel_ml,
+                components=components(masks["joint"][i]),
+                dice=dice,
+            ),
         )
 
 

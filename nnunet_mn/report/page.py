@@ -7,9 +7,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from scipy.stats import spearmanr
 
 from nnunet_mn.report.cases import NETWORKS, CaseResult
-from nnunet_mn.report.plots import plot_estimates, plot_losses, plot_schedule
+from nnunet_mn.report.plots import plot_estimates, training_plots
 from nnunet_mn.report.ranking import Ranked, mean_of, ml
 from nnunet_mn.report.reference import Usual
 from nnunet_mn.report.training import Training
@@ -36,6 +37,7 @@ class Content:
         channel: the name of the image channel in the pictures.
         spacing: mm of the grid of the training.
         warnings: for the user.
+        mirroring: the networks saw mirrored windows, too.
         masks: where the masks are; None without them.
     """
 
@@ -49,6 +51,7 @@ class Content:
     channel: str
     spacing: Sequence[float]
     warnings: Sequence[str]
+    mirroring: bool
     masks: str | None
 
 
@@ -61,7 +64,7 @@ def render(content: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "ml": ml, "svg": Markup}
+    environment.filters |= {"number": _number, "ml": ml, "svg": Markup, "odd": _odd}
     val = _by_dice(content)
     return environment.get_template("report.html.jinja").render(
         content=content,
@@ -72,8 +75,7 @@ def render(content: Content) -> str:
         val=val,
         exemplary=_exemplary(val),
         means=_means(content.val),
-        losses=plot_losses(content.training.log),
-        schedule=plot_schedule(content.training.log, content.training.seconds),
+        plots=training_plots(content.training.log, content.training.seconds),
         worth_here=worth_here(content.val) if content.held_out else None,
         measured=MEASURED,
         to_label=TO_LABEL,
@@ -87,6 +89,11 @@ def _file(name: str) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _odd(value: float, smallest: float, largest: float) -> str:
+    """A mark for a value outside of a range."""
+    return "▲" if value > largest else "▼" if value < smallest else ""
 
 
 def _by_dice(content: Content) -> list[dict[str, Any]]:
@@ -125,8 +132,6 @@ def _means(val: Sequence[CaseResult]) -> dict[str, dict[str, float | None]]:
 
 def worth_here(val: Sequence[CaseResult]) -> dict[str, Any] | None:
     """How the estimated Dice fits the true one on the validation cases. None if they are too few."""
-    from scipy.stats import spearmanr
-
     pairs = [
         (estimate, true)
         for case in val

@@ -13,7 +13,7 @@ from PIL import Image
 
 PLANE_PIXELS, THUMBNAIL_PIXELS = 224, 96  # the longer side of a picture
 JPEG_QUALITY = 72
-VEIL_COLOR = [213, 94, 0]  # Okabe-Ito vermilion
+VEIL_COLOR = [0, 158, 115]  # Okabe-Ito bluish green
 
 
 @dataclass(frozen=True, kw_only=True)

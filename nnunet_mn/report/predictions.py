@@ -44,9 +44,7 @@ class Predictions:
         wanted: how to predict.
     """
 
-    def __init__(
-        self, found: TrainedFold, file: Path, checkpoint: dict[str, Any], out: Path, wanted: Wanted
-    ) -> None:
+    def __init__(self, found: TrainedFold, file: Path, checkpoint: dict[str, Any], out: Path, wanted: Wanted) -> None:
         self.found, self.file, self.checkpoint, self.out, self.wanted = found, file, checkpoint, out, wanted
         of_both = (checkpoint["network_weights"], checkpoint["mn"]["network_2d"])
         self._of_model = [FORMAT, *(hash_of(weights.items()) for weights in of_both), wanted.mirroring]

@@ -48,8 +48,9 @@ def _judged(case: CaseResult, usual: Mapping[str, Usual], unsure: float) -> Rank
     estimates = {name: _estimate(numbers, usual[name]) for name, numbers in case.structures.items()}
     reasons = [reason for name, n in case.structures.items() for reason in _reasons(name, n, usual[name])]
     entropy = mean_of(n.entropy for n in case.structures.values())
-    if entropy is not None and entropy >= unsure:
+    if entropy is not None and entropy > unsure:
         reasons.append(f"both networks are less sure than in 9 of 10 unlabeled cases (mean entropy {entropy:.2f})")
+    reasons = reasons or ["nothing else stands out"]
     return Ranked(case=case, estimate=mean_of(estimates.values()), estimates=estimates, reasons=tuple(reasons))
 
 

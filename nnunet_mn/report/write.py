@@ -63,6 +63,7 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
                 channel=_channel(planned.dataset_json),
                 spacing=[round(float(side), 3) for side in configuration.spacing],
                 warnings=found.warnings,
+                mirroring=wanted.mirroring,
                 masks=str(out / "masks") if wanted.masks else None,
             )
         )

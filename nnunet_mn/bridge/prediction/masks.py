@@ -16,7 +16,9 @@ def mask_files(folder: Path, name: str, ending: str) -> tuple[Path, Path]:
     return folder / "masks" / f"{name}{ending}", folder / "uncertainty" / f"{name}{ending}"
 
 
-def write_masks(folder: Path, name: str, predicted: Predicted, properties: dict[str, Any], made_by: BothPredictor) -> None:
+def write_masks(
+    folder: Path, name: str, predicted: Predicted, properties: dict[str, Any], made_by: BothPredictor
+) -> None:
     """Write the joint mask and the map of uncertainty of a case. Files that are there stay: somebody may have edited them.
 
     The mask has nnU-Net's labels. The map holds percent, 0 to 100.

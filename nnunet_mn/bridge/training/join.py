@@ -107,9 +107,7 @@ class JointModel:
     plans: TrainedPlans
 
 
-def joint_model(
-    file: Path, checkpoint: dict[str, Any], configuration: str, *, weight_2d: float = 0.5
-) -> JointModel:
+def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, weight_2d: float = 0.5) -> JointModel:
     """Build the joint model of a checkpoint in memory.
 
     Args:
