@@ -233,7 +233,7 @@ def report(
     fold: Annotated[str, typer.Option("-f", "--fold", help="A trained fold, such as 0, or all.")] = "0",
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder for the page; the fold's own folder/report if left out."),
+        typer.Option("-o", "--output", help="Folder for the page. If left out: report in the fold's own."),
     ] = None,
     masks: Annotated[
         bool, typer.Option("--masks", help="Also write masks of the unlabeled cases, and maps of uncertainty.")

@@ -68,7 +68,7 @@ class Sums:
 
     @property
     def estimated_dice(self) -> Numbers:
-        """The estimate of the joint mask's Dice: the mean of the agreement and the expected Dice. NaN if it is empty."""
+        """Estimate of the joint mask's Dice: the mean of agreement and expected Dice. NaN if the mask is empty."""
         return np.where(self.n_joint > 0, (1 - self.disagreement + self.expected_dice) / 2, np.nan)
 
 

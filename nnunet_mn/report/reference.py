@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nnunet_mn.bridge.prediction.fold import Case, load_case
 from nnunet_mn.bridge.prediction.structures import Structure, masks_of
 from nnunet_mn.report.cases import components
 
@@ -31,7 +31,11 @@ class Usual:
 
 
 def usual_structures(
-    cases: Iterable[Case], structures: Sequence[Structure], *, spacing: Sequence[float], ignored: int | None
+    segmentations: Iterable[NDArray[np.integer]],
+    structures: Sequence[Structure],
+    *,
+    spacing: Sequence[float],
+    ignored: int | None,
 ) -> Mapping[str, Usual]:
     """Measure the labels of the labeled cases, on the grid of the training.
 
@@ -39,7 +43,7 @@ def usual_structures(
     tuples are empty.
 
     Args:
-        cases: the labeled ones.
+        segmentations: nnU-Net's labels of each labeled case, `(D, H, W)`.
         structures: of the dataset.
         spacing: mm along each axis of the preprocessed images.
         ignored: the label of voxels that do not count.
@@ -47,8 +51,7 @@ def usual_structures(
     voxel_ml = float(np.prod(spacing)) / 1000
     volumes: dict[str, list[float]] = {structure.name: [] for structure in structures}
     parts: dict[str, list[int]] = {structure.name: [] for structure in structures}
-    for case in cases:
-        segmentation = load_case(case).segmentation
+    for segmentation in segmentations:
         if ignored is not None and (segmentation == ignored).any():
             continue
         for structure, mask in zip(structures, masks_of(structures, segmentation), strict=True):

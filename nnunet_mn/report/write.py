@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_mn.bridge.files import write_whole
-from nnunet_mn.bridge.prediction.fold import TrainedFold
+from nnunet_mn.bridge.prediction.fold import TrainedFold, load_case
 from nnunet_mn.bridge.prediction.structures import structures_of
 from nnunet_mn.bridge.training.join import read_trained
 from nnunet_mn.errors import MNError
@@ -42,9 +42,8 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
     labels = planned.plans_manager.get_label_manager(planned.dataset_json)
     structures = structures_of(labels, planned.dataset_json)
     official = read_validation(found.folder / "validation", structures, planned.dataset_json["file_ending"])
-    usual = usual_structures(
-        found.cases("labeled"), structures, spacing=configuration.spacing, ignored=labels.ignore_label
-    )
+    labeled = (load_case(case).segmentation for case in found.cases("labeled"))
+    usual = usual_structures(labeled, structures, spacing=configuration.spacing, ignored=labels.ignore_label)
     try:
         results = Predictions(found, file, checkpoint, out, wanted).all(log)
         val, unlabeled = ([case for case in results if case.role == role] for role in ("val", "unlabeled"))

@@ -145,6 +145,6 @@ def load_case(case: Case) -> Loaded:
         return Loaded(np.asarray(image[:], np.float32), np.asarray(segmentation[:])[0], properties)
     except Exception as error:  # a damaged file may raise anything
         raise MNError(
-            f"the preprocessed case '{case.name}' in {case.folder} cannot be read ({error}); run nnUNetv2_preprocess or "
-            f"'nnunet-mn preprocess' again"
+            f"the preprocessed case '{case.name}' in {case.folder} cannot be read ({error}); run nnUNetv2_preprocess "
+            f"or 'nnunet-mn preprocess' again"
         ) from error

@@ -19,7 +19,7 @@ def mask_files(folder: Path, name: str, ending: str) -> tuple[Path, Path]:
 def write_masks(
     folder: Path, name: str, predicted: Predicted, properties: dict[str, Any], made_by: BothPredictor
 ) -> None:
-    """Write the joint mask and the map of uncertainty of a case. Files that are there stay: somebody may have edited them.
+    """Write the joint mask and the map of uncertainty of a case. Files that are there stay: they may have been edited.
 
     The mask has nnU-Net's labels. The map holds percent, 0 to 100.
 
