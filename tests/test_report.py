@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,10 @@ def test_what_is_there_is_used_and_edited_masks_stay(out: Path, site: Any) -> No
 
 def test_a_damaged_result_and_another_checkpoint_are_predicted_anew(out: Path, site: Any, copy_of_site: Any) -> None:
     copy = copy_of_site(site)
-    folder = copy.fold / "report" / "cases" / "unlabeled"
-    kept = sorted(folder.iterdir())
-    kept[0].write_text("{")
-    assert "5 of 6 cases" in report(copy).output
+    for name in site.names["unlabeled"]:
+        copy.unlabeled_image(f"{name}_0000.nii.gz").unlink()
+    (copy.fold / "report" / "cases" / "unlabeled" / f"{EVIL}.json").write_text("{")
+    assert "2 of 3 cases" in report(copy).output
     file = copy.fold / "checkpoint_final.pth"
     content = torch.load(file, weights_only=False)
     next(iter(content["network_weights"].values())).add_(0.01)
@@ -178,12 +179,12 @@ def test_a_stopped_training_is_shown_as_far_as_it_went(out: Path, site: Any, cop
     shutil.rmtree(copy.fold / "validation")
     (copy.fold / "checkpoint_final.pth").rename(copy.fold / "checkpoint_latest.pth")
     (copy.fold / "checkpoint_best.pth").unlink()
-    result = report(copy, "-o", str(copy.root / "elsewhere"))
+    result = report(copy)
     assert result.exit_code == 0, result.output
-    page = (copy.root / "elsewhere" / "report.html").read_text(encoding="utf-8")
+    assert "4 of 6 cases" in result.output  # those of the validation had distances
+    page = (copy.fold / "report" / "report.html").read_text(encoding="utf-8")
     assert "stopped; the newest checkpoint is of epoch 1 of 1" in page
     assert "nnU-Net has not validated yet" in page
-    assert not (copy.root / "elsewhere" / "masks").exists()
 
 
 def test_a_mistake_is_a_sentence_with_the_fix(out: Path, site: Any, copy_of_site: Any) -> None:
@@ -203,9 +204,10 @@ def test_regions_and_several_channels(planned_dataset: Any, copy_site: Any, trai
     made.validate = False
     code, output = train(made)
     assert code == 0, output
-    result = report(made, "--masks")
+    folder = made.root / "elsewhere"
+    result = report(made, "-o", str(folder))
     assert result.exit_code == 0, result.output
-    folder = made.fold / "report"
+    assert not (folder / "masks").exists()
     assert {row["structure"] for row in rows_of(folder, "unlabeled")} == {"whole", "back"}
     assert "MR0, the first of 2 channels" in (folder / "report.html").read_text(encoding="utf-8")
     found, file = trained(made), made.fold / "checkpoint_final.pth"
