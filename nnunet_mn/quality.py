@@ -62,14 +62,12 @@ class Sums:
 
     @property
     def expected_dice(self) -> Numbers:
-        """Dice of the joint mask if the mean probabilities were right. NaN if the mask is empty."""
+        """Dice of the joint mask if the mean probabilities were right. NaN if the mask is empty.
+
+        This is the default estimate of the true Dice. benchmarks/quality.py compares it with others.
+        """
         expected = _ratio(2 * self.mean_in_joint, self.mean + self.n_joint)
         return np.where(self.n_joint > 0, expected, np.nan)
-
-    @property
-    def estimated_dice(self) -> Numbers:
-        """Estimate of the joint mask's Dice: the mean of agreement and expected Dice. NaN if the mask is empty."""
-        return np.where(self.n_joint > 0, (1 - self.disagreement + self.expected_dice) / 2, np.nan)
 
 
 def sums_of(pair: Pair) -> Sums:

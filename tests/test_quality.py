@@ -51,15 +51,14 @@ def test_sure_networks_that_agree_are_perfect() -> None:
     assert found.disagreement[0] == 0
     assert found.expected_dice[0] == pytest.approx(1)
     assert found.mean_entropy[0] == pytest.approx(0, abs=1e-4)
-    assert found.estimated_dice[0] == pytest.approx(1)
 
 
 def test_less_agreement_and_less_confidence_lower_the_estimate() -> None:
     mask = np.zeros((1, 8, 8, 8))
     mask[:, 2:6, 2:6, 2:6] = 1
-    sure = sums_of(pair(mask, mask)).estimated_dice[0]
-    unsure = sums_of(pair(0.2 + 0.6 * mask, 0.2 + 0.6 * mask)).estimated_dice[0]
-    apart = sums_of(pair(mask, 0.9 * np.roll(mask, 1, axis=1))).estimated_dice[0]
+    sure = sums_of(pair(mask, mask)).expected_dice[0]
+    unsure = sums_of(pair(0.2 + 0.6 * mask, 0.2 + 0.6 * mask)).expected_dice[0]
+    apart = sums_of(pair(mask, 0.9 * np.roll(mask, 1, axis=1))).expected_dice[0]
     assert unsure < sure
     assert apart < sure
 
@@ -67,7 +66,7 @@ def test_less_agreement_and_less_confidence_lower_the_estimate() -> None:
 def test_what_no_network_sees_has_no_numbers() -> None:
     nothing = np.zeros((1, 3, 3, 3))
     found = sums_of(pair(nothing, nothing))
-    for value in (found.disagreement, found.mean_entropy, found.expected_dice, found.estimated_dice):
+    for value in (found.disagreement, found.mean_entropy, found.expected_dice):
         assert math.isnan(value[0])
 
 

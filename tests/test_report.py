@@ -121,10 +121,8 @@ def test_masks_have_the_geometry_of_their_image_and_labels_of_nnunet(out: Path, 
 def test_the_joint_mask_is_that_of_the_joined_model(out: Path, site: Any, tmp_path: Path) -> None:
     found = trained(site)
     dataset = tmp_path / found.folders.dataset.name
-    shutil.copytree(
-        found.folders.trained, dataset / found.folders.trained.name, ignore=shutil.ignore_patterns("report")
-    )
-    folders = type(found.folders)(**{**vars(found.folders), "dataset": dataset})
+    shutil.copytree(found.folders.trained, dataset / found.folders.trained.name)
+    folders = replace(found.folders, dataset=dataset)
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(join(folders, ["0"])), use_folds=(0,))
     file = site.raw / "imagesUn" / f"{site.names['unlabeled'][0]}_0000.nii.gz"

@@ -111,7 +111,7 @@ def _numbers(
         yield (
             structure.name,
             StructureNumbers(
-                estimate=or_none(sums.estimated_dice[i]),
+                estimate=or_none(sums.expected_dice[i]),
                 disagreement=or_none(sums.disagreement[i]),
                 entropy=or_none(sums.mean_entropy[i]),
                 volume_ml=float(sums.n_joint[i]) * voxel_ml,
