@@ -241,6 +241,9 @@ def report(
     disable_tta: Annotated[
         bool, typer.Option("--disable_tta", help="Predict without mirroring: up to 8 times as fast.")
     ] = False,
+    at_most: Annotated[
+        int | None, typer.Option(min=1, help="Look at so many unlabeled cases, spread evenly over their names.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option("-device", help="cuda, cpu or mps. If left out: a GPU if there is one.")
     ] = None,
@@ -254,7 +257,13 @@ def report(
 
     wanted = Wanted(device=choose_device(device), mirroring=not disable_tta, masks=masks)
     found = find_trained_fold(
-        dataset, trainer=trainer, plans=plans, configuration=configuration, fold=fold, results=results_of(dataset)
+        dataset,
+        trainer=trainer,
+        plans=plans,
+        configuration=configuration,
+        fold=fold,
+        results=results_of(dataset),
+        at_most=at_most,
     )
     page = write_report(found, out or found.folder / "report", wanted, typer.echo)
     typer.echo(f"wrote {page}; open it in a browser")

@@ -54,7 +54,7 @@ class TrainedFold:
         fold: its name, such as `0` or `all`.
         planned: the dataset and its plans.
         roles: of the cases.
-        unlabeled: the unlabeled cases that are preprocessed here.
+        unlabeled: the chosen ones of the unlabeled cases that are preprocessed here.
         warnings: for the user.
     """
 
@@ -96,7 +96,14 @@ class TrainedFold:
 
 
 def find_trained_fold(
-    dataset: str, *, trainer: str, plans: str, configuration: str, fold: str, results: Path
+    dataset: str,
+    *,
+    trainer: str,
+    plans: str,
+    configuration: str,
+    fold: str,
+    results: Path,
+    at_most: int | None = None,
 ) -> TrainedFold:
     """Find a training and its cases.
 
@@ -105,6 +112,7 @@ def find_trained_fold(
         trainer, plans, configuration: their names.
         fold: its name, such as `0` or `all`.
         results: the dataset's folder in nnUNet_results.
+        at_most: so many unlabeled cases, spread evenly over their names. None: all.
 
     Raises:
         MNError: when there is no such training, or its cases are not here.
@@ -122,13 +130,17 @@ def find_trained_fold(
     ready = names & complete_cases(planned.cases.unlabeled)
     warnings += [*roles.warnings, *found.warnings]
     if missing := len(names - ready):
-        warnings.append(f"WARNING: {missing} unlabeled cases are not preprocessed here. They are not in the report")
+        warnings.append(f"WARNING: {missing} unlabeled cases are not preprocessed here. They are left out")
+    chosen = sorted(ready)
+    if at_most is not None and at_most < len(chosen):
+        warnings.append(f"WARNING: {at_most} of {len(chosen)} unlabeled cases were chosen, evenly by name")
+        chosen = [chosen[i * len(chosen) // at_most] for i in range(at_most)]
     return TrainedFold(
         folders=folders,
         fold=fold,
         planned=planned,
         roles=roles,
-        unlabeled=tuple(sorted(ready)),
+        unlabeled=tuple(chosen),
         warnings=tuple(warnings),
     )
 
