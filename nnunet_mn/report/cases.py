@@ -88,8 +88,8 @@ def examine(
         role=role,
         structures=dict(_numbers(predicted, masks, truth, counted, made_by)),
         hd95={structure: or_none(value) for structure, value in hd95.items()},
-        thumbnail=thumbnail(shown, masks["joint"].any(0)),
-        planes=three_planes(shown, wrong),
+        thumbnail=thumbnail(shown, np.asarray(masks["joint"].any(0))),
+        planes=three_planes(shown, np.asarray(wrong)),
     )
 
 

@@ -133,10 +133,10 @@ def _means(val: Sequence[CaseResult]) -> dict[str, dict[str, float | None]]:
 def worth_here(val: Sequence[CaseResult]) -> dict[str, Any] | None:
     """How the estimated Dice fits the true one on the validation cases. None if they are too few."""
     pairs = [
-        (estimate, true)
+        (estimate, dice)
         for case in val
         if (estimate := mean_of(n.estimate for n in case.structures.values())) is not None
-        and (true := _joint_dice(case)) is not None
+        and (dice := _joint_dice(case)) is not None
     ]
     if len(pairs) < FEWEST_CORRELATED:
         return None

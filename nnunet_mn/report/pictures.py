@@ -58,7 +58,8 @@ def _fullest(where: NDArray[np.bool_], axis: int) -> int:
 
 
 def _picture(shown: Shown, axis: int, number: int, pixels: int) -> Picture:
-    plane = shown.image.take(number, axis)  # (H, W)
+    cut = (slice(None),) * axis + (number,)
+    plane: NDArray[np.floating] = shown.image[cut]  # (H, W)
     step = ceil(max(plane.shape) / pixels)
     tall, wide = (step * spacing for i, spacing in enumerate(shown.spacing) if i != axis)  # mm of a pixel
     height, width = (len(range(0, side, step)) for side in plane.shape)
@@ -66,11 +67,11 @@ def _picture(shown: Shown, axis: int, number: int, pixels: int) -> Picture:
     photo = _jpeg(_gray(plane, shown.image)[::step, ::step])
     parts = [f'<image href="data:image/jpeg;base64,{photo}" {size} preserveAspectRatio="none"/>']
     if pixels == PLANE_PIXELS:
-        veil = _veil(shown.uncertainty.take(number, axis)[::step, ::step])
+        veil = _veil(shown.uncertainty[cut][::step, ::step])
         parts.append(f'<image class="unsure" href="data:image/png;base64,{veil}" {size} preserveAspectRatio="none"/>')
     parts.append(f'<g transform="scale({wide / 2:.4g} {tall / 2:.4g})">')
     for name, masks in shown.masks.items():
-        for i, mask in enumerate(masks.take(number, axis + 1)[:, ::step, ::step]):
+        for i, mask in enumerate(masks[(slice(None), *cut)][:, ::step, ::step]):
             if path := _contour(mask):
                 parts.append(f'<path class="{name} s{i}" d="{path}"/>')
     view = f"0 0 {width * wide:.1f} {height * tall:.1f}"

@@ -28,7 +28,10 @@ def rows_of(val: Sequence[CaseResult], official: Dice, ranked: Sequence[Ranked])
     """
     for case in val:
         for name in case.structures:
-            own = {"nnunet_dice": official.get(case.name, {}).get(name), "nnunet_hd95_mm": case.hd95.get(name)}
+            own: dict[str, Any] = {
+                "nnunet_dice": official.get(case.name, {}).get(name),
+                "nnunet_hd95_mm": case.hd95.get(name),
+            }
             yield _row(case, name) | own
     for place, one in enumerate(ranked, start=1):
         for name in one.case.structures:

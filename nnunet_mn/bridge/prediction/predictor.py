@@ -104,13 +104,13 @@ class BothPredictor:
     def _probabilities(self, logits: Tensor) -> NDArray[np.float32]:
         return np.asarray(self.labels.apply_inference_nonlin(logits).numpy())
 
-    def _logits(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _logits(self, probabilities: NDArray[np.floating]) -> NDArray[np.floating]:
         """Logits that nnU-Net turns into these probabilities."""
         p = np.clip(probabilities, 1e-7, 1 - 1e-7)
-        logits: NDArray[np.float32] = np.log(p) - np.log1p(-p) if self.labels.has_regions else np.log(p)
+        logits: NDArray[np.floating] = np.log(p) - np.log1p(-p) if self.labels.has_regions else np.log(p)
         return logits
 
-    def _entropy(self, mean: NDArray[np.float32]) -> NDArray[np.floating]:
+    def _entropy(self, mean: NDArray[np.floating]) -> NDArray[np.floating]:
         """Entropy of each voxel, between 0 and 1: of the classes, or of the most uncertain region."""
         if self.labels.has_regions:
             return np.asarray(binary_entropy(mean).max(0))
