@@ -27,7 +27,6 @@ from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.prediction.fold import find_trained_fold
 from nnunet_mn.bridge.prediction.masks import mask_files
 from nnunet_mn.bridge.prediction.structures import structures_of
-from nnunet_mn.bridge.training.join import read_trained
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.predictions import Predictions, Wanted
 
@@ -74,16 +73,15 @@ def measure(
         results=results / dataset.name,
     )
     found = replace(found, roles=replace(found.roles, val=()))
-    checkpoint = read_trained(found.checkpoint)
     wanted = Wanted(device=torch.device("cpu"), mirroring=mirroring, masks=True)
     folder = out / dataset.name / run
-    cases = Predictions(found, found.checkpoint, checkpoint, folder, wanted).all(typer.echo)
+    cases = Predictions(found, folder, wanted).all(typer.echo)
     record = {
         "dataset": dataset.name,
         "run": run,
         "scale": results.parent.name,
-        "epochs": len(checkpoint["logging"]["train_losses"]),
-        "checkpoint": found.checkpoint.name,
+        "epochs": len(found.checkpoint["logging"]["train_losses"]),
+        "checkpoint": found.file.name,
         "mirroring": mirroring,
         "labeled": len(found.roles.labeled),
         "cases": {

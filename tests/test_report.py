@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from nnunet_mn.bridge.prediction.fold import TrainedFold, find_trained_fold, load_case
 from nnunet_mn.bridge.prediction.predictor import BothPredictor
 from nnunet_mn.bridge.prediction.structures import structures_of
-from nnunet_mn.bridge.training.join import join, read_trained
+from nnunet_mn.bridge.training.join import join
 from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.reference import usual_structures
@@ -208,8 +208,8 @@ def test_regions_and_several_channels(planned_dataset: Any, copy_site: Any, trai
     assert not (folder / "masks").exists()
     assert {row["structure"] for row in rows_of(folder, "unlabeled")} == {"whole", "back"}
     assert "MR0, the first of 2 channels" in (folder / "report.html").read_text(encoding="utf-8")
-    found, file = trained(made), made.fold / "checkpoint_final.pth"
-    both = BothPredictor(file, read_trained(file), "3d_fullres", device=torch.device("cpu"), mirroring=False)
+    found = trained(made)
+    both = BothPredictor(found, device=torch.device("cpu"), mirroring=False)
     predicted = both.predict(load_case(next(found.cases("unlabeled"))).image)
     whole = np.isin(predicted.joint, (1, 2)).sum()
     assert predicted.sums.n_joint[0] == whole

@@ -17,10 +17,12 @@ import pytest
 from nnunet_mn.report.page import TO_LABEL, WITH_PLANES, render, worth_here
 from nnunet_mn.report.ranking import rank
 from nnunet_mn.report.tables import COLUMNS, as_csv, as_json, rows_of
+from nnunet_mn.report.worth import MEASURED
 
 EVIL = '<script>alert("x")</script>&\''
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MIB = 2**20
+ROOT = Path(__file__).parents[1]
 
 # Does in a browser what a reader does. What is wrong then is in the list `wrong`.
 SESSION = """
@@ -205,3 +207,15 @@ def test_in_a_browser_filters_and_clicks_work_without_an_error(page: str, width:
     )  # fmt: skip
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     assert re.findall(r"<title>(.*?)</title>", done.stdout) == ["wrong: "]
+
+
+def test_the_worth_of_the_estimate_is_that_of_the_benchmark(page: str) -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_bytes())
+    assert [(one.dataset, one.cases, one.correlation) for one in MEASURED] == [
+        (one["dataset"], one["cases"], one["correlation"]) for one in measured
+    ]
+    for one in MEASURED:
+        assert f"{one.correlation:.2f} on {one.data} ({one.cases} unlabeled cases)" in " ".join(page.split())
+    docs = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    table = (ROOT / "benchmarks" / "results" / "quality.md").read_text(encoding="utf-8")
+    assert [line for line in table.splitlines() if line.startswith("|") and line not in docs] == []

@@ -34,19 +34,17 @@ class Wanted:
 
 
 class Predictions:
-    """The cases of one checkpoint.
+    """The cases of a trained fold.
 
     Args:
         found: the trained fold.
-        file: the checkpoint.
-        checkpoint: its content.
         out: the report's folder.
         wanted: how to predict.
     """
 
-    def __init__(self, found: TrainedFold, file: Path, checkpoint: dict[str, Any], out: Path, wanted: Wanted) -> None:
-        self.found, self.file, self.checkpoint, self.out, self.wanted = found, file, checkpoint, out, wanted
-        of_both = (checkpoint["network_weights"], checkpoint["mn"]["network_2d"])
+    def __init__(self, found: TrainedFold, out: Path, wanted: Wanted) -> None:
+        self.found, self.out, self.wanted = found, out, wanted
+        of_both = (found.checkpoint["network_weights"], found.checkpoint["mn"]["network_2d"])
         self._of_model = [FORMAT, *(hash_of(weights.items()) for weights in of_both), wanted.mirroring]
         self._predictor: BothPredictor | None = None
 
@@ -85,13 +83,7 @@ class Predictions:
 
     def _built(self) -> BothPredictor:
         if self._predictor is None:
-            self._predictor = BothPredictor(
-                self.file,
-                self.checkpoint,
-                self.found.folders.configuration,
-                device=self.wanted.device,
-                mirroring=self.wanted.mirroring,
-            )
+            self._predictor = BothPredictor(self.found, device=self.wanted.device, mirroring=self.wanted.mirroring)
         return self._predictor
 
     def _distances(self, case: Case, by: BothPredictor) -> dict[str, float]:

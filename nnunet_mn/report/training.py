@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_mn.bridge.prediction.fold import TrainedFold
+from nnunet_mn.bridge.training.join import CHECKPOINT
 from nnunet_mn.bridge.training.owner import NAME as LOCK
 
 STOCK_ITERATIONS = 250  # an epoch, if no setting says otherwise
@@ -37,19 +38,13 @@ class Training:
     log: Mapping[str, Sequence[Any]]
 
 
-def training_of(found: TrainedFold, checkpoint: Mapping[str, Any], *, final: bool) -> Training:
-    """What a checkpoint says about its training.
-
-    Args:
-        found: the trained fold.
-        checkpoint: the content of its newest checkpoint.
-        final: the training has reached its end.
-    """
-    mn, log = checkpoint["mn"], checkpoint["logging"]
+def training_of(found: TrainedFold) -> Training:
+    """What the newest checkpoint of a fold says about its training."""
+    mn, log = found.checkpoint["mn"], found.checkpoint["logging"]
     epochs = len(log["train_losses"])
     planned = round(mn["schedule"]["total"] / (mn["config"]["iterations_per_epoch"] or STOCK_ITERATIONS))
     return Training(
-        state=_state(found, final=final, epochs=epochs, planned=planned),
+        state=_state(found, epochs=epochs, planned=planned),
         epochs=epochs,
         planned_epochs=planned,
         cases=dict(mn["cases"]),
@@ -62,8 +57,8 @@ def training_of(found: TrainedFold, checkpoint: Mapping[str, Any], *, final: boo
     )
 
 
-def _state(found: TrainedFold, *, final: bool, epochs: int, planned: int) -> str:
-    if not final:
+def _state(found: TrainedFold, *, epochs: int, planned: int) -> str:
+    if found.file.name != CHECKPOINT:
         how = "running, or was killed" if (found.folder / LOCK).exists() else "stopped"
         return f"{how}; the newest checkpoint is of epoch {epochs} of {planned}"
     if not (found.folder / "validation" / "summary.json").is_file():

@@ -5,9 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measured:
-    """Rank correlation of estimated and true Dice over the unlabeled cases of a dataset."""
+    """Rank correlation of estimated and true Dice over the unlabeled cases of a training.
+
+    Args:
+        data: in words.
+        dataset: its name.
+        cases: unlabeled ones.
+        correlation: Spearman's.
+    """
 
     data: str
+    dataset: str
     cases: int
     correlation: float
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.prediction.fold import TrainedFold, load_case
 from nnunet_mn.bridge.prediction.structures import structures_of
-from nnunet_mn.bridge.training.join import read_trained
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.page import Content, render
 from nnunet_mn.report.predictions import Predictions, Wanted
@@ -32,11 +31,8 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
         The page.
 
     Raises:
-        MNError: when there is no checkpoint, a file cannot be read, the networks cannot be built, or the folder cannot
-            be written.
+        MNError: when a file cannot be read, the networks cannot be built, or the folder cannot be written.
     """
-    file = found.checkpoint
-    checkpoint = read_trained(file)
     planned = found.planned
     configuration = planned.configuration_manager
     labels = planned.plans_manager.get_label_manager(planned.dataset_json)
@@ -45,10 +41,10 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
     labeled = (load_case(case).segmentation for case in found.cases("labeled"))
     usual = usual_structures(labeled, structures, spacing=configuration.spacing, ignored=labels.ignore_label)
     try:
-        results = Predictions(found, file, checkpoint, out, wanted).all(log)
+        results = Predictions(found, out, wanted).all(log)
         val, unlabeled = ([case for case in results if case.role == role] for role in ("val", "unlabeled"))
         ranked = rank(unlabeled, usual)
-        training = training_of(found, checkpoint, final=file.name == "checkpoint_final.pth")
+        training = training_of(found)
         rows = list(rows_of(val, official, ranked))
         page = render(
             Content(

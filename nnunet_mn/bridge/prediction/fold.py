@@ -15,10 +15,10 @@ from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.planning.checks import dataset_class_of
-from nnunet_mn.bridge.training.join import ModelFolders
+from nnunet_mn.bridge.training.join import ModelFolders, read_trained
 from nnunet_mn.errors import MNError
 
-# The newest first. nnU-Net has written no other when a training has just begun.
+# The newest first. A training that has just begun has the last one alone.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
@@ -53,6 +53,8 @@ class TrainedFold:
         folders: of the model.
         fold: its name, such as `0` or `all`.
         planned: the dataset and its plans.
+        file: its newest checkpoint.
+        checkpoint: the content of this file.
         roles: of the cases.
         unlabeled: the chosen ones of the unlabeled cases that are preprocessed here.
         warnings: for the user.
@@ -61,6 +63,8 @@ class TrainedFold:
     folders: ModelFolders
     fold: str
     planned: PlannedDataset
+    file: Path
+    checkpoint: dict[str, Any]
     roles: Roles
     unlabeled: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -69,22 +73,6 @@ class TrainedFold:
     def folder(self) -> Path:
         """nnU-Net's folder of the fold."""
         return self.folders.trained / f"fold_{self.fold}"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The newest checkpoint.
-
-        Raises:
-            MNError: when there is none.
-        """
-        for name in CHECKPOINTS:
-            if (self.folder / name).is_file():
-                return self.folder / name
-        raise MNError(
-            f"there is no checkpoint in {self.folder} yet; wait for one, or run 'nnUNetv2_train "
-            f"{self.folders.dataset.name} {self.folders.configuration} {self.fold} -tr {self.folders.trainer} "
-            f"-p {self.folders.plans}'"
-        )
 
     def cases(self, role: str) -> Iterator[Case]:
         """The cases that are `labeled`, `val` or `unlabeled`, by name."""
@@ -115,17 +103,17 @@ def find_trained_fold(
         at_most: so many unlabeled cases, spread evenly over their names. None: all.
 
     Raises:
-        MNError: when there is no such training, or its cases are not here.
+        MNError: when there is no such training, it has no checkpoint yet, or its cases are not here.
     """
     folders = ModelFolders(dataset=results, trainer=trainer, plans=plans, configuration=configuration)
-    if not (folders.trained / f"fold_{fold}").is_dir():
-        raise MNError(f"{folders.trained} holds no fold_{fold}; give -tr, -p, -c and -f as for nnUNetv2_train")
+    file = _newest_checkpoint(folders, fold)
+    checkpoint = read_trained(file)
     planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
     splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
     which = int(fold) if fold.isdecimal() else fold
     here = sorted(complete_cases(planned.cases.labeled))
     roles = roles_in_training(splits, which, here, lambda: listed_split(splits, which, here))
-    found = find_unlabeled(planned.cases, roles, planned.config().unlabeled_sources)
+    found = find_unlabeled(planned.cases, roles, checkpoint["mn"]["config"].get("unlabeled_sources"))
     names = {case.name for case in found.cases}
     ready = names & complete_cases(planned.cases.unlabeled)
     warnings += [*roles.warnings, *found.warnings]
@@ -139,9 +127,24 @@ def find_trained_fold(
         folders=folders,
         fold=fold,
         planned=planned,
+        file=file,
+        checkpoint=checkpoint,
         roles=roles,
         unlabeled=tuple(chosen),
         warnings=tuple(warnings),
+    )
+
+
+def _newest_checkpoint(folders: ModelFolders, fold: str) -> Path:
+    folder = folders.trained / f"fold_{fold}"
+    if not folder.is_dir():
+        raise MNError(f"{folders.trained} holds no fold_{fold}; give -tr, -p, -c and -f as for nnUNetv2_train")
+    for name in CHECKPOINTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise MNError(
+        f"there is no checkpoint in {folder} yet; wait for one, or run 'nnUNetv2_train {folders.dataset.name} "
+        f"{folders.configuration} {fold} -tr {folders.trainer} -p {folders.plans}'"
     )
 
 

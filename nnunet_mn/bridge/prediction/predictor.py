@@ -3,7 +3,6 @@
 import contextlib
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnunet_mn.bridge.prediction.fold import TrainedFold
 from nnunet_mn.bridge.prediction.structures import Structure, masks_of, structures_of
 from nnunet_mn.bridge.training.join import joint_model
 from nnunet_mn.device import prepare_torch
@@ -46,9 +46,7 @@ class BothPredictor:
     """Predicts preprocessed cases with both networks, in one pass of nnU-Net's sliding window.
 
     Args:
-        file: any checkpoint of an M&N training, in its fold's folder.
-        checkpoint: its content.
-        configuration: the name of the trained one.
+        found: the trained fold.
         device: of the networks.
         mirroring: average over mirrored windows, as nnU-Net does by default. It takes up to eight times as long.
 
@@ -56,12 +54,11 @@ class BothPredictor:
         MNError: when its 2D network cannot be built here.
     """
 
-    def __init__(
-        self, file: Path, checkpoint: dict[str, Any], configuration: str, *, device: torch.device, mirroring: bool
-    ) -> None:
+    def __init__(self, found: TrainedFold, *, device: torch.device, mirroring: bool) -> None:
         if device.type == "cpu":
             prepare_torch()
-        model = joint_model(file, checkpoint, configuration)
+        configuration, checkpoint = found.folders.configuration, found.checkpoint
+        model = joint_model(found.file, checkpoint, configuration)
         self.description: dict[str, Any] = model.plans.description
         self.plans = PlansManager(model.plans.plans)
         self.configuration: ConfigurationManager = self.plans.get_configuration(configuration)
