@@ -51,8 +51,12 @@ def case(
     shift: float = 0.1,
     shape: tuple[int, int, int] = (12, 20, 16),
     sure: float = 0.9,
+    ignored: bool = False,
 ) -> CaseResult:
-    """A case whose 2D network is off by a shift. The truth is that of the 3D network."""
+    """A case whose 2D network is off by a shift. The truth is that of the 3D network.
+
+    With `ignored`, voxels do not count where the networks differ.
+    """
     truth, other = labels(shape), labels(shape, shift=shift)
     pair = Pair(
         probabilities(truth, sure), probabilities(other, sure - 0.05),
@@ -64,11 +68,13 @@ def case(
     predicted = Predicted(truth, other, truth, uncertainty, sums_of(pair), np.zeros((3, *shape), np.float16))
     made_by: Any = SimpleNamespace(
         structures=STRUCTURES,
-        labels=SimpleNamespace(has_ignore_label=False, ignore_label=None),
+        labels=SimpleNamespace(has_ignore_label=ignored, ignore_label=9),
         configuration=SimpleNamespace(spacing=SPACING),
     )
     hd95 = {"head": 1.5, "<b>tail</b>": float("nan")} if role == "val" else {}
-    return examine(name, role, Loaded(image, truth, {}), predicted, made_by, hd95)
+    return examine(
+        name, role, Loaded(image, np.where(ignored & (truth != other), 9, truth), {}), predicted, made_by, hd95
+    )
 
 
 def content(unlabeled: list[CaseResult], val: list[CaseResult] | None = None) -> Content:

@@ -166,6 +166,20 @@ def test_the_worst_comes_first_and_a_missing_structure_counts_zero(report_conten
     assert any("disagree on head" in reason for reason in by_name["bad"].reasons)
 
 
+def test_ignored_voxels_do_not_count_for_dice(report_content: ModuleType) -> None:
+    plain, ignoring = (report_content.case("case", "val", ignored=ignored) for ignored in (False, True))
+    for name, numbers in plain.structures.items():
+        assert numbers.dice["2D"] < 0.95
+        assert ignoring.structures[name].dice["2D"] == 1
+
+
+def test_pictures_have_the_shape_of_the_body_not_of_the_voxels(report_content: ModuleType) -> None:
+    made = report_content.case("case", shape=(12, 20, 16))  # of 3, 1 and 1.5 mm
+    views = [re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture.svg)[0] for picture in made.planes]
+    assert [tuple(map(float, view)) for view in views] == [(24, 20), (24, 36), (20, 36)]
+    assert all(f'class="of-{name} s{i}"' in made.planes[0].svg for name in ("3d", "2d", "joint") for i in (0, 1))
+
+
 def test_unusual_volumes_and_parts_are_named(report_content: ModuleType) -> None:
     made = report_content.case("case")
     for volume, words in ((5.0, "more than in any labeled case"), (0.1, "less than in any labeled case")):
