@@ -27,6 +27,7 @@ from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.prediction.fold import find_trained_fold
 from nnunet_mn.bridge.prediction.masks import mask_files
 from nnunet_mn.bridge.prediction.structures import structures_of
+from nnunet_mn.bridge.training.join import ModelFolders
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.predictions import Predictions, Wanted
 
@@ -64,14 +65,10 @@ def measure(
         "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
         "nnUNet_results": str(results),
     }
-    found = find_trained_fold(
-        dataset.name,
-        trainer="nnUNetTrainerMN",
-        plans=PLANS,
-        configuration=CONFIGURATION,
-        fold=fold,
-        results=results / dataset.name,
+    folders = ModelFolders(
+        dataset=results / dataset.name, trainer="nnUNetTrainerMN", plans=PLANS, configuration=CONFIGURATION
     )
+    found = find_trained_fold(folders, fold)
     found = replace(found, roles=replace(found.roles, val=()))
     wanted = Wanted(device=torch.device("cpu"), mirroring=mirroring, masks=True)
     folder = out / dataset.name / run

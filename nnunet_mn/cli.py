@@ -251,20 +251,14 @@ def report(
     """Write a page about a training: its curves, validation, and which unlabeled cases to look at."""
     from nnunet_mn.bridge.cases.dataset import results_of
     from nnunet_mn.bridge.prediction.fold import find_trained_fold
+    from nnunet_mn.bridge.training.join import ModelFolders
     from nnunet_mn.device import choose_device
     from nnunet_mn.report.predictions import Wanted
     from nnunet_mn.report.write import write_report
 
     wanted = Wanted(device=choose_device(device), mirroring=not disable_tta, masks=masks)
-    found = find_trained_fold(
-        dataset,
-        trainer=trainer,
-        plans=plans,
-        configuration=configuration,
-        fold=fold,
-        results=results_of(dataset),
-        at_most=at_most,
-    )
+    folders = ModelFolders(dataset=results_of(dataset), trainer=trainer, plans=plans, configuration=configuration)
+    found = find_trained_fold(folders, fold, at_most=at_most)
     page = write_report(found, out or found.folder / "report", wanted, typer.echo)
     typer.echo(f"wrote {page}; open it in a browser")
 

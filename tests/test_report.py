@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from nnunet_mn.bridge.prediction.fold import TrainedFold, find_trained_fold, load_case
 from nnunet_mn.bridge.prediction.predictor import BothPredictor
 from nnunet_mn.bridge.prediction.structures import structures_of
-from nnunet_mn.bridge.training.join import join
+from nnunet_mn.bridge.training.join import ModelFolders, join
 from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.reference import usual_structures
@@ -36,14 +36,9 @@ GEOMETRY = {"Spacing": (0.8, 1.1, 1.9), "Origin": (5.0, -3.0, 40.0), "Direction"
 
 def trained(site: Any) -> TrainedFold:
     with folders_of(site):
-        return find_trained_fold(
-            site.name,
-            trainer="nnUNetTrainerMN",
-            plans="nnUNetPlans",
-            configuration="3d_fullres",
-            fold="0",
-            results=site.fold.parents[1],
-        )
+        results = site.fold.parents[1]
+        names = {"trainer": "nnUNetTrainerMN", "plans": "nnUNetPlans", "configuration": "3d_fullres"}
+        return find_trained_fold(ModelFolders(dataset=results, **names), "0")
 
 
 @contextmanager

@@ -83,46 +83,23 @@ class TrainedFold:
             yield Case(name, folder)
 
 
-def find_trained_fold(
-    dataset: str,
-    *,
-    trainer: str,
-    plans: str,
-    configuration: str,
-    fold: str,
-    results: Path,
-    at_most: int | None = None,
-) -> TrainedFold:
+def find_trained_fold(folders: ModelFolders, fold: str, *, at_most: int | None = None) -> TrainedFold:
     """Find a training and its cases.
 
     Args:
-        dataset: its number or its name.
-        trainer, plans, configuration: their names.
+        folders: of the model.
         fold: its name, such as `0` or `all`.
-        results: the dataset's folder in nnUNet_results.
         at_most: so many unlabeled cases, spread evenly over their names. None: all.
 
     Raises:
         MNError: when there is no such training, it has no checkpoint yet, or its cases are not here.
     """
-    folders = ModelFolders(dataset=results, trainer=trainer, plans=plans, configuration=configuration)
     file = _newest_checkpoint(folders, fold)
     checkpoint = read_trained(file)
-    planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
-    splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
-    which = int(fold) if fold.isdecimal() else fold
-    here = sorted(complete_cases(planned.cases.labeled))
-    roles = roles_in_training(splits, which, here, lambda: listed_split(splits, which, here))
-    found = find_unlabeled(planned.cases, roles, checkpoint["mn"]["config"].get("unlabeled_sources"))
-    names = {case.name for case in found.cases}
-    ready = names & complete_cases(planned.cases.unlabeled)
-    warnings += [*roles.warnings, *found.warnings]
-    if missing := len(names - ready):
-        warnings.append(f"WARNING: {missing} unlabeled cases are not preprocessed here. They are left out")
-    chosen = sorted(ready)
-    if at_most is not None and at_most < len(chosen):
-        warnings.append(f"WARNING: {at_most} of {len(chosen)} unlabeled cases were chosen, evenly by name")
-        chosen = [chosen[i * len(chosen) // at_most] for i in range(at_most)]
+    dataset = find_dataset(folders.dataset.name)
+    planned = load_planned(dataset, plans=folders.plans, configuration=folders.configuration)
+    roles, warnings = _roles(planned, int(fold) if fold.isdecimal() else fold)
+    unlabeled, more = _unlabeled(planned, roles, checkpoint["mn"]["config"].get("unlabeled_sources"), at_most)
     return TrainedFold(
         folders=folders,
         fold=fold,
@@ -130,9 +107,32 @@ def find_trained_fold(
         file=file,
         checkpoint=checkpoint,
         roles=roles,
-        unlabeled=tuple(chosen),
-        warnings=tuple(warnings),
+        unlabeled=tuple(unlabeled),
+        warnings=(*warnings, *more),
     )
+
+
+def _roles(planned: PlannedDataset, fold: int | str) -> tuple[Roles, list[str]]:
+    """The roles in this fold, and warnings."""
+    splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
+    here = sorted(complete_cases(planned.cases.labeled))
+    roles = roles_in_training(splits, fold, here, lambda: listed_split(splits, fold, here))
+    return roles, [*warnings, *roles.warnings]
+
+
+def _unlabeled(
+    planned: PlannedDataset, roles: Roles, sources: tuple[str, ...] | None, at_most: int | None
+) -> tuple[list[str], list[str]]:
+    """The preprocessed unlabeled cases, or some of them, and warnings."""
+    found = find_unlabeled(planned.cases, roles, sources)
+    names = {case.name for case in found.cases}
+    ready, warnings = sorted(names & complete_cases(planned.cases.unlabeled)), list(found.warnings)
+    if missing := len(names) - len(ready):
+        warnings.append(f"WARNING: {missing} unlabeled cases are not preprocessed here. They are left out")
+    if at_most is not None and at_most < len(ready):
+        warnings.append(f"WARNING: {at_most} of {len(ready)} unlabeled cases were chosen, evenly by name")
+        ready = [ready[i * len(ready) // at_most] for i in range(at_most)]
+    return ready, warnings
 
 
 def _newest_checkpoint(folders: ModelFolders, fold: str) -> Path:
