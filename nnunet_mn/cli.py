@@ -27,6 +27,7 @@ Dataset = Annotated[str, typer.Option("-d", "--dataset", help="Number or name of
 
 Configuration = Annotated[str, typer.Option("-c", "--configuration", help="Configuration of the plans.")]
 Plans = Annotated[str, typer.Option("-p", "--plans", help="Name of the plans.")]
+Trainer = Annotated[str, typer.Option("-tr", "--trainer", help="Name of the trainer.")]
 
 
 def main() -> None:
@@ -205,7 +206,7 @@ def join(
     more_folds: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     configuration: Configuration = "3d_fullres",
     plans: Plans = "nnUNetPlans",
-    trainer: Annotated[str, typer.Option("-tr", "--trainer", help="Name of the trainer.")] = "nnUNetTrainerMN",
+    trainer: Trainer = "nnUNetTrainerMN",
     weight_2d: Annotated[float, typer.Option(help="Of the 2D network's probabilities in the mean.")] = 0.5,
     force: Annotated[bool, typer.Option("--force", help="Replace a joint model, with its validation.")] = False,
 ) -> None:
@@ -221,6 +222,45 @@ def join(
         f"wrote {joint} (folds {', '.join(chosen)}); predict with: nnUNetv2_predict -tr {joint.name.split('__')[0]} "
         f"-p {plans} -d {dataset} -c {configuration} -f {' '.join(chosen)} -i IN -o OUT"
     )
+
+
+@app.command(epilog="Example: nnunet-mn report -d 4 -c 3d_fullres -f 0 --masks")
+def report(
+    dataset: Dataset,
+    configuration: Configuration = "3d_fullres",
+    plans: Plans = "nnUNetPlans",
+    trainer: Trainer = "nnUNetTrainerMN",
+    fold: Annotated[str, typer.Option("-f", "--fold", help="A trained fold, such as 0, or all.")] = "0",
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for the page. If left out: report in the fold's own."),
+    ] = None,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Also write masks of the unlabeled cases, and maps of uncertainty.")
+    ] = False,
+    disable_tta: Annotated[
+        bool, typer.Option("--disable_tta", help="Predict without mirroring: up to 8 times as fast.")
+    ] = False,
+    at_most: Annotated[
+        int | None, typer.Option(min=1, help="Look at so many unlabeled cases, spread evenly over their names.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("-device", help="cuda, cpu or mps. If left out: a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Write a page about a training: its curves, validation, and which unlabeled cases to look at."""
+    from nnunet_mn.bridge.cases.dataset import results_of
+    from nnunet_mn.bridge.prediction.fold import find_trained_fold
+    from nnunet_mn.bridge.training.join import ModelFolders
+    from nnunet_mn.device import choose_device
+    from nnunet_mn.report.predictions import Wanted
+    from nnunet_mn.report.write import write_report
+
+    wanted = Wanted(device=choose_device(device), mirroring=not disable_tta, masks=masks)
+    folders = ModelFolders(dataset=results_of(dataset), trainer=trainer, plans=plans, configuration=configuration)
+    found = find_trained_fold(folders, fold, at_most=at_most)
+    page = write_report(found, out or found.folder / "report", wanted, typer.echo)
+    typer.echo(f"wrote {page}; open it in a browser")
 
 
 @app.command(

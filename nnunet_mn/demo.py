@@ -39,14 +39,15 @@ class Scale:
     val_iterations: int
     n_unlabeled: int
     n_test: int
+    n_reported: int  # unlabeled cases on the report's page
 
 
-FULL = Scale(epochs=24, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12)
-QUICK = Scale(epochs=2, iterations=5, val_iterations=1, n_unlabeled=24, n_test=8)
+FULL = Scale(epochs=24, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12, n_reported=36)
+QUICK = Scale(epochs=2, iterations=5, val_iterations=1, n_unlabeled=24, n_test=8, n_reported=4)
 
 
 def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
-    """Run the whole demo, show its progress, and leave `demo.json` and `demo.png`.
+    """Run the whole demo, show its progress, and leave `demo.json`, `demo.png` and a report.
 
     Args:
         out: folder for everything. It is new, empty, or of an earlier demo; such a demo is replaced.
@@ -67,6 +68,7 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
         show = _Stages(progress, space, environment)
         _make_data(show, seed=seed, scale=scale)
         baseline, mn = (_run_model(show, name, trainer, scale) for name, trainer in (BASELINE, MN))
+        _report(show, scale)
     result = DemoResult(
         seed=seed,
         quick=quick,
@@ -85,6 +87,7 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
     console.print(
         f"{result.seconds:.0f} s in all. Numbers: {out / 'demo.json'}  picture: {out / 'demo.png'}", soft_wrap=True
     )
+    console.print(f"Open this page in a browser: {out / 'report' / 'report.html'}", soft_wrap=True)
     return result
 
 
@@ -175,6 +178,12 @@ def _run_model(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelRes
     scores = read_scores(summary, space.test_labels, predictions)
     curves = _read_curves(space.model(trainer) / "checkpoint_final.pth")
     return ModelResult(name=name, trainer=trainer, seconds=seconds, scores=scores, curves=curves)
+
+
+def _report(show: _Stages, scale: Scale) -> None:
+    """The page about the M&N training."""
+    which = ("-d", str(DATASET_ID), "-p", PLANS, "-o", str(show.space.report), "--at-most", str(scale.n_reported))
+    show.run("nnunet-mn report", "nnunet-mn", "report", *which, "--disable_tta", "-device", "cpu", log="report.log")
 
 
 def _read_curves(checkpoint: Path) -> dict[str, list[float]]:

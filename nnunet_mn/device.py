@@ -46,6 +46,20 @@ def fused(device: torch.device) -> dict[str, bool]:
     return {"fused": True} if device.type == "cuda" else {}
 
 
+def choose_device(name: str | None) -> torch.device:
+    """The device of this name. Without a name it is a GPU if there is one, else the CPU.
+
+    Raises:
+        MNError: when the name is none of cuda, cpu and mps, or this machine has no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cuda", "cpu", "mps"):
+        raise MNError(f"-device is '{name}', but must be cuda, cpu or mps")
+    check_device(torch.device(name))
+    return torch.device(name)
+
+
 FIRST_WITH_BF16 = (8, 0)  # compute capability: NVIDIA Ampere
 
 

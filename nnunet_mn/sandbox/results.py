@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from nnunet_mn.distances import hausdorff_95
 from nnunet_mn.sandbox.dataset import read_volume
-from nnunet_mn.sandbox.distances import hausdorff_95
 from nnunet_mn.sandbox.phantoms import LABELS, SPACING
 
 CLASSES = {name: label for name, label in LABELS.items() if label > 0}

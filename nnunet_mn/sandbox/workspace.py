@@ -43,6 +43,11 @@ class Workspace:
     def logs(self) -> Path:
         return self.out / "logs"
 
+    @property
+    def report(self) -> Path:
+        """The folder of the report's page."""
+        return self.out / "report"
+
     def model(self, trainer: str) -> Path:
         """nnU-Net's folder for fold 0 of a trainer."""
         return self.results / f"{trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
@@ -63,7 +68,8 @@ class Workspace:
             raise MNError(f"{self.out} holds files that no demo has written; give --out a folder that is empty or new")
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / _MARK).touch()
-        for folder in (self.raw, self.preprocessed, self.results, self.test_labels, self.logs, self.predictions("")):
+        kept = (self.raw, self.preprocessed, self.results, self.test_labels, self.logs, self.predictions(""))
+        for folder in (*kept, self.report):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.out / "demo.json", self.out / "demo.png"):  # a failed run must not show an old result
             file.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from filelock import FileLock
@@ -113,58 +113,59 @@ def _keep_other_folds(joint: Path, staging: Path) -> None:
             shutil.copytree(fold, staging / fold.name)
 
 
-class Joined(NamedTuple):
-    """A joint model in memory.
+@dataclass(frozen=True)
+class JointModel:
+    """Both networks of a checkpoint as one network.
 
     Args:
-        network: with the weights of both networks.
-        plans: the content of its plans.json.
-        content: of the training's checkpoint.
+        network: with the trained weights.
+        plans: its plans.
     """
 
     network: Joint
-    plans: dict[str, Any]
-    content: dict[str, Any]
+    plans: TrainedPlans
 
 
-def join_networks(file: Path, configuration: str, *, weight_2d: float = 0.5) -> Joined:
-    """Build the joint model of one fold.
+def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, weight_2d: float = 0.5) -> JointModel:
+    """Build the joint model of a checkpoint in memory.
 
     Args:
-        file: the final checkpoint of an M&N training, in its place under nnUNet_results.
-        configuration, weight_2d: as in `join`.
+        file: of an M&N training, in its fold's folder.
+        checkpoint: its content, from `read_trained`.
+        configuration: the name of the trained one.
+        weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
 
     Raises:
-        MNError: when the 2D network cannot be built here.
+        MNError: when a file cannot be read, or the 2D network cannot be built here.
     """
     plans, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
     trained = TrainedPlans(plans, description, configuration)
-    content = _read(file)
-    config = MNConfig(**{name: content["mn"]["config"][name] for name in _OF_NETWORKS})
-    network_2d = _trained_network_2d(content["mn"], config, trained, file)
+    config = MNConfig(**{name: checkpoint["mn"]["config"][name] for name in _OF_NETWORKS})
+    network_2d = _trained_network_2d(checkpoint["mn"], config, trained, file)
     joined = trained.joined(network_2d.spec.to_json(), config, weight_2d=weight_2d)
     joint = joined.build()
-    weights_3d = {name.removeprefix("module."): tensor for name, tensor in content["network_weights"].items()}
+    weights_3d = {name.removeprefix("module."): tensor for name, tensor in checkpoint["network_weights"].items()}
     check_network(weights_3d, joint.network_3d, file)
     joint.network_3d.load_state_dict(weights_3d)
     rebuilt = cast(Network2D, joint.network_2d.network)
     rebuilt.load_state_dict(network_2d.state_dict())
     _check_rebuilt(rebuilt, network_2d)
-    return Joined(joint, joined.plans, content)
+    return JointModel(joint, joined)
 
 
 def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: float) -> None:
-    joint, plans, content = join_networks(file, configuration, weight_2d=weight_2d)
-    _write_plans(plans, staging, file)
+    checkpoint = read_trained(file)
+    model = joint_model(file, checkpoint, configuration, weight_2d=weight_2d)
+    _write_plans(model.plans.plans, staging, file)
     fold = staging / file.parent.name
     fold.mkdir()
-    torch.save(_checkpoint(content, plans, joint.state_dict()), fold / CHECKPOINT)
+    torch.save(_checkpoint(checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
     if (file.parent / "progress.png").is_file():  # nnU-Net's export insists on it
         shutil.copyfile(file.parent / "progress.png", fold / "progress.png")
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A checkpoint of an M&N training."""
+def read_trained(file: Path) -> dict[str, Any]:
+    """A checkpoint of an M&N training. Raises an MNError if the file is none, or cannot be read."""
     content = read_by_environment(file)
     mn_part(content, file)  # for its sentence
     return content

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.training.checkpoint import check_network
-from nnunet_mn.bridge.training.join import CHECKPOINT, JOINT_TRAINER, ModelFolders, join_networks, read_json
+from nnunet_mn.bridge.training.join import CHECKPOINT, JOINT_TRAINER, ModelFolders, joint_model, read_json, read_trained
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
@@ -40,7 +40,8 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: Mapping[st
     if file.parents[1].name.startswith(JOINT_TRAINER):
         network, plans = _from_joint(file, folders.configuration)
     else:
-        network, plans, _ = join_networks(file, folders.configuration)
+        model = joint_model(file, read_trained(file), folders.configuration)
+        network, plans = model.network, model.plans.plans
     _check_like(plans, like, folders.configuration, file)
     return TeacherModel(network, file, hash_of(network.state_dict().items()))
 

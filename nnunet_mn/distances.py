@@ -17,7 +17,8 @@ def hausdorff_95(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], spacin
     """
     if not truth.any() or not prediction.any():
         return float("nan")
-    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (truth, prediction)]
+    box = ndimage.find_objects((truth | prediction).view(np.uint8))[0]  # both surfaces lie in it
+    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (truth, prediction)]
     directed = [_to_surface(to, spacing)[of] for of, to in (surfaces, surfaces[::-1])]
     return float(max(np.percentile(distances, 95) for distances in directed))
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_mn.sandbox.distances import hausdorff_95
+from nnunet_mn.distances import hausdorff_95
 
 SPACING = (3.0, 1.5, 1.0)
 

@@ -1,0 +1,199 @@
+"""Is the report's estimated Dice worth something? Compares it with the true Dice of unlabeled cases.
+
+    python benchmarks/quality.py measure DATASET_FOLDER --work FOLDER --run mn_fold0_seed0 --fold 0
+    python benchmarks/quality.py table
+
+DATASET_FOLDER is a raw nnU-Net dataset whose unlabeled cases have labels in labelsTr. Training has never read them.
+FOLDER is the workspace of benchmarks/accuracy.py with the training. `measure` predicts the unlabeled cases as
+`nnunet-mn report` does. It keeps one line a training in benchmarks/results/quality.jsonl. `table` writes quality.json
+and quality.md from these lines.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from evidence.workspace import CONFIGURATION, PLANS
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+from scipy.stats import spearmanr
+
+from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.prediction.fold import find_trained_fold
+from nnunet_mn.bridge.prediction.masks import mask_files
+from nnunet_mn.bridge.prediction.structures import structures_of
+from nnunet_mn.bridge.training.join import ModelFolders
+from nnunet_mn.errors import MNError
+from nnunet_mn.report.predictions import Predictions, Wanted
+
+RESULTS = Path(__file__).parent / "results"
+RECORDS = RESULTS / "quality.jsonl"
+DRAWS = 2000  # of the bootstrap
+
+Numbers = Mapping[str, float]
+# What a structure's numbers say about its mask: the higher the better.
+SCORES: dict[str, Callable[[Numbers], float]] = {
+    "agreement of the networks (1 - disagreement)": lambda n: 1 - n["disagreement"],
+    "certainty (1 - mean entropy)": lambda n: 1 - n["entropy"],
+    "mean of agreement and certainty": lambda n: (2 - n["disagreement"] - n["entropy"]) / 2,
+    "expected Dice of the joint mask": lambda n: n["estimate"],
+    "mean of agreement and expected Dice": lambda n: (1 - n["disagreement"] + n["estimate"]) / 2,
+    "volume of the joint mask": lambda n: n["volume_ml"],
+}
+DEFAULT = "expected Dice of the joint mask"
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@app.command()
+def measure(
+    dataset: Annotated[Path, typer.Argument(help="raw nnU-Net dataset")],
+    work: Annotated[Path, typer.Option(help="workspace of accuracy.py")],
+    run: Annotated[str, typer.Option(help="name of the training there")],
+    fold: Annotated[str, typer.Option(help="of the training")] = "0",
+    out: Annotated[Path, typer.Option(help="folder for predictions; an interrupted run goes on")] = Path("quality"),
+    mirroring: Annotated[bool, typer.Option(help="as nnU-Net predicts; up to eight times as slow")] = True,
+) -> None:
+    """Predict the unlabeled cases of a training, and compare with their labels."""
+    (results,) = sorted(work.glob(f"runs/*/{run}"))
+    os.environ |= {
+        "nnUNet_raw": str(dataset.parent.resolve()),
+        "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
+        "nnUNet_results": str(results),
+    }
+    folders = ModelFolders(
+        dataset=results / dataset.name, trainer="nnUNetTrainerMN", plans=PLANS, configuration=CONFIGURATION
+    )
+    found = find_trained_fold(folders, fold)
+    found = replace(found, roles=replace(found.roles, val=()))
+    wanted = Wanted(device=torch.device("cpu"), mirroring=mirroring, masks=True)
+    folder = out / dataset.name / run
+    cases = Predictions(found, folder, wanted).all(typer.echo)
+    record = {
+        "dataset": dataset.name,
+        "run": run,
+        "scale": results.parent.name,
+        "epochs": len(found.checkpoint["logging"]["train_losses"]),
+        "checkpoint": found.file.name,
+        "mirroring": mirroring,
+        "labeled": len(found.roles.labeled),
+        "cases": {
+            case.name: {
+                name: {**_kept(numbers), "dice": true}
+                for (name, numbers), true in zip(
+                    case.structures.items(), _true_dice(found, dataset, folder, case.name), strict=True
+                )
+            }
+            for case in cases
+        },
+    }
+    _keep(record)
+    _print(record)
+
+
+def _kept(numbers: Any) -> dict[str, Any]:
+    return {key: getattr(numbers, key) for key in ("estimate", "disagreement", "entropy", "volume_ml", "components")}
+
+
+def _true_dice(found: Any, dataset: Path, folder: Path, name: str) -> Iterator[float | None]:
+    """nnU-Net's Dice of each structure, in the image's own voxels."""
+    manager, description = found.planned.plans_manager, found.planned.dataset_json
+    structures = structures_of(manager.get_label_manager(description), description)
+    ending = description["file_ending"]
+    truth, mask = dataset / "labelsTr" / f"{name}{ending}", mask_files(folder, name, ending)[0]
+    keys = [s.labels if len(s.labels) > 1 else s.labels[0] for s in structures]
+    metrics = compute_metrics(str(truth), str(mask), manager.image_reader_writer_class(), keys)["metrics"]
+    for key in keys:
+        yield None if np.isnan(metrics[key]["Dice"]) else float(metrics[key]["Dice"])
+
+
+def _keep(record: dict[str, Any]) -> None:
+    """Replace the line of the same training."""
+    same = ("dataset", "run", "scale")
+    others = [other for other in _records() if any(other[key] != record[key] for key in same)]
+    lines = sorted(json.dumps(one, sort_keys=True) for one in [*others, record])
+    write_whole(RECORDS, "\n".join(lines) + "\n")
+
+
+def _records() -> list[dict[str, Any]]:
+    lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def correlations(record: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Spearman correlation of each score with the true Dice, and its 95 % interval by bootstrap over cases."""
+    true = np.array([_mean(case, lambda n: n["dice"]) for case in record["cases"].values()])
+    draws = np.random.default_rng(0).integers(len(true), size=(DRAWS, len(true)))
+    found = {}
+    for name, score in SCORES.items():
+        values = np.array([_mean(case, score) for case in record["cases"].values()])
+        drawn = [spearmanr(values[draw], true[draw]).statistic for draw in draws]
+        low, high = np.nanpercentile(drawn, (2.5, 97.5))
+        found[name] = (float(spearmanr(values, true).statistic), float(low), float(high))
+    return found
+
+
+def _mean(case: dict[str, dict[str, Any]], score: Callable[[Numbers], float]) -> float:
+    """Over the structures of a case. What no network sees counts 0."""
+    return float(np.mean([0 if None in numbers.values() else score(numbers) for numbers in case.values()]))
+
+
+def _print(record: dict[str, Any]) -> None:
+    typer.echo(f"{record['dataset']}, {record['run']}: {len(record['cases'])} unlabeled cases")
+    for name, (value, low, high) in correlations(record).items():
+        typer.echo(f"{name:46} {value:.2f} [{low:.2f}, {high:.2f}]")
+
+
+@app.command()
+def table() -> None:
+    """Write quality.json and quality.md from all kept trainings."""
+    records = _records()
+    if not records:
+        raise MNError(f"{RECORDS} holds nothing; run measure first")
+    found = [correlations(record) for record in records]
+    heads = [f"{record['dataset'].partition('_')[2]}, {record['run']}" for record in records]
+    lines = [
+        "Spearman correlation of scores with the true Dice of the joint mask. Over unlabeled cases [95 % interval].",
+        "Written by `python benchmarks/quality.py table`.",
+        "",
+        f"| score | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(records)}",
+    ]
+    for name in SCORES:
+        cells = " | ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (one[name] for one in found))
+        lines.append(f"| {name}{' (the default)' * (name == DEFAULT)} | {cells} |")
+    lines.append("")
+    for record in records:
+        lines.append(f"- {_described(record)}")
+    summary = [
+        {"dataset": r["dataset"], "run": r["run"], "cases": len(r["cases"]), "correlation": round(one[DEFAULT][0], 2)}
+        for r, one in zip(records, found, strict=True)
+    ]
+    write_whole(RESULTS / "quality.md", "\n".join(lines) + "\n")
+    write_whole(RESULTS / "quality.json", json.dumps(summary, indent=1) + "\n")
+    typer.echo("\n".join(lines))
+
+
+def _described(record: dict[str, Any]) -> str:
+    """A training in a line."""
+    true = [_mean(case, lambda n: n["dice"]) for case in record["cases"].values()]
+    estimated = [_mean(case, lambda n: n["estimate"]) for case in record["cases"].values()]
+    off = np.mean(np.abs(np.subtract(true, estimated)))
+    return (
+        f"{record['dataset']}, {record['run']}: {record['labeled']} labeled and {len(true)} unlabeled cases, "
+        f"{record['scale']}, {record['epochs']} epochs, {record['checkpoint']}, "
+        f"{'with' if record['mirroring'] else 'without'} mirroring. True Dice {np.mean(true):.3f} "
+        f"({np.min(true):.3f} to {np.max(true):.3f}), estimated {np.mean(estimated):.3f}, off by {off:.3f} on average."
+    )
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except MNError as error:
+        typer.echo(f"quality.py: {error}", err=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,165 @@
+"""A trained fold: its folder, its newest checkpoint, and its cases on this machine."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.manifest import complete_cases
+from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
+from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
+from nnunet_mn.bridge.cases.splits import read_splits
+from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
+from nnunet_mn.bridge.planning.checks import dataset_class_of
+from nnunet_mn.bridge.training.join import ModelFolders, read_trained
+from nnunet_mn.errors import MNError
+
+# The newest first. A training that has just begun has the last one alone.
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+class Case(NamedTuple):
+    """A preprocessed case: nnU-Net's three files of it."""
+
+    name: str
+    folder: Path
+
+    def state(self) -> list[int]:
+        """Size and time of its image. They tell whether it has changed."""
+        found = (self.folder / f"{self.name}.b2nd").stat()
+        return [found.st_size, found.st_mtime_ns]
+
+
+class Loaded(NamedTuple):
+    """The content of a preprocessed case: image `(C, D, H, W)`, segmentation `(D, H, W)`, and properties for export.
+
+    The segmentation of an unlabeled case holds no labels.
+    """
+
+    image: NDArray[np.float32]
+    segmentation: NDArray[np.integer]
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFold:
+    """A training on one fold.
+
+    Args:
+        folders: of the model.
+        fold: its name, such as `0` or `all`.
+        planned: the dataset and its plans.
+        file: its newest checkpoint.
+        checkpoint: the content of this file.
+        roles: of the cases.
+        unlabeled: the chosen ones of the unlabeled cases that are preprocessed here.
+        warnings: for the user.
+    """
+
+    folders: ModelFolders
+    fold: str
+    planned: PlannedDataset
+    file: Path
+    checkpoint: dict[str, Any]
+    roles: Roles
+    unlabeled: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """nnU-Net's folder of the fold."""
+        return self.folders.trained / f"fold_{self.fold}"
+
+    def cases(self, role: str) -> Iterator[Case]:
+        """The cases that are `labeled`, `val` or `unlabeled`, by name."""
+        names = self.unlabeled if role == "unlabeled" else getattr(self.roles, role)
+        folders = self.planned.cases
+        folder = folders.unlabeled if role == "unlabeled" else folders.labeled
+        for name in sorted(names):
+            yield Case(name, folder)
+
+
+def find_trained_fold(folders: ModelFolders, fold: str, *, at_most: int | None = None) -> TrainedFold:
+    """Find a training and its cases.
+
+    Args:
+        folders: of the model.
+        fold: its name, such as `0` or `all`.
+        at_most: so many unlabeled cases, spread evenly over their names. None: all.
+
+    Raises:
+        MNError: when there is no such training, it has no checkpoint yet, or its cases are not here.
+    """
+    file = _newest_checkpoint(folders, fold)
+    checkpoint = read_trained(file)
+    dataset = find_dataset(folders.dataset.name)
+    planned = load_planned(dataset, plans=folders.plans, configuration=folders.configuration)
+    roles, warnings = _roles(planned, int(fold) if fold.isdecimal() else fold)
+    unlabeled, more = _unlabeled(planned, roles, checkpoint["mn"]["config"].get("unlabeled_sources"), at_most)
+    return TrainedFold(
+        folders=folders,
+        fold=fold,
+        planned=planned,
+        file=file,
+        checkpoint=checkpoint,
+        roles=roles,
+        unlabeled=tuple(unlabeled),
+        warnings=(*warnings, *more),
+    )
+
+
+def _roles(planned: PlannedDataset, fold: int | str) -> tuple[Roles, list[str]]:
+    """The roles in this fold, and warnings."""
+    splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
+    here = sorted(complete_cases(planned.cases.labeled))
+    roles = roles_in_training(splits, fold, here, lambda: listed_split(splits, fold, here))
+    return roles, [*warnings, *roles.warnings]
+
+
+def _unlabeled(
+    planned: PlannedDataset, roles: Roles, sources: tuple[str, ...] | None, at_most: int | None
+) -> tuple[list[str], list[str]]:
+    """The preprocessed unlabeled cases, or some of them, and warnings."""
+    found = find_unlabeled(planned.cases, roles, sources)
+    names = {case.name for case in found.cases}
+    ready, warnings = sorted(names & complete_cases(planned.cases.unlabeled)), list(found.warnings)
+    if missing := len(names) - len(ready):
+        warnings.append(f"WARNING: {missing} unlabeled cases are not preprocessed here. They are left out")
+    if at_most is not None and at_most < len(ready):
+        warnings.append(f"WARNING: {at_most} of {len(ready)} unlabeled cases were chosen, evenly by name")
+        ready = [ready[i * len(ready) // at_most] for i in range(at_most)]
+    return ready, warnings
+
+
+def _newest_checkpoint(folders: ModelFolders, fold: str) -> Path:
+    folder = folders.trained / f"fold_{fold}"
+    if not folder.is_dir():
+        raise MNError(f"{folders.trained} holds no fold_{fold}; give -tr, -p, -c and -f as for nnUNetv2_train")
+    for name in CHECKPOINTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise MNError(
+        f"there is no checkpoint in {folder} yet; wait for one, or run 'nnUNetv2_train {folders.dataset.name} "
+        f"{folders.configuration} {fold} -tr {folders.trainer} -p {folders.plans}'"
+    )
+
+
+def load_case(case: Case) -> Loaded:
+    """Read a preprocessed case through nnU-Net.
+
+    Raises:
+        MNError: when nnU-Net cannot read it.
+    """
+    dataset = dataset_class_of(case.folder)(str(case.folder), [case.name])
+    try:
+        image, segmentation, *_, properties = dataset.load_case(case.name)
+        return Loaded(np.asarray(image[:], np.float32), np.asarray(segmentation[:])[0], properties)
+    except Exception as error:  # a damaged file may raise anything
+        raise MNError(
+            f"the preprocessed case '{case.name}' in {case.folder} cannot be read ({error}); run nnUNetv2_preprocess "
+            f"or 'nnunet-mn preprocess' again"
+        ) from error

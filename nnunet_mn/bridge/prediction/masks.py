@@ -1,0 +1,68 @@
+"""Masks and maps of uncertainty as files with the image's own geometry."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+
+from nnunet_mn.bridge.prediction.predictor import BothPredictor, Predicted
+
+
+def mask_files(folder: Path, name: str, ending: str) -> tuple[Path, Path]:
+    """The files of a case: its mask, and the map of its uncertainty."""
+    return folder / "masks" / f"{name}{ending}", folder / "uncertainty" / f"{name}{ending}"
+
+
+def write_masks(
+    folder: Path, name: str, predicted: Predicted, properties: dict[str, Any], made_by: BothPredictor
+) -> None:
+    """Write the joint mask and the map of uncertainty of a case. Files that are there stay: they may have been edited.
+
+    The mask has nnU-Net's labels. The map holds percent, 0 to 100.
+
+    Args:
+        folder: of the report.
+        name: of the case.
+        predicted: on the grid of the preprocessed image.
+        properties: of the case, from nnU-Net's preprocessing.
+        made_by: the predictor.
+    """
+    ending = made_by.description["file_ending"]
+    mask, uncertainty = mask_files(folder, name, ending)
+    for file in (mask, uncertainty):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if not mask.exists():
+        part = _beside(mask, ending)
+        export_prediction_from_logits(
+            predicted.logits, properties, made_by.configuration, made_by.plans, made_by.description,
+            str(part).removesuffix(ending), num_threads_torch=1,
+        )  # fmt: skip
+        part.replace(mask)
+    if not uncertainty.exists():
+        part = _beside(uncertainty, ending)
+        _write_map(part, predicted, properties, made_by)
+        part.replace(uncertainty)
+
+
+def _beside(file: Path, ending: str) -> Path:
+    """A temporary file. Its ending tells nnU-Net's writers the format."""
+    return file.with_name(f".{os.getpid()}.tmp{ending}")
+
+
+def _write_map(file: Path, predicted: Predicted, properties: dict[str, Any], made_by: BothPredictor) -> None:
+    """Resample, uncrop and transpose back, as nnU-Net's export does with a mask."""
+    forward = made_by.plans.transpose_forward
+    resampled = made_by.configuration.resampling_fn_probabilities(
+        predicted.uncertainty[None].astype(np.float32),
+        properties["shape_after_cropping_and_before_resampling"],
+        made_by.configuration.spacing,
+        [properties["spacing"][axis] for axis in forward],
+    )
+    whole = np.zeros(properties["shape_before_cropping"], np.uint8)
+    percent = np.rint(np.clip(np.asarray(resampled)[0], 0, 100)).astype(np.uint8)
+    whole = insert_crop_into_image(whole, percent, properties["bbox_used_for_cropping"])
+    writer = made_by.plans.image_reader_writer_class()
+    writer.write_seg(whole.transpose(made_by.plans.transpose_backward), str(file), properties)
