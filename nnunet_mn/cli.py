@@ -130,7 +130,7 @@ def suggest(
     dataset: Dataset,
     n: Annotated[int, typer.Option("-n", min=1, help="Cases to suggest.")] = 4,
     report: Annotated[
-        Path | None, typer.Option(help="JSON of `nnunet-mn report`: prefer cases that the networks get wrong.")
+        Path | None, typer.Option(help="JSON file of a report: prefer cases that the networks get wrong.")
     ] = None,
     fold: Annotated[int, typer.Option("-f", "--fold", min=0, help="Its labeled cases need no suggestion.")] = 0,
     ignore_labels: Annotated[

@@ -32,7 +32,12 @@ class Suggestion:
     @property
     def reason(self) -> str:
         """Why it was chosen, in words."""
-        looks = f"the most typical of {self.alike} cases that look alike" if self.alike > 1 else "looks like no other"
+        if self.alike == 1:
+            looks = "looks like no other"
+        elif self.estimated_dice is None:
+            looks = f"the most typical of {self.alike} cases that look alike"
+        else:
+            looks = f"stands for {self.alike} cases that look alike"
         return looks if self.estimated_dice is None else f"estimated Dice {self.estimated_dice:.2f}, {looks}"
 
     def to_json(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Describer:
     def __call__(self, case: tuple[str, tuple[Path, ...]]) -> tuple[str, list[float] | str]:
         """The name of a case, and its features or why it has none."""
         name, images = case
-        reader = determine_reader_writer_from_dataset_json(self.description, str(images[0]), verbose=False)()
+        reader = determine_reader_writer_from_dataset_json(self.description, verbose=False)()
         try:
             volume, _ = read_images(reader, [str(image) for image in images], channels=n_channels(self.description))
         except BadImageError as error:

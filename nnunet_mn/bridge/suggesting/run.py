@@ -57,7 +57,7 @@ def suggest_cases(
 
 
 def read_estimates(report: Path) -> dict[str, float]:
-    """The estimated Dice of unlabeled cases from the JSON of `nnunet-mn report`.
+    """The estimated Dice of unlabeled cases from the JSON of a report.
 
     Raises:
         MNError: when it is none.
@@ -67,7 +67,7 @@ def read_estimates(report: Path) -> dict[str, float]:
         return {str(case["case"]): float(case["estimated_dice"]) for case in listed}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MNError(
-            f"{report} is no report of `nnunet-mn report` ({type(error).__name__}: {error}); give its JSON file"
+            f"{report} is no JSON of a report ({type(error).__name__}: {error}); give the file that it wrote"
         ) from error
 
 
