@@ -23,9 +23,10 @@ from evidence.workspace import Scale, Workspace
 
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.files import write_whole
-from nnunet_mn.bridge.suggesting.candidates import Candidates
-from nnunet_mn.bridge.suggesting.run import suggest_cases
+from nnunet_mn.bridge.suggesting.features import Describer, Features, features_of
+from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
+from nnunet_mn.suggesting import suggest
 
 RESULTS = Path(__file__).parent / "results"
 RECORDS = RESULTS / "suggest.jsonl"
@@ -65,7 +66,7 @@ def run(
     updates: Annotated[int, typer.Option(help="of the network")] = 400,
 ) -> None:
     """Train on every set that has no record yet."""
-    pool, val = _pool(dataset)
+    pool, val = pool_and_val(dataset)
     copy = _linked(dataset, work / dataset.name)
     space = Workspace(copy, (work / dataset.name).absolute(), _scale(dataset.name, updates))
     done = {one.key for one in _read()}
@@ -95,7 +96,8 @@ def _scale(dataset: str, updates: int) -> Scale:
     )
 
 
-def _pool(dataset: Path) -> tuple[list[str], list[str]]:
+def pool_and_val(dataset: Path) -> tuple[list[str], list[str]]:
+    """The cases to choose from, and those for validation."""
     last = json.loads((dataset / "splits_final.json").read_bytes())[-1]
     return sorted(last["train"]), sorted(last["val"])
 
@@ -115,12 +117,15 @@ def random_sets(pool: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 def suggested(dataset: Path, pool: Sequence[str], folder: Path) -> list[str]:
     """The cases that `nnunet-mn suggest` chooses from the pool."""
+    return sorted(one.case for one in suggest(pool_features(dataset, pool, folder), LABELS))
+
+
+def pool_features(dataset: Path, pool: Sequence[str], folder: Path) -> dict[str, Features]:
+    """The features of the pool's images. No label is read."""
     raw = RawImages(dataset, json.loads((dataset / "dataset.json").read_bytes()))
-    unlabeled = {name: raw.of_training_case(name) or () for name in pool}
-    candidates = Candidates(
-        description=raw.description, splits=None, unlabeled=unlabeled, labeled={}, warnings=()
-    )  # no label is read
-    return sorted(one.case for one in suggest_cases(candidates, LABELS, folder=folder))
+    images = {name: raw.of_training_case(name) or () for name in pool}
+    describer = Describer(config=MNConfig(), description=raw.description)
+    return features_of(images, describer, folder=folder, processes=1, skip_bad=False)[0]
 
 
 def _linked(dataset: Path, folder: Path) -> Path:

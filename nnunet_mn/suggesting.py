@@ -68,12 +68,12 @@ def suggest(
     Raises:
         MNError: when fewer than n cases can be chosen.
     """
-    free = sorted(name for name in features if name not in set(labeled))
+    free = sorted(features.keys() - set(labeled))
     if estimated_dice is not None:
         free = [name for name in free if name in estimated_dice]
     if n > len(free):
         raise MNError(f"-n is {n}, but {len(free)} cases can be suggested; lower it")
-    known = [] if estimated_dice is not None else sorted(set(labeled) & features.keys())
+    known = [] if estimated_dice is not None else sorted(features.keys() & set(labeled))
     points = _standardized(np.stack([features[name] for name in (*free, *known)]))
     weights = np.ones(len(points)) if estimated_dice is None else _doubts([estimated_dice[name] for name in free])
     groups = _groups(points, weights, number=n + len(known))
@@ -97,7 +97,8 @@ def _standardized(points: Features) -> Features:
 
 def _doubts(estimates: list[float]) -> Features:
     """The weights of cases: what their Dice lacks. A case without doubt keeps a little weight."""
-    return np.maximum(1 - np.asarray(estimates), 1e-3)
+    doubts: Features = np.maximum(1 - np.asarray(estimates), 1e-3)
+    return doubts
 
 
 def _groups(points: Features, weights: Features, *, number: int) -> NDArray[np.integer]:

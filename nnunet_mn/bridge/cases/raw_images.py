@@ -36,7 +36,7 @@ class RawImages:
     def label_of(self, name: str) -> Path:
         """The file for the label of a training case. It may not exist."""
         if listed := self.description.get("dataset"):
-            return self.folder / os.path.expandvars(listed[name].get("label", ""))
+            return self.folder / os.path.expandvars(str(listed[name].get("label", "")))
         return self.folder / "labelsTr" / f"{name}{self.ending}"
 
     @property
