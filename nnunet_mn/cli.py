@@ -126,6 +126,52 @@ def split(
     typer.echo(f"wrote {file}: {folds} folds of {counts}")
 
 
+@app.command(epilog="Example: nnunet-mn suggest -d 4 -n 4")
+def suggest(
+    dataset: Dataset,
+    n: Annotated[int, typer.Option("-n", min=1, help="Cases to suggest.")] = 4,
+    report: Annotated[
+        Path | None, typer.Option(help="JSON file of a report: prefer cases that the networks get wrong.")
+    ] = None,
+    fold: Annotated[int, typer.Option("-f", "--fold", min=0, help="Its labeled cases need no suggestion.")] = 0,
+    ignore_labels: Annotated[
+        bool, typer.Option("--ignore-labels", help="Choose as if no case had a label, for experiments.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Let the fold train on the chosen cases.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --write: replace a split file, keep a copy.")] = False,
+    processes: Annotated[int, typer.Option("-np", min=1, help="Processes that read images; more need memory.")] = 1,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad images out and list them.")] = False,
+) -> None:
+    """Suggest which cases to label: typical ones of groups that look alike."""
+    from nnunet_mn.bridge.cases.dataset import find_dataset
+    from nnunet_mn.bridge.cases.draw_splits import split_file
+    from nnunet_mn.bridge.suggesting import run
+    from nnunet_mn.bridge.suggesting.candidates import find_candidates
+    from nnunet_mn.report.suggestion_table import print_suggestions
+
+    folders = find_dataset(dataset)
+    estimates = run.read_estimates(report) if report is not None else None
+    candidates = find_candidates(folders, fold=fold, ignore_labels=ignore_labels)
+    if write:
+        split_file(folders, force=force)  # before the long work
+    chosen = run.suggest_cases(
+        candidates,
+        n,
+        folder=folders.preprocessed,
+        estimated_dice=estimates,
+        processes=processes,
+        skip_bad=skip_bad,
+        log=lambda line: typer.echo(line, err=True),
+    )
+    print_suggestions(chosen, as_json=as_json)
+    if write:
+        file, backup = run.write_chosen(folders, candidates, chosen, fold=fold, force=force)
+        if backup is not None:
+            typer.echo(f"kept the previous file as {backup}", err=True)
+        typer.echo(f"wrote {file}: fold {fold} trains on these cases once imagesTr and labelsTr have them", err=True)
+
+
 @app.command(epilog="Example: nnunet-mn preprocess -d 4 -c 3d_fullres -np 8")
 def preprocess(
     dataset: Dataset,

@@ -22,6 +22,7 @@ RANKS = {
     "nnunet_mn.bridge.planning": 4,
     "nnunet_mn.bridge.prediction": 5,
     "nnunet_mn.bridge.doctor": 5,
+    "nnunet_mn.bridge.suggesting": 5,
     "nnunet_mn.report": 6,
     "nnunet_mn.sandbox": 6,
     "nnunet_mn.trainers": 7,

@@ -72,6 +72,14 @@ def training_cases(raw: Path) -> list[str]:
     return [name for name in names if not name.startswith(".")]
 
 
+def split_file(dataset: DatasetFolders, *, force: bool) -> Path:
+    """The file of `write_splits`. Raises an MNError if it exists and `force` is not set."""
+    file = dataset.preprocessed / "splits_final.json"
+    if file.exists() and not force:
+        raise MNError(f"{file} exists; --force replaces it and keeps a copy (models trained with it keep their split)")
+    return file
+
+
 def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -> tuple[Path, Path | None]:
     """Write `splits_final.json` into the dataset's folder in nnUNet_preprocessed.
 
@@ -86,9 +94,7 @@ def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -
     Raises:
         MNError: when there is a file already and `force` is not set, or the folder cannot be written to.
     """
-    file = dataset.preprocessed / "splits_final.json"
-    if file.exists() and not force:
-        raise MNError(f"{file} exists; --force replaces it and keeps a copy (models trained with it keep their split)")
+    file = split_file(dataset, force=force)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         backup = _keep_copy(file) if file.exists() else None

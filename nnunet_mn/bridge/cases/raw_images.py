@@ -29,6 +29,17 @@ class RawImages:
         return scan_folder(self.folder / "imagesTr", ending=self.ending).cases
 
     @property
+    def training_cases(self) -> tuple[str, ...]:
+        """Names of all cases in dataset.json's list `dataset` or else in imagesTr, sorted."""
+        return tuple(sorted(self._training_files))
+
+    def label_of(self, name: str) -> Path:
+        """The file for the label of a training case. It may not exist."""
+        if listed := self.description.get("dataset"):
+            return self.folder / os.path.expandvars(str(listed[name].get("label", "")))
+        return self.folder / "labelsTr" / f"{name}{self.ending}"
+
+    @property
     def has_training_images(self) -> bool:
         """Whether an image of any training case is on this machine."""
         folder = self.folder / ("" if self.description.get("dataset") else "imagesTr")

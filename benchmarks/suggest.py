@@ -1,0 +1,195 @@
+"""Are the cases that `nnunet-mn suggest` chooses better to label than random ones? Train on each, and compare.
+
+    python benchmarks/suggest.py run DATASET_FOLDER --work FOLDER [--updates 400]
+    python benchmarks/suggest.py table
+
+DATASET_FOLDER is a raw nnU-Net dataset. The last fold of its splits_final.json lists a pool (`train`) and validation
+cases (`val`). Labeled-only nnU-Net with M&N's optimizer is trained on four cases of the pool: on random sets, and on
+the suggested one. The suggestion sees the pool's images alone. Plans and validation are those of `accuracy.py`. Each
+finished training is a line of benchmarks/results/suggest.jsonl and is not repeated. An interrupted one goes on.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from evidence.methods import FAIR_BASELINE, find_method
+from evidence.runs import Run, execute
+from evidence.workspace import Scale, Workspace
+
+from nnunet_mn.bridge.cases.raw_images import RawImages
+from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.suggesting.features import Describer, Features, features_of
+from nnunet_mn.config import MNConfig
+from nnunet_mn.errors import MNError
+from nnunet_mn.suggesting import suggest
+
+RESULTS = Path(__file__).parent / "results"
+RECORDS = RESULTS / "suggest.jsonl"
+LABELS = 4
+RANDOM_SETS = 10
+SUGGESTED = "suggested"
+# Voxels in mm and patches with which the trainings of the evidence fit on a CPU.
+SPACING = {"Dataset004_Hippocampus": (1.5, 1.5, 1.5), "Dataset005_LeftAtrium": (2.5, 2.5, 2.5)}
+PATCH = {"Dataset004_Hippocampus": (24, 40, 24), "Dataset005_LeftAtrium": (24, 32, 48)}
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: the dataset, how its cases were chosen, the cases, and the record of accuracy.py."""
+
+    dataset: str
+    choice: str
+    cases: list[str]
+    record: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for two trainings on the same cases."""
+        return self.dataset, tuple(self.cases), self.record["updates"]
+
+    @property
+    def dice(self) -> float:
+        """The mean over classes and validation cases."""
+        return float(np.mean([list(of.values()) for of in self.record["dice"].values()]))
+
+
+@app.command()
+def run(
+    dataset: Annotated[Path, typer.Argument(help="raw nnU-Net dataset, one of the two of the evidence")],
+    work: Annotated[Path, typer.Option(help="folder for preprocessing, models and logs")],
+    updates: Annotated[int, typer.Option(help="of the network")] = 400,
+) -> None:
+    """Train on every set that has no record yet."""
+    pool, val = pool_and_val(dataset)
+    copy = _linked(dataset, work / dataset.name)
+    space = Workspace(copy, (work / dataset.name).absolute(), _scale(dataset.name, updates))
+    done = {one.key for one in _read()}
+    for choice, cases in _sets(dataset, pool, work / dataset.name):
+        if (dataset.name, tuple(cases), updates) in done:
+            continue
+        one = Run(method=find_method(FAIR_BASELINE), fold=_fold(space, cases, val), seed=0)
+        space.prepare()
+        _fold(space, cases, val)  # planning copies the file of the raw dataset
+        record = execute(one, space, lambda epoch: None)
+        trained = Trained(dataset.name, choice, cases, asdict(record))
+        with RECORDS.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(trained)) + "\n")
+        typer.echo(f"{dataset.name}, {choice}: {trained.dice:.4f} in {record.seconds:.0f} s")
+
+
+def _scale(dataset: str, updates: int) -> Scale:
+    if dataset not in SPACING:
+        raise MNError(f"'{dataset}' has no scale here; choose from {', '.join(SPACING)}")
+    return Scale(
+        updates=updates,
+        spacing=SPACING[dataset],
+        patch_size=PATCH[dataset],
+        batch_size=4,
+        features=(16, 32, 64, 128),
+        settings=(("lr_3d", "3e-3"), ("foreground_crops", "false"), ("slice_step", "8")),
+    )
+
+
+def pool_and_val(dataset: Path) -> tuple[list[str], list[str]]:
+    """The cases to choose from, and those for validation."""
+    last = json.loads((dataset / "splits_final.json").read_bytes())[-1]
+    return sorted(last["train"]), sorted(last["val"])
+
+
+def _sets(dataset: Path, pool: list[str], folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Names of the sets and their cases, the suggested one first."""
+    yield SUGGESTED, suggested(dataset, pool, folder)
+    yield from random_sets(pool)
+
+
+def random_sets(pool: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Ten random sets of four cases."""
+    generator = np.random.default_rng(0)
+    for number in range(RANDOM_SETS):
+        yield f"random {number}", sorted(generator.choice(sorted(pool), LABELS, replace=False).tolist())
+
+
+def suggested(dataset: Path, pool: Sequence[str], folder: Path) -> list[str]:
+    """The cases that `nnunet-mn suggest` chooses from the pool."""
+    return sorted(one.case for one in suggest(pool_features(dataset, pool, folder), LABELS))
+
+
+def pool_features(dataset: Path, pool: Sequence[str], folder: Path) -> dict[str, Features]:
+    """The features of the pool's images. No label is read."""
+    raw = RawImages(dataset, json.loads((dataset / "dataset.json").read_bytes()))
+    images = {name: raw.of_training_case(name) or () for name in pool}
+    describer = Describer(config=MNConfig(), description=raw.description)
+    return features_of(images, describer, folder=folder, processes=1, skip_bad=False)[0]
+
+
+def _linked(dataset: Path, folder: Path) -> Path:
+    """A copy of the raw dataset by links, with a split file of its own."""
+    copy = folder / "nnUNet_raw" / dataset.name
+    copy.mkdir(parents=True, exist_ok=True)
+    for name in ("dataset.json", "imagesTr", "labelsTr"):
+        link = copy / name
+        if not link.exists():
+            link.symlink_to((dataset / name).resolve())
+    return copy.absolute()
+
+
+def _fold(space: Workspace, cases: list[str], val: list[str]) -> int:
+    """The fold of these cases in the split files of the workspace. A new set becomes one more fold."""
+    file = space.dataset / "splits_final.json"
+    splits = json.loads(file.read_bytes()) if file.exists() else []
+    entry = {"train": cases, "val": val}
+    if entry not in splits:
+        splits.append(entry)
+    for folder in (space.dataset, space.preprocessed):
+        if folder.exists():
+            write_whole(folder / file.name, json.dumps(splits))
+    return int(splits.index(entry))
+
+
+@app.command()
+def table() -> None:
+    """Print the comparison of all finished trainings, in Markdown."""
+    found = _read()
+    for dataset, updates in sorted({(one.dataset, one.record["updates"]) for one in found}):
+        chosen = [one for one in found if (one.dataset, one.record["updates"]) == (dataset, updates)]
+        typer.echo(f"\n{dataset}, {updates} updates\n\n{_rows(chosen)}")
+
+
+def _rows(chosen: list[Trained]) -> str:
+    """The random sets together, the suggested one, and how many random ones it beats."""
+    random = np.array([one.dice for one in chosen if one.choice != SUGGESTED])
+    rows = ["| cases | Dice | random sets below it |", "|---|---|---|"]
+    if len(random):
+        low, middle, high = np.quantile(random, [0.25, 0.5, 0.75])
+        rows.append(f"| {len(random)} random sets: median [quarters] | {middle:.3f} [{low:.3f}, {high:.3f}] | |")
+    rows += [
+        f"| suggested: {', '.join(one.cases)} | {one.dice:.3f} | {(random < one.dice).sum()} of {len(random)} |"
+        for one in chosen
+        if one.choice == SUGGESTED
+    ]
+    rows += [f"| {one.choice} | {one.dice:.3f} | |" for one in chosen if one.choice != SUGGESTED]
+    return "\n".join(rows)
+
+
+def _read() -> list[Trained]:
+    lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.exists() else []
+    return [Trained(**json.loads(line)) for line in lines]
+
+
+def main() -> None:
+    """Run; a user's mistake is one line."""
+    try:
+        app()
+    except MNError as error:
+        typer.echo(f"suggest.py: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Which cases should be labeled next?"""

@@ -1,0 +1,120 @@
+"""Who can be suggested for labeling: the cases of a raw dataset without a label in a fold. Needs no torch."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_mn.bridge.cases.dataset import DatasetFolders
+from nnunet_mn.bridge.cases.raw_images import RawImages
+from nnunet_mn.bridge.cases.sources import IMAGES_UN
+from nnunet_mn.bridge.cases.splits import Split, splits_for_planning
+from nnunet_mn.errors import MNError
+
+Images = Mapping[str, tuple[Path, ...]]  # the file of each channel, by case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The cases of a dataset by what is known of them.
+
+    Args:
+        description: the content of dataset.json.
+        splits: of the split file. None: there is none.
+        unlabeled: cases that can be suggested, with their images.
+        labeled: cases with labels to train on, with their images.
+        warnings: for the user.
+    """
+
+    description: dict[str, Any]
+    splits: list[Split] | None
+    unlabeled: Images
+    labeled: Images
+    warnings: tuple[str, ...]
+
+    @property
+    def images(self) -> Images:
+        """Of all cases."""
+        return {**self.labeled, **self.unlabeled}
+
+
+def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool = False) -> Candidates:
+    """Sort the cases in imagesTr and imagesUn. Validation cases are neither suggested nor looked at.
+
+    With a split file the fold's lists count, and cases in none of them that have no label. Without one the files in
+    labelsTr count. There may be none yet.
+
+    Args:
+        folders: of the dataset.
+        fold: of the split file.
+        ignore_labels: take all cases but those for validation as unlabeled, for experiments.
+
+    Raises:
+        MNError: when the raw dataset is not here, has no dataset.json, or no case can be suggested.
+    """
+    raw = RawImages(_raw_folder(folders), _description(folders))
+    splits, warnings = splits_for_planning(folders.preprocessed, raw.folder)
+    split = _entry(splits, fold)
+    of_folder, more = raw.in_folder(IMAGES_UN.name)
+    val, labeled = set(split["val"]) if split else set(), _labeled(raw, split)
+    images = {**of_folder, **{name: raw.of_training_case(name) or () for name in raw.training_cases}}
+    if ignore_labels:
+        labeled, unlabeled = set(), images.keys() - val
+    else:
+        has_label = {name for name in raw.training_cases if raw.label_of(name).is_file()} - _listed_unlabeled(split)
+        unlabeled = images.keys() - val - labeled - has_label
+    if not unlabeled:
+        raise MNError(
+            f"every case of {raw.folder} has a label or is for validation, and none is left to suggest; put images "
+            f"into its imagesUn, or add --ignore-labels for an experiment"
+        )
+    return Candidates(
+        description=raw.description,
+        splits=splits,
+        unlabeled=_only(images, unlabeled),
+        labeled=_only(images, labeled),
+        warnings=(*warnings, *more),
+    )
+
+
+def _raw_folder(folders: DatasetFolders) -> Path:
+    if folders.raw is None:
+        raise MNError(f"{folders.name} is not in nnUNet_raw here; run this where the raw data are")
+    return folders.raw
+
+
+def _description(folders: DatasetFolders) -> dict[str, Any]:
+    file = _raw_folder(folders) / "dataset.json"
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MNError(
+            f"{file} cannot be read ({error}); write it as nnU-Net's dataset format says: even without a label the "
+            f"reader needs its channel_names and file_ending"
+        ) from error
+    if missing := [key for key in ("file_ending",) if key not in content]:
+        raise MNError(f"{file} lacks '{missing[0]}'; write it as nnU-Net's dataset format says")
+    return content
+
+
+def _entry(splits: list[Split] | None, fold: int) -> Split | None:
+    if splits is None:
+        return None
+    if fold >= len(splits):
+        raise MNError(f"fold {fold} is not in the split file, which has 0 to {len(splits) - 1}; give one of them to -f")
+    return splits[fold]
+
+
+def _labeled(raw: RawImages, split: Split | None) -> set[str]:
+    if split is not None:
+        return set(split["train"]) & set(raw.training_cases)
+    return {name for name in raw.training_cases if raw.label_of(name).is_file()}
+
+
+def _listed_unlabeled(split: Split | None) -> set[str]:
+    return set(split["unlabeled"]) if split is not None else set()
+
+
+def _only(images: Images, names: Iterable[str]) -> Images:
+    return {name: images[name] for name in sorted(names)}

@@ -1,0 +1,166 @@
+"""The command `nnunet-mn suggest`, on raw datasets with and without labels."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nnunet_mn import cli
+from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.suggesting.candidates import find_candidates
+from nnunet_mn.bridge.suggesting.features import CACHE
+from nnunet_mn.config import MNConfig
+from nnunet_mn.errors import MNError
+from nnunet_mn.networks.build import load_backbone
+from nnunet_mn.networks.description import describe
+
+from .conftest import TinyDataset, make_volume
+
+
+def run(dataset: TinyDataset, *options: str) -> Any:
+    return CliRunner().invoke(cli.app, ["suggest", "-d", str(dataset.number), *options])
+
+
+def chosen(dataset: TinyDataset, *options: str) -> list[str]:
+    result = run(dataset, "--json", *options)
+    assert result.exit_code == 0, result.exception
+    return [case["case"] for case in json.loads(result.stdout)]
+
+
+def refusal(dataset: TinyDataset, *options: str) -> str:
+    result = run(dataset, *options)
+    assert isinstance(result.exception, MNError)
+    return str(result.exception)
+
+
+@pytest.fixture
+def bare(tiny_dataset) -> TinyDataset:
+    """Four-channel images in imagesTr and imagesUn, and no label."""
+    dataset = tiny_dataset(n_labeled=2, n_val=0, n_unlabeled=2, channels=4, layout="imagesUn", split_file=False)
+    shutil.rmtree(dataset.raw / "labelsTr")
+    return dataset
+
+
+def test_dataset_without_any_label_gets_suggestions_with_reasons(bare) -> None:
+    result = run(bare, "-n", "2")
+    assert result.exit_code == 0
+    assert "look alike" in result.stdout or "looks like no other" in result.stdout
+    assert set(chosen(bare, "-n", "4")) == {*bare.labeled, *bare.unlabeled}
+
+
+def test_images_are_read_once_and_again_when_they_change(bare) -> None:
+    chosen(bare, "-n", "2")
+    kept = bare.preprocessed / CACHE
+    before = described(kept)
+    chosen(bare, "-n", "2")
+    assert described(kept) == before == sorted([*bare.labeled, *bare.unlabeled])
+    changed = bare.unlabeled[0]
+    images = bare.raw / "imagesUn"
+    shutil.copy(images / f"{changed}_0001.nii.gz", images / f"{changed}_0000.nii.gz")
+    chosen(bare, "-n", "2")
+    assert described(kept) == sorted([*before, changed])
+
+
+def test_half_a_line_of_a_killed_run_does_no_harm(bare) -> None:
+    first = chosen(bare, "-n", "2")
+    kept = bare.preprocessed / CACHE
+    kept.write_text(kept.read_text()[:-200])
+    assert chosen(bare, "-n", "2") == first
+    assert chosen(bare, "-n", "2") == first
+
+
+def described(kept: Path) -> list[str]:
+    """The cases in the file of features, once for each time they were read."""
+    return sorted(json.loads(line)["case"] for line in kept.read_text().splitlines() if line)
+
+
+def test_unreadable_image_is_named_and_can_be_left_out(bare) -> None:
+    image = bare.raw / "imagesUn" / f"{bare.unlabeled[0]}_0000.nii.gz"
+    image.write_bytes(b"no image")
+    assert str(image) in refusal(bare, "-n", "2")
+    assert bare.unlabeled[0] not in chosen(bare, "-n", "3", "--skip-bad")
+    assert str(image) in run(bare, "-n", "3", "--skip-bad").stderr
+
+
+def test_raw_dataset_without_its_description_is_told(bare) -> None:
+    (bare.raw / "dataset.json").unlink()
+    assert "dataset.json cannot be read" in refusal(bare)
+    assert "channel_names and file_ending" in refusal(bare)
+
+
+def test_more_cases_than_there_are_is_told_before_an_image_is_read(bare) -> None:
+    assert refusal(bare, "-n", "5") == "-n is 5, but 4 cases can be suggested; lower it"
+    assert not (bare.preprocessed / CACHE).exists()
+
+
+def test_labeled_and_validation_cases_are_not_suggested(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_labeled=2, n_val=1, n_unlabeled=2)
+    assert set(chosen(dataset, "-n", "2")) == set(dataset.unlabeled)
+    assert set(chosen(dataset, "-n", "4", "--ignore-labels")) == {*dataset.labeled, *dataset.unlabeled}
+
+
+def test_dataset_with_all_labels_is_told_what_to_do(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_labeled=2, n_val=1, n_unlabeled=0, split_file=False)
+    assert "--ignore-labels" in refusal(dataset)
+
+
+def test_fold_that_the_split_file_lacks_is_told(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=1)
+    assert refusal(dataset, "-f", "3") == "fold 3 is not in the split file, which has 0 to 0; give one of them to -f"
+
+
+def test_a_written_split_trains_on_the_chosen_cases_too(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=3)
+    names = chosen(dataset, "-n", "1", "--write")
+    (split,) = json.loads((dataset.preprocessed / "splits_final.json").read_text())
+    assert split["train"] == sorted([*dataset.labeled, *names])
+    assert split["val"] == list(dataset.val)
+    assert split["unlabeled"] == sorted(set(dataset.unlabeled) - set(names))
+    assert "--force" in refusal(dataset, "--write")
+    assert "kept the previous file" in run(dataset, "-n", "1", "--write", "--force").stderr
+
+
+def test_images_in_imagesun_are_not_listed_as_unlabeled(bare) -> None:
+    names = chosen(bare, "-n", "1", "--write")
+    (split,) = json.loads((bare.preprocessed / "splits_final.json").read_text())
+    assert split == {"train": names, "val": [], "unlabeled": sorted(set(bare.labeled) - set(names))}
+
+
+def test_report_of_a_training_leads_the_choice(tiny_dataset, tmp_path: Path) -> None:
+    dataset = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=3)
+    worst = dataset.unlabeled[1]
+    rows = [{"case": name, "estimated_dice": 0.2 if name == worst else 0.999} for name in dataset.unlabeled[:2]]
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"unlabeled": rows, "more": 1}))
+    result = run(dataset, "-n", "1", "--json", "--report", str(report))
+    assert [case["case"] for case in json.loads(result.stdout)] == [worst]
+    assert f"WARNING: the report says nothing of {dataset.unlabeled[2]}; they are left out" in result.stderr
+    report.write_text("[]")
+    assert "is no JSON of a report" in refusal(dataset, "--report", str(report))
+
+
+def test_candidates_of_the_list_in_dataset_json(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_labeled=2, n_val=0, n_unlabeled=0, split_file=False)
+    labels = {dataset.labeled[0]: "labelsTr/labeled_00.nii.gz", dataset.labeled[1]: "labelsTr/none.nii.gz"}
+    listed = {name: {"images": [f"imagesTr/{name}_0000.nii.gz"], "label": label} for name, label in labels.items()}
+    (dataset.raw / "dataset.json").write_text(json.dumps({**dataset.dataset_json, "dataset": listed}))
+    found = find_candidates(find_dataset(str(dataset.number)), fold=0)
+    assert (list(found.labeled), list(found.unlabeled)) == ([dataset.labeled[0]], [dataset.labeled[1]])
+
+
+def test_volumes_of_any_shape_have_the_same_number_of_features() -> None:
+    backbone = load_backbone(MNConfig()).eval()
+    shapes = ((3, 40, 50), (20, 24, 22), (1, 8, 8))
+    lengths = {len(describe(backbone, torch.rand(2, *shape))) for shape in shapes}
+    assert len(lengths) == 1
+
+
+def test_features_do_not_depend_on_the_scale_of_intensities() -> None:
+    backbone = load_backbone(MNConfig()).eval()
+    image = torch.from_numpy(make_volume(0)[0])
+    np.testing.assert_allclose(describe(backbone, image), describe(backbone, 1000 * image - 500), atol=1e-3)
