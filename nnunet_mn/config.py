@@ -103,6 +103,8 @@ class MNConfig:
             as in the paper.
         teacher_folder: of `nnUNetTrainerMNStudent`: the folder of a joint model, or of an M&N training. None: that of
             the same dataset, plans and configuration.
+        student_masks: of `nnUNetTrainerMNStudent`: soft masks of each augmented sample, made in each step (`online`),
+            or hard masks of whole cases, made once (`stored`). Stored ones replace half of each labeled batch.
         slice_axes: the 2D network's axes in a volume: the `first` (of largest spacing), as in the paper, or `auto`: all
             three if voxels are nearly cubes. In each step it then draws one at random to teach along, and one to learn
             along.
@@ -142,6 +144,7 @@ class MNConfig:
     dropout_2d: float = field(default=0.0, metadata=_range(0, 1, high_open=True))
     teacher: Literal["both", "other"] = "both"
     teacher_folder: str | None = field(default=None, metadata=_NAME)
+    student_masks: Literal["online", "stored"] = "online"
     slice_axes: Literal["auto", "first"] = "auto"
     slice_step: int = field(default=2, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)

@@ -75,12 +75,19 @@ class Schedule:
         return max((point for point in points if 0 < point <= iteration), default=-1)
 
 
+@dataclass(frozen=True, kw_only=True)
 class DistillationSchedule(Schedule):
-    """As many unlabeled samples as labeled ones, and none in the last tenth: it ends on true labels."""
+    """A fixed share of unlabeled samples, and none in the last tenth: it ends on true labels.
+
+    Args:
+        share: 1 for as many as labeled ones, on top of them.
+    """
+
+    share: float = 1.0
 
     def unlabeled_fraction(self, iteration: float) -> float:
-        """1, and 0 at the end."""
-        return 0.0 if iteration >= (1 - ON_LABELS_ALONE) * self.total else 1.0
+        """The share, and 0 at the end."""
+        return 0.0 if iteration >= (1 - ON_LABELS_ALONE) * self.total else self.share
 
     def refresh_due(self, iteration: int) -> int:
         """The start: the teacher is finished and finds the foreground once."""

@@ -73,6 +73,23 @@ def test_the_joint_models_own_folder_comes_first_and_has_the_same_weights(site: 
     assert _checkpoint(site)["mn"]["teacher_hash"] == from_training["mn"]["teacher_hash"]
 
 
+def test_stored_masks_are_made_once_and_stand_in_for_labels(site: Any, train: Any) -> None:
+    site.set(student_masks="stored", iterations_per_epoch=10)
+    code, output = train(site)
+    assert code == 0, output
+    n = len(site.names["unlabeled"])
+    assert f"{n} cases are stored in" in output
+    assert f"{n} of them were missing" in output
+    content = _checkpoint(site)
+    (folder,) = site.fold.glob("masks_of_*")
+    assert content["mn"]["teacher_hash"].startswith(folder.name.removeprefix("masks_of_"))
+    assert {file.stem for file in folder.iterdir()} == set(site.names["unlabeled"])
+    assert content["logging"]["unlabeled_fraction"] == [pytest.approx(0.45, abs=0.06)]
+    code, output = train(site)
+    assert code == 0, output
+    assert "; 0 of them were missing" in output
+
+
 def test_without_a_finished_training_one_sentence_names_the_command(site: Any, train: Any) -> None:
     _folders(site).finished("0").unlink()
     code, output = train(site)

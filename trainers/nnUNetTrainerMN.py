@@ -48,6 +48,7 @@ from nnunet_mn.bridge.training import (
 )
 from nnunet_mn.bridge.training.join import ModelFolders, join, joined_plans
 from nnunet_mn.bridge.training.stopping import Stopping
+from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
@@ -221,6 +222,15 @@ class _WithUnlabeledCases(_LabeledCases):
         """The network for finding foreground in whole unlabeled cases: volume -> logits, or a list of them."""
         return self.cotrainer.student_3d.network
 
+    def stored_masks(self) -> StoredMasks | None:
+        """Masks in place of the unlabeled cases' labels, made before the first batch. None: they are made online."""
+        return None
+
+    def number_with_masks(self, batch: dict[str, Any]) -> int:
+        """How many samples of a batch come with a mask. They come first."""
+        n_labeled: int = batch["n_labeled"]
+        return n_labeled
+
     # ---- start and end -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -309,7 +319,7 @@ class _WithUnlabeledCases(_LabeledCases):
         self.unlabeled_cases = self._unlabeled_dataset(labeled.identifiers, val.identifiers)
         n_workers = workers.worker_count()
         train_loader = loader.MixedLoader(
-            loader.JointCases(labeled, self.unlabeled_cases, self.foreground),
+            loader.JointCases(labeled, self.unlabeled_cases, self.foreground, self.stored_masks()),
             counts=self.counts, part=ddp.part_of_batch(self.ranks, self.batch_size),
             first=self._position() - 1,  # stock drops a loader's first batch
             workers=n_workers, foreground_share=self.foreground_share,
@@ -364,7 +374,7 @@ class _WithUnlabeledCases(_LabeledCases):
         losses = self.cotrainer.step(
             batch["data"].to(self.device, non_blocking=True),
             [target.to(self.device, non_blocking=True) for target in targets],
-            batch["n_labeled"],
+            self.number_with_masks(batch),
             unlabeled_weight=self.counts.weight(self._position()),
         )
         self.stopping.in_step = False
@@ -644,13 +654,26 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
 class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     """Trains nnU-Net's 3D network anew, taught by the frozen joint model of a finished M&N training.
 
-    The labeled batch stays whole, as many unlabeled samples come on top, and the last tenth sees labels alone.
+    With masks made online the labeled batch stays whole, and as many unlabeled samples come on top. With stored ones
+    half of the batch is unlabeled. The last tenth sees labels alone.
     """
 
-    variant: ClassVar[dict[str, Any]] = {"batch": "add"}
-
     def build_schedule(self) -> Schedule:
-        return DistillationSchedule(total=self.num_epochs * self.iterations, supervised=0)
+        share = 0.5 if self._stores_masks else 1.0
+        return DistillationSchedule(total=self.num_epochs * self.iterations, supervised=0, share=share)
+
+    def build_counts(self) -> UnlabeledCounts:
+        return UnlabeledCounts(
+            self.schedule,
+            batch_size=self.configuration_manager.batch_size,
+            batch="replace" if self._stores_masks else "add",
+            rounding="diffusion",
+            ranks=ddp.number_of_ranks(self.ranks),
+        )
+
+    @property
+    def _stores_masks(self) -> bool:
+        return self.mn_config.student_masks == "stored"
 
     def build_cotrainer(self) -> CoTrainer:
         folders = ModelFolders(
@@ -677,6 +700,26 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
 
     def foreground_network(self) -> torch.nn.Module:
         return self.joint
+
+    def stored_masks(self) -> StoredMasks | None:
+        if not self._stores_masks:
+            return None
+        masks = StoredMasks(Path(self.output_folder), self.teacher_hash)
+        predict = foreground.sliding_window(self, self.joint)
+
+        def labels_of(image: torch.Tensor) -> np.ndarray:
+            found: torch.Tensor = self.label_manager.convert_logits_to_segmentation(predict(image))
+            return found.cpu().numpy()
+
+        n = store(masks, self.unlabeled_cases, labels_of, ranks=self.ranks)
+        self.print_to_log_file(
+            f"the teacher's masks of {len(self.unlabeled_cases.identifiers)} cases are stored in "
+            f"{masks.folder}; {n} of them were missing"
+        )
+        return masks
+
+    def number_with_masks(self, batch: dict[str, Any]) -> int:
+        return len(batch["data"]) if self._stores_masks else super().number_with_masks(batch)
 
     def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
         state.refuse_to_continue(mn, self.mn_config, batch_size=self.counts.batch_size, fields=("optimizer_3d",))

@@ -121,6 +121,13 @@ _ALL = (
         length=2,
     ),
     Method(
+        name="student-of-stored-masks",
+        trainer=_STUDENT,
+        text="`student`, but the hard masks of whole cases are made once and replace half of each batch",
+        settings={**_ADAMW, "student_masks": "stored"},
+        taught_by=OURS,
+    ),
+    Method(
         name="mn-labeled-only",
         trainer="nnUNetTrainerMNWithoutUnlabeled",
         text="both networks of M&N on labeled samples alone: they teach each other nothing",

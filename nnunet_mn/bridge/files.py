@@ -1,7 +1,11 @@
 """Write files whole or not at all."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 
 def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:
@@ -15,10 +19,23 @@ def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:
     Raises:
         OSError: when it cannot be written; the old file stays, and nothing else.
     """
+    _replace(file, lambda stream: stream.write(text.encode()), mode=mode)
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed `.npz` file in the same way.
+
+    Raises:
+        OSError: when it cannot be written; the old file stays, and nothing else.
+    """
+    _replace(file, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]  # numpy's types expect allow_pickle
+
+
+def _replace(file: Path, write: Callable[[BinaryIO], object], *, mode: int | None = None) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         if mode is not None:

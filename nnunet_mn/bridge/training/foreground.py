@@ -5,7 +5,6 @@ if its foreground is rare, nearly all of its crops would be background. Only sam
 """
 
 import itertools
-import os
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.files import write_arrays
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import REFRESHES
@@ -89,16 +89,10 @@ class ForegroundLocations:
         kept = {key: earlier[key] for key in earlier if key.rpartition("/")[0] not in located}
         new = {f"{case}/{i}": voxels for case, all_ in located.items() for i, voxels in enumerate(all_) if len(voxels)}
         file = self._file(position)
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
-                np.savez_compressed(stream, **kept, **new)  # type: ignore[arg-type]  # numpy's types expect allow_pickle
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
+            write_arrays(file, {**kept, **new})
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise MNError(
                 f"the foreground locations {file} could not be written ({error}): free some space and continue with --c"
             ) from error

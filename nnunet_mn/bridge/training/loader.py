@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mn.bridge.last_word import WorkerFailures
 from nnunet_mn.bridge.training.foreground import ForegroundLocations
+from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounts
@@ -38,11 +39,19 @@ class JointCases:
         labeled, unlabeled: nnU-Net datasets without a common identifier. An unlabeled case is read from its own folder
             alone. No label lies there.
         foreground: locations in unlabeled cases, as far as the 3D network has found some; None: unknown.
+        masks: stand in for the labels of unlabeled cases; None: nothing does.
     """
 
-    def __init__(self, labeled: Cases, unlabeled: Cases, foreground: ForegroundLocations | None = None) -> None:
+    def __init__(
+        self,
+        labeled: Cases,
+        unlabeled: Cases,
+        foreground: ForegroundLocations | None = None,
+        masks: StoredMasks | None = None,
+    ) -> None:
         self.labeled = labeled
         self.foreground = foreground
+        self.masks = masks
         self.unlabeled = unlabeled
         self.identifiers = labeled.identifiers  # for the stock loader
         self._unlabeled_names = frozenset(unlabeled.identifiers)
@@ -50,9 +59,13 @@ class JointCases:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Read a case from its folder."""
         image, segmentation, previous, properties = self._dataset_of(identifier).load_case(identifier)
-        if self.foreground is not None and identifier in self._unlabeled_names:
+        if identifier not in self._unlabeled_names:
+            return image, segmentation, previous, properties
+        if self.foreground is not None:
             found = self.foreground.of(identifier)
             properties = {**properties, "class_locations": {**properties["class_locations"], **found}}
+        if self.masks is not None:
+            segmentation = self.masks.of(identifier, np.asarray(segmentation[:]))
         return image, segmentation, previous, properties
 
     def folder_of(self, identifier: str) -> str:

@@ -1,0 +1,90 @@
+"""Masks of unlabeled cases from a finished teacher. They are stored once and then read as labels."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunet_mn.bridge.files import write_arrays
+from nnunet_mn.bridge.training.foreground import Volumes
+from nnunet_mn.errors import MNError
+from nnunet_mn.ranks import ALONE, Ranks
+
+DIGITS = 12  # of the hash in a folder's name
+
+
+class StoredMasks:
+    """A folder of hard masks, one file a case.
+
+    Args:
+        folder: of the fold's results.
+        teacher_hash: of the teacher's weights. Each teacher has a folder of its own.
+    """
+
+    def __init__(self, folder: Path, teacher_hash: str) -> None:
+        self.folder = folder / f"masks_of_{teacher_hash[:DIGITS]}"
+
+    def of(self, case: str, segmentation: np.ndarray) -> np.ndarray:
+        """The mask of a case in the place of its empty segmentation.
+
+        Args:
+            case: its name.
+            segmentation: `(1, Z, Y, X)`, 0, and -1 outside nnU-Net's nonzero region. The latter stays.
+        """
+        with np.load(self._file(case)) as stored:
+            return np.where(segmentation < 0, segmentation, stored["mask"][None].astype(segmentation.dtype))
+
+    def has(self, case: str) -> bool:
+        """Whether the mask is there."""
+        return self._file(case).is_file()
+
+    def write(self, case: str, mask: np.ndarray) -> None:
+        """Store labels `(Z, Y, X)`, whole or not at all.
+
+        Raises:
+            MNError: if the file cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_arrays(self._file(case), {"mask": mask.astype(np.int16)})
+        except OSError as error:
+            raise MNError(
+                f"the teacher's mask {self._file(case)} could not be written ({error}): free some space and continue "
+                f"with --c"
+            ) from error
+
+    def _file(self, case: str) -> Path:
+        return self.folder / f"{case}.npz"
+
+
+def store(
+    masks: StoredMasks,
+    cases: Volumes,
+    predict: Callable[[Tensor], np.ndarray],
+    *,
+    ranks: Ranks = ALONE,
+) -> int:
+    """Predict and store the missing masks. A kill loses the mask in work alone.
+
+    Args:
+        masks: where they go.
+        cases: preprocessed unlabeled cases.
+        predict: image `(C, Z, Y, X)` -> labels `(Z, Y, X)`.
+        ranks: they share the cases, and wait for each other after each case.
+
+    Returns:
+        The number of cases that were missing.
+    """
+    missing = [name for name in sorted(cases.identifiers) if not masks.has(name)]
+    rank, n_ranks = (0, 1) if ranks.group is None else (dist.get_rank(ranks.group), dist.get_world_size(ranks.group))
+    ranks.any(False)  # all have looked
+    for first in tqdm(range(0, len(missing), n_ranks), desc="masks of the teacher", disable=rank > 0):
+        for name in missing[first + rank : first + rank + 1]:  # empty when no names are left
+            image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
+            masks.write(name, predict(image))
+        ranks.any(False)  # the others have theirs, too
+    return len(missing)
