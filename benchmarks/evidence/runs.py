@@ -146,7 +146,7 @@ def note_settings(folder: Path, config: MNConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(noted, json.dumps(now, indent=2))
         return
-    then = json.loads(noted.read_bytes())
+    then = {**MNConfig().to_dict(), **json.loads(noted.read_bytes())}  # a newer setting was off then
     changed = [f"{name} {then.get(name)!r} (now {now.get(name)!r})"
                for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]  # fmt: skip
     if changed:
