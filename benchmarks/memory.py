@@ -32,7 +32,7 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.precision import hold_frozen_weights
-from nnunet_mn.ranks import ALONE
+from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace
 
@@ -57,14 +57,16 @@ def architecture(features: int, stages: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def build(config: MNConfig, planned: dict[str, Any], device: torch.device) -> CoTrainer:
+def build(
+    config: MNConfig, planned: dict[str, Any], device: torch.device, *, ranks: Ranks = ALONE, compiled: bool = False
+) -> CoTrainer:
     """Both networks as the trainer holds them."""
     described = (planned["network_class_name"], planned["arch_kwargs"], planned["_kw_requires_import"])
     network = get_network_from_plans(*described, 1, LABELS.num_channels, deep_supervision=True).to(device)
     stages = planned["arch_kwargs"]["n_stages"]
     return assembly.build(
         config,
-        network,
+        torch.compile(network) if compiled else network,
         torch.optim.AdamW(network.parameters(), 1e-3),
         scaler_3d=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
         deep_supervision_weights=tuple(1 / 2**i for i in range(stages - 1)),
@@ -73,7 +75,7 @@ def build(config: MNConfig, planned: dict[str, Any], device: torch.device) -> Co
         in_channels=1,
         spacing=SPACING,
         device=device,
-        ranks=ALONE,
+        ranks=ranks,
     )
 
 

@@ -31,18 +31,9 @@ def run_stock(
         MNError: when the command is missing, or fails; with the log's path and last line.
     """
     start, last = time.monotonic(), ""
-    arguments = [_script(command[0]), *command[1:]]
     with (
         log.open("w", encoding="utf-8", buffering=1) as file,  # whoever follows it sees each line
-        subprocess.Popen(
-            arguments,
-            env={**environment, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as child,
+        start_stock(command, environment=environment) as child,
     ):
         for line in child.stdout or ():
             file.write(line)
@@ -52,6 +43,26 @@ def run_stock(
     if child.returncode != 0:
         raise MNError(f"{command[0]} failed (exit code {child.returncode}): {last}; all it said is in {log}")
     return time.monotonic() - start
+
+
+def start_stock(command: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start one command. Its `stdout` has all lines that it says.
+
+    Args:
+        command, environment: as for `run_stock`.
+
+    Raises:
+        MNError: when the command is missing.
+    """
+    return subprocess.Popen(
+        [_script(command[0]), *command[1:]],
+        env={**environment, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
 
 
 def epoch_begun(line: str) -> int | None:

@@ -1,0 +1,97 @@
+"""The time and the memory of a step, against its parts, nnU-Net's own step and the planner's estimate."""
+
+import time
+
+import torch
+from memory import LABELS, SPACING
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from step import step_and_parts, stock_step
+
+from gpu_blocks.findings import Findings
+from gpu_blocks.site import Site
+from nnunet_mn.bridge.planning.cost_model import CostModel
+from nnunet_mn.bridge.planning.measure import GIB
+from nnunet_mn.bridge.training.assembly import slice_axes
+from nnunet_mn.config import MNConfig
+
+
+def steps(site: Site, findings: Findings, *, kind: str, batch: int) -> None:
+    """Every variant of the step for one 3D network and batch, half of it unlabeled.
+
+    Args:
+        kind: `plain` or `resenc`.
+        batch: samples.
+    """
+    stock = None
+    with findings.attempt("nnU-Net's step"):
+        stock = _stock(site, kind, batch)
+        findings.note("nnU-Net's step", ms=stock)
+    for name, backbone in site.backbones.items():
+        for precision, compiled in _variants(site):
+            key = f"{name}, {precision}{', compiled' if compiled else ''}"
+            with findings.attempt(key):
+                config = MNConfig(backbone=backbone, precision=precision, seed=0)
+                _measure(site, findings, key, config, kind=kind, batch=batch, compiled=compiled, stock=stock)
+
+
+def _variants(site: Site) -> tuple[tuple[str, bool], ...]:
+    """Precision, and whether the 3D network is compiled: the usual one first."""
+    return (("bf16", True), ("bf16", False), ("fp16", True), ("fp32", False)) if site.on_card else (("fp32", False),)
+
+
+def _stock(site: Site, kind: str, batch: int) -> float:
+    planned = site.planned(kind)
+    parts = (planned["network_class_name"], planned["arch_kwargs"], planned["_kw_requires_import"])
+    network = get_network_from_plans(*parts, 1, LABELS.num_channels, deep_supervision=True).to(site.device)
+    volumes, masks = site.batch(batch, kind)
+    weights = tuple(1 / 2**i for i in range(len(masks)))
+    return site.milliseconds(stock_step(torch.compile(network) if site.on_card else network, volumes, masks, weights))
+
+
+def _measure(
+    site: Site,
+    findings: Findings,
+    key: str,
+    config: MNConfig,
+    *,
+    kind: str,
+    batch: int,
+    compiled: bool,
+    stock: float | None,
+) -> None:
+    cotrainer = site.cotrainer(config, kind, compiled=compiled)
+    volumes, masks = site.batch(batch, kind)
+    labeled = batch // 2
+    start = time.perf_counter()
+    losses = cotrainer.step(volumes, masks, labeled)
+    site.wait()
+    first = time.perf_counter() - start
+    parts = {name: site.milliseconds(run) for name, run in step_and_parts(cotrainer, volumes, masks, labeled).items()}
+    findings.note(
+        key,
+        ms=parts["step"],
+        times_nnunets=parts["step"] / stock if stock else None,
+        first_step_s=first,
+        parts=parts,
+        losses=losses,
+        skipped=[cotrainer.student_3d.skipped, cotrainer.student_2d.skipped],
+    )
+    if site.on_card:
+        torch.cuda.reset_peak_memory_stats()
+        cotrainer.step(volumes, masks, labeled)
+        site.wait()
+        free, total = torch.cuda.mem_get_info()
+        tensors = torch.cuda.max_memory_allocated() / GIB
+        findings.note(f"{key}, measured GiB", tensors=tensors, card=(total - free) / GIB)
+    _estimate(site, findings, key, config, kind=kind, batch=batch)
+
+
+def _estimate(site: Site, findings: Findings, key: str, config: MNConfig, *, kind: str, batch: int) -> None:
+    model = CostModel(config, channels=1, labels=LABELS)
+    cost = model.of(site.planned(kind), site.patch, batch, axes=slice_axes(config, SPACING))
+    findings.note(
+        f"{key}, estimated GiB",
+        phase_3D=cost.phase_3d_gib,
+        phase_2D=cost.phase_2d_gib(cost.most_slices),
+        A100_hours_at_least=cost.gpu_hours(cost.most_slices),
+    )

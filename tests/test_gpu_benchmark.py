@@ -1,0 +1,45 @@
+"""`benchmarks/gpu.py` in small sizes on a CPU: all of its blocks, and one that fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+
+pytestmark = pytest.mark.slow
+
+
+def _run(out: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--out", str(out), *more]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stdout + done.stderr, json.loads((out / "gpu.json").read_text())
+
+
+def test_every_block_runs_on_a_cpu(tmp_path: Path) -> None:
+    code, said, results = _run(tmp_path)
+    assert code == 0, said
+    found = {name: result["findings"] for name, result in results.items()}
+    assert [result["ended"] for result in results.values()] == [0] * 8
+    for block in ("gradients", "ranks"):
+        for finding in found[block].values():
+            assert finding["weights_without_gradient"] == 0
+            assert finding["finite"]
+            assert finding["gradient_3D_off_by"] < 0.2
+    assert found["commands"]["SIGTERM"]["in_order"]
+    assert len(found["commands"]["--c"]["foreground"]) > 0
+    assert found["commands"]["prediction"]["cases"] == 1
+    assert found["resenc4"]["SegFormer-B2, fp32"]["times_nnunets"] > 0
+
+
+def test_a_block_that_fails_leaves_the_others_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    (tmp_path / "segformer").write_text("a file where a folder would be")
+    code, said, results = _run(tmp_path, "--blocks", "gradients,environment")
+    assert code == 1
+    assert "gradients: whole block FAILED: error" in said
+    assert "blocks with something wrong: gradients" in said
+    assert results["environment"]["findings"]["versions"]["torch"]
