@@ -12,6 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from nnunet_mn.errors import MNError
 
+USUAL_SHARE = 0.7  # of the cases, those that look most like the others, can be suggested
+LEAST_CHOICE = 4  # cases to choose from for each suggestion, if there are so many
 Features = NDArray[np.floating]  # (F,) of one case, or (N, F)
 
 
@@ -54,9 +56,12 @@ def suggest(
 ) -> list[Suggestion]:
     """Choose cases to label. The same arguments give the same cases.
 
-    k-means sorts all cases into groups that look alike. Each suggestion is the case nearest to the middle of a group
-    without a labeled case; larger groups come first. With estimates, cases of lower Dice pull the groups towards them,
-    and labeled cases are not needed: what they taught is in the estimates (Prabhu et al., CLUE, ICCV 2021).
+    Cases that look least like the others are left out: they teach little about them. k-means sorts the rest into groups
+    that look alike. Each suggestion is the case nearest to the middle of a group without a labeled case; larger groups
+    come first.
+
+    With estimates no case is left out for its looks, and labeled cases are not needed: what they taught is in the
+    estimates. Cases of lower Dice pull the groups towards them (Prabhu et al., CLUE, ICCV 2021).
 
     Args:
         features: of each case, labeled or not, by name: vectors of one length.
@@ -71,9 +76,11 @@ def suggest(
     free = sorted(features.keys() - set(labeled))
     if estimated_dice is not None:
         free = [name for name in free if name in estimated_dice]
+    known = sorted(features.keys() & set(labeled)) if estimated_dice is None else []
     if n > len(free):
         raise MNError(f"-n is {n}, but {len(free)} cases can be suggested; lower it")
-    known = [] if estimated_dice is not None else sorted(features.keys() & set(labeled))
+    if estimated_dice is None:
+        free = _usual(features, free, at_least=LEAST_CHOICE * n)
     points = _standardized(np.stack([features[name] for name in (*free, *known)]))
     weights = np.ones(len(points)) if estimated_dice is None else _doubts([estimated_dice[name] for name in free])
     groups = _groups(points, weights, number=n + len(known))
@@ -86,6 +93,14 @@ def suggest(
         )
         for row in chosen
     ]
+
+
+def _usual(features: Mapping[str, Features], names: list[str], *, at_least: int) -> list[str]:
+    """The cases with the least mean distance to all: a share of them, but not too few to choose from."""
+    points = _standardized(np.stack([features[name] for name in names]))
+    distances = np.array([np.linalg.norm(points - point, axis=1).mean() for point in points])
+    number = max(round(USUAL_SHARE * len(names)), at_least)
+    return sorted(names[row] for row in np.argsort(distances, kind="stable")[:number])
 
 
 def _standardized(points: Features) -> Features:

@@ -91,6 +91,8 @@ def test_raw_dataset_without_its_description_is_told(bare) -> None:
     (bare.raw / "dataset.json").unlink()
     assert "dataset.json cannot be read" in refusal(bare)
     assert "channel_names and file_ending" in refusal(bare)
+    (bare.raw / "dataset.json").write_text('{"labels": {}}')
+    assert "lacks channel_names or file_ending" in refusal(bare)
 
 
 def test_more_cases_than_there_are_is_told_before_an_image_is_read(bare) -> None:

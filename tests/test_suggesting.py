@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nnunet_mn.errors import MNError
 from nnunet_mn.suggesting import suggest
 
-SIZES = {"a": 7, "b": 5, "c": 3}  # of three groups, far apart
+SIZES = {"a": 5, "b": 4, "c": 3}  # of three groups, far apart
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def features() -> dict[str, np.ndarray]:
 def test_each_group_gives_its_middle_and_the_largest_comes_first(features) -> None:
     chosen = suggest(features, 3)
     assert [one.case for one in chosen] == ["a0", "b0", "c0"]
-    assert [one.alike for one in chosen] == [7, 5, 3]
-    assert chosen[0].reason == "the most typical of 7 cases that look alike"
+    assert [one.alike for one in chosen] == [5, 4, 3]
+    assert chosen[0].reason == "the most typical of 5 cases that look alike"
 
 
 def test_order_of_the_cases_does_not_matter(features) -> None:
@@ -52,11 +52,17 @@ def test_case_that_stands_alone_is_said_to(features) -> None:
     assert reasons["odd"] == "looks like no other"
 
 
+def test_case_unlike_all_others_is_not_suggested_among_many(features) -> None:
+    features["odd"] = np.full(4, -500.0)
+    assert "odd" not in [one.case for one in suggest(features, 2)]
+    assert "odd" in [one.case for one in suggest(features, 1, estimated_dice={"odd": 0.1, "a0": 0.9, "a1": 0.9})]
+
+
 def test_estimates_draw_the_choice_to_what_the_networks_get_wrong(features) -> None:
-    estimates = {name: 0.3 if name == "b4" else 0.99 for name in features}
+    estimates = {name: 0.3 if name == "b3" else 0.99 for name in features}
     (chosen,) = suggest(features, 1, labeled=["a0"], estimated_dice=estimates)
-    assert chosen.case == "b4"
-    assert chosen.reason == "estimated Dice 0.30, stands for 14 cases that look alike"
+    assert chosen.case == "b3"
+    assert chosen.reason == "estimated Dice 0.30, stands for 11 cases that look alike"
 
 
 def test_case_without_an_estimate_is_left_out(features) -> None:
@@ -73,5 +79,5 @@ def test_equal_images_do_not_lessen_the_suggestions(n: int, copies: int) -> None
 
 
 def test_more_suggestions_than_cases_are_refused(features) -> None:
-    with pytest.raises(MNError, match=r"-n is 16, but 15 cases can be suggested; lower it"):
-        suggest(features, 16)
+    with pytest.raises(MNError, match=r"-n is 13, but 12 cases can be suggested; lower it"):
+        suggest(features, 13)

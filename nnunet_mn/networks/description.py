@@ -15,7 +15,7 @@ _AXES = (0, 1, 2)
 
 @torch.no_grad()
 def describe(backbone: Backbone, volume: Tensor) -> Tensor:
-    """The mean of every feature over slices along the three axes: (C, D, H, W) -> (F,).
+    """The mean of the deepest features over slices along the three axes: (C, D, H, W) -> (F,).
 
     Every slice becomes a square image of the same size. Volumes of any shape and spacing have the same number of
     features then.
@@ -31,7 +31,7 @@ def describe(backbone: Backbone, volume: Tensor) -> Tensor:
     means = []
     for axis in _AXES:
         slices = _square_slices(normalized[None], axis, side=side)  # (N, C, side, side)
-        means += [map_.mean(dim=(0, 2, 3)) for map_ in backbone(images(slices))]
+        means.append(backbone(images(slices))[-1].mean(dim=(0, 2, 3)))
     return torch.cat(means)
 
 

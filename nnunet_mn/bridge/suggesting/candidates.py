@@ -93,8 +93,8 @@ def _description(folders: DatasetFolders) -> dict[str, Any]:
             f"{file} cannot be read ({error}); write it as nnU-Net's dataset format says: even without a label the "
             f"reader needs its channel_names and file_ending"
         ) from error
-    if missing := [key for key in ("file_ending",) if key not in content]:
-        raise MNError(f"{file} lacks '{missing[0]}'; write it as nnU-Net's dataset format says")
+    if "file_ending" not in content or not {"channel_names", "modality"} & content.keys():
+        raise MNError(f"{file} lacks channel_names or file_ending; write it as nnU-Net's dataset format says")
     return content
 
 
