@@ -1,5 +1,6 @@
 """The planners through the functions that `nnUNetv2_plan_and_preprocess` calls."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -387,6 +388,13 @@ def test_chunks_are_computed_twice(costs: CostModel) -> None:
     cost = costs.of(ARCHITECTURE, (64, 96, 96), 4)
     learned = 4 * 32
     assert cost.flops(8) - cost.flops(learned) == pytest.approx(learned * cost.slice.cost.forward)
+
+
+def test_samples_on_top_take_time_but_hardly_memory(costs: CostModel) -> None:
+    cost = costs.of(ARCHITECTURE, (64, 96, 96), 4)
+    on_top = dataclasses.replace(cost, config=dataclasses.replace(cost.config, batch="add"))
+    assert 1.3 < on_top.flops(10**6) / cost.flops(10**6) < 1.5  # 0.41 batches on top, on average
+    assert cost.peak_gib < on_top.peak_gib < 1.02 * cost.peak_gib
 
 
 def test_a_slice_costs_by_its_size(costs: CostModel) -> None:

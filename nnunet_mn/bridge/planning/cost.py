@@ -18,7 +18,7 @@ from nnunet_mn.bridge.training.assembly import loss_for
 from nnunet_mn.config import MNConfig
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.ranks import ALONE
-from nnunet_mn.schedule import Schedule
+from nnunet_mn.schedule import Schedule, UnlabeledCounts
 from nnunet_mn.slices import along_axis
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
@@ -120,8 +120,10 @@ class PlanCost:
         student, teacher = self.slices[0], self.slices[1] * self._mean_unlabeled()
         slice_ = self.slice.cost
         again = slice_.forward if slices_per_forward < student else 0  # chunks are computed twice
-        of_2d = student * (slice_.forward + again + slice_.backward) + teacher * slice_.forward
-        return self.batch_size * (self.sample.forward + self.sample.backward) + of_2d
+        of_2d = student * (slice_.forward + again + slice_.backward)
+        of_3d = self.batch_size * (self.sample.forward + self.sample.backward)
+        on_top = self._mean_unlabeled() if self.config.batch == "add" else 0
+        return (1 + on_top) * (of_3d + of_2d) + teacher * slice_.forward
 
     def gpu_hours(self, slices_per_forward: int) -> float:
         """Hours for 1,000 epochs on the card named above, at least: its arithmetic at the pace of nnU-Net's trainings.
@@ -137,13 +139,20 @@ class PlanCost:
         return self._pseudo_masks() + self.batch_size * self.loss_2d + self.slice.fixed
 
     def _pseudo_masks(self) -> int:
-        """Bytes of one network's probabilities for a batch with one labeled sample."""
-        return 4 * (self.batch_size - 1) * self.classes * math.prod(self.patch_size)
+        """Bytes of one network's probabilities for a batch with as many unlabeled samples as it may have."""
+        most = self.batch_size - (self.config.batch == "replace")
+        return 4 * most * self.classes * math.prod(self.patch_size)
 
     def _mean_unlabeled(self) -> float:
-        schedule = Schedule.of(self.config, total=EPOCHS)
-        most = (self.batch_size - 1) / self.batch_size
-        return sum(min(schedule.unlabeled_fraction(i), most) for i in range(EPOCHS)) / EPOCHS
+        """Unlabeled samples of a step as a share of the planned batch, on average over a training."""
+        counts = UnlabeledCounts(
+            Schedule.of(self.config, total=EPOCHS),
+            batch_size=self.batch_size,
+            batch=self.config.batch,
+            guidance=self.config.guidance,
+            rounding="diffusion",
+        )
+        return sum(counts.of(i) for i in range(EPOCHS)) / EPOCHS / self.batch_size
 
 
 def network_3d_cost(

@@ -29,8 +29,8 @@ from nnunet_mn.targets import LabelSpace
 
 # These settings decide on memory and belong to the plans. A length or a seed does not.
 PLANNED = (
-    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "dropout_2d", "loss", "slice_axes", "slice_step",
-    "slices_per_forward",
+    "backbone", "adaptation", "preset", "optimizer_3d", "lora_rank", "dropout_2d", "loss", "batch", "slice_axes",
+    "slice_step", "slices_per_forward",
 )  # fmt: skip
 ALWAYS_WRITTEN = ("backbone", "slices_per_forward")
 
