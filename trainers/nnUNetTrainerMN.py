@@ -120,7 +120,7 @@ class _LabeledCases(nnUNetTrainer):
         if is_stock:
             optimizer, scheduler = super().configure_optimizers()
             return optimizer, scheduler
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, **fused(self.device))
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, fused=fused(self.device))
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     @last_word

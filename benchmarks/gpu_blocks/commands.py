@@ -29,6 +29,7 @@ def commands(site: Site, findings: Findings) -> None:
         "nnUNet_extTrainer": str(trainers_path()),
         "nnUNet_compile": "t" if site.on_card else "f",
         "nnUNet_n_proc_DA": "0" if site.tiny else "8",
+        "nnUNet_def_n_proc": "1" if site.tiny else "4",
         "nnUNet_mn_supervised_fraction": "0.25",
     }
     seconds = _plan(site, space, environment | {"nnUNet_n_proc_DA": "1"})
