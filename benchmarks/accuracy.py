@@ -1,16 +1,20 @@
 """Is M&N better than nnU-Net with the same labels? Train every method alike, evaluate, and write the tables.
 
     python benchmarks/accuracy.py run DATASET_FOLDER --work FOLDER [--methods nnunet,mn] [--folds 0,3,4] [--seeds 0]
+    python benchmarks/accuracy.py run DATASET_FOLDER --work FOLDER --device cuda --planned --minutes 55
     python benchmarks/accuracy.py table [--half report]
 
 DATASET_FOLDER is a raw nnU-Net dataset with the key `unlabeled` in splits_final.json. Every method gets the same
 number of updates of the same 3D network, plans and patches. The final checkpoint counts, nothing is selected. Finished
-runs are lines of benchmarks/results/accuracy.jsonl and are not repeated. An interrupted training goes on.
+runs are lines of benchmarks/results/accuracy.jsonl and are not repeated. An interrupted training goes on: with
+`--minutes` the command ends in time, and the same command goes on later.
 """
 
 import json
+import math
 import os
 import queue
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
@@ -19,7 +23,7 @@ from typing import Annotated, cast
 import typer
 from evidence import records, tables, workspace
 from evidence.methods import OURS, find_method
-from evidence.runs import UPDATES_PER_EPOCH, Run, epochs, execute, plan_runs
+from evidence.runs import UPDATES_PER_EPOCH, OutOfTimeError, Run, epochs, execute, plan_runs
 from evidence.workspace import Scale, Workspace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -48,8 +52,12 @@ def run(
     features: Annotated[str, typer.Option(help="channels of each stage, comma-separated")] = "16,32,64,128",
     settings: Annotated[str, typer.Option(help="of M&N for every training, as name=value, comma-separated")] = "",
     jobs: Annotated[int, typer.Option(help="trainings at once; the CPUs are shared out among them")] = 1,
+    device: Annotated[str, typer.Option(help="nnU-Net's -device: cpu or cuda")] = "cpu",
+    planned: Annotated[bool, typer.Option(help="nnU-Net's own patch, batch and network, not those above")] = False,
+    minutes: Annotated[float, typer.Option(help="no epoch begins later; the same command goes on")] = math.inf,
 ) -> None:
     """Train the missing runs, and print the mean Dice of the `tune` half after every run."""
+    until = time.monotonic() + 60 * minutes
     if updates % UPDATES_PER_EPOCH:
         raise MNError(f"--updates is {updates}; take a multiple of {UPDATES_PER_EPOCH}, the updates of an epoch")
     scale = Scale(
@@ -59,8 +67,9 @@ def run(
         batch_size=batch_size,
         features=tuple(map(int, features.split(","))),
         settings=_parse(settings),
+        planned=planned,
     )
-    space = Workspace(dataset.absolute(), work.absolute(), scale)
+    space = Workspace(dataset.absolute(), work.absolute(), scale, device)
     splits = json.loads((dataset / "splits_final.json").read_bytes())
     wanted = plan_runs(
         [find_method(name) for name in methods.split(",")],
@@ -72,7 +81,7 @@ def run(
     missing = [one for one in wanted if one.key(space) not in done]
     typer.echo(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done before; {scale.text}")
     space.prepare()
-    _work_off(missing, space, jobs)
+    _work_off(missing, space, jobs, until)
 
 
 def _parse(settings: str) -> tuple[tuple[str, str], ...]:
@@ -84,8 +93,8 @@ def _parse(settings: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, _, value in pairs)
 
 
-def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
-    """Do all runs, some at once, each on its own CPUs."""
+def _work_off(missing: list[Run], space: Workspace, jobs: int, until: float) -> None:
+    """Do all runs, some at once, each on its own CPUs. None begins after a time."""
     cpus = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[list[int]] = queue.Queue()
     for job in range(jobs):
@@ -95,11 +104,13 @@ def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
         total = progress.add_task("runs", total=len(missing))
 
         def do(one: Run) -> None:
+            if time.monotonic() > until:
+                raise OutOfTimeError(f"{one.name} was not begun")
             share = shares.get()
             os.sched_setaffinity(0, share)  # of this thread, and so of its commands
             task = progress.add_task(one.name, total=epochs(one, space.scale))
             try:
-                record = execute(one, space, lambda epoch: progress.update(task, completed=epoch))
+                record = execute(one, space, lambda epoch: progress.update(task, completed=epoch), until)
             finally:
                 progress.remove_task(task)
                 shares.put(share)
@@ -112,9 +123,11 @@ def _work_off(missing: list[Run], space: Workspace, jobs: int) -> None:
                 progress.console.print(text, style=None)
 
         started = [pool.submit(do, one) for one in missing]
-        failures = [str(done.exception()) for done in as_completed(started) if done.exception() is not None]
-    if failures:
+        errors = [error for done in as_completed(started) if (error := done.exception()) is not None]
+    if failures := [str(error) for error in errors if not isinstance(error, OutOfTimeError)]:
         raise MNError("; ".join(failures))
+    if errors:
+        typer.echo(f"the time is up, and {len(errors)} runs are left: the same command goes on")
 
 
 def _progress() -> Progress:

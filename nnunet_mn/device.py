@@ -41,9 +41,9 @@ def check_is_card(device: torch.device, wanted_by: str) -> None:
         raise MNError(f"{wanted_by} times a CUDA card, but -device is '{device.type}': run it with -device cuda")
 
 
-def fused(device: torch.device) -> dict[str, bool]:
-    """The option of torch's optimizers for one kernel in place of hundreds, on CUDA. Elsewhere torch decides."""
-    return {"fused": True} if device.type == "cuda" else {}
+def fused(device: torch.device) -> bool | None:
+    """The option `fused` of torch's optimizers: one kernel in place of hundreds on CUDA. Elsewhere torch decides."""
+    return True if device.type == "cuda" else None
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -1,6 +1,7 @@
 """A volume as a stack of slices along its first axis, and a 2D network for volumes."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from typing import Protocol
 
@@ -144,7 +145,8 @@ class SliceWise(nn.Module):
             empty = [torch.zeros(size, dtype=slices.dtype, device=slices.device) for size in sizes]
             weights = (*self.parameters(), *self.buffers())
             one, two = (
-                kept_for_backward(lambda e=e: self.network(e.requires_grad_(not is_student)), weights)[0] for e in empty
+                kept_for_backward(partial(self.network, slices_.requires_grad_(not is_student)), weights)[0]
+                for slices_ in empty
             )
         self.train(was_training)
         torch.clear_autocast_cache()

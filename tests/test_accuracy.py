@@ -88,6 +88,23 @@ def test_upper_bound_is_trained_once_on_the_fold_of_all_labels() -> None:
     assert [(run.method.name, run.fold) for run in planned] == [("mn", 0), ("mn", 1), ("nnunet-upper", 2)]
 
 
+def test_plans_as_they_are_have_a_name_and_an_option_of_their_own() -> None:
+    planned = replace(SCALE, planned=True, settings=(("lr_3d", "0.01"), ("teacher", "other")))
+    assert workspace.scale_key(planned) == "planned_planned_lr_3d=0.01_teacher=other"
+    expected = "--updates 600 --planned --settings lr_3d=0.01,teacher=other"
+    assert workspace.options(workspace.scale_key(planned), 600) == expected
+    assert planned.text == "600 updates, plans as they are, lr_3d=0.01, teacher=other"
+    assert "--patch-size 8 8 8 --batch-size 2 --features 4,8" in workspace.options(workspace.scale_key(SCALE), 600)
+
+
+def test_on_a_card_nnunet_decides_on_workers_and_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nnUNet_n_proc_DA", "nnUNet_compile", "nnUNet_def_n_proc"):
+        monkeypatch.delenv(name, raising=False)
+        for device, is_set in (("cpu", True), ("cuda", False)):
+            space = workspace.Workspace(tmp_path / "Dataset004_X", tmp_path, SCALE, device)
+            assert (name in space.environment({}, run="one")) == is_set
+
+
 def test_fold_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(MNError, match="fold 7"):
         runs.plan_runs([methods.find_method("mn")], [7], [0], SPLITS)

@@ -103,6 +103,7 @@ class _LabeledCases(nnUNetTrainer):
         self.num_epochs = self.mn_config.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.mn_config.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.mn_config.val_iterations_per_epoch or self.num_val_iterations_per_epoch
+        self.save_every = self.mn_config.checkpoint_every
 
     def _refuse(self, configuration: str, planned: Any) -> None:
         """Raise an MNError if this trainer cannot train the configuration."""
@@ -121,7 +122,7 @@ class _LabeledCases(nnUNetTrainer):
         if is_stock:
             optimizer, scheduler = super().configure_optimizers()
             return optimizer, scheduler
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, **fused(self.device))
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, fused=fused(self.device))
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     @last_word

@@ -2,9 +2,11 @@
 
 import datetime
 import json
+import math
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ from nnunet_mn.errors import MNError
 UPDATES_PER_EPOCH = 50
 VAL_UPDATES_PER_EPOCH = 1  # for the log alone: the final checkpoint counts
 BACKBONE = "efficientnet-lite0"
+LIKE_STOCK = ("nnUNetTrainerMNLabeledOnly", "nnUNetTrainerCopyPaste")  # a signal ends them; M&N saves its state first
+
+
+class OutOfTimeError(MNError):
+    """The time for all trainings is over. What has been trained stays, and goes on another time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +66,23 @@ def plan_runs(methods: list[Method], folds: list[int], seeds: list[int], splits:
     return runs
 
 
-def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> records.Record:
+def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: float = math.inf) -> records.Record:
     """Train and evaluate; an interrupted training goes on.
 
+    Args:
+        until: the time (`time.monotonic`) after which no epoch may begin. A validation that has begun is finished.
+
     Raises:
+        OutOfTimeError: when that time has come.
         MNError: when a command fails, with its log.
     """
-    where = _pseudo_labeled(run, space) if run.method.teaches_itself else space
+    where = _pseudo_labeled(run, space, until) if run.method.teaches_itself else space
     if run.method.taught_by is not None:
-        train(_other(run, run.method.taught_by), space, on_epoch)
+        train(_other(run, run.method.taught_by), space, on_epoch, until)
     start = time.monotonic()
-    folder = train(run, where, on_epoch) if run.method.joins is None else _validate_joint(run, space, on_epoch)
+    folder = (
+        train(run, where, on_epoch, until) if run.method.joins is None else _validate_joint(run, space, on_epoch, until)
+    )
     seconds = time.monotonic() - start
     scores = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
     splits = json.loads((space.dataset / "splits_final.json").read_bytes())
@@ -91,8 +104,13 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> reco
     )
 
 
-def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
-    """Run or resume `nnUNetv2_train` to its end. Returns the fold's result folder."""
+def train(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: float = math.inf) -> Path:
+    """Run or resume `nnUNetv2_train` to its end. Returns the fold's result folder.
+
+    Raises:
+        OutOfTimeError: when an epoch would begin after `until`.
+        MNError: when the command fails.
+    """
     folder = _model(run, space) / f"fold_{run.fold}"
 
     def follow(line: str) -> None:
@@ -104,7 +122,7 @@ def train(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
     with FileLock(folder / "training.lock"):  # self-training may want a model still trained by another job
         note_settings(space.results(run.name), _resolved(run, space.scale))
         if not (folder / "validation" / "summary.json").exists():
-            _train(run, space, folder, follow)
+            _train(run, space, folder, follow, until)
     return folder
 
 
@@ -118,17 +136,17 @@ def _model(run: Run, space: Workspace) -> Path:
     return space.results(run.name) / space.dataset.name / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
 
 
-def _validate_joint(run: Run, space: Workspace, on_epoch: Callable[[int], None]) -> Path:
+def _validate_joint(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: float) -> Path:
     """Join the networks of another method and let nnU-Net validate them. Returns the fold's result folder."""
     assert run.method.joins is not None
     trained = _other(run, run.method.joins)
-    train(trained, space, on_epoch)
+    train(trained, space, on_epoch, until)
     folder = _model(trained, space).with_name(f"{run.method.trainer}__{PLANS}__{CONFIGURATION}") / f"fold_{run.fold}"
     where = [space.dataset_id, CONFIGURATION, str(run.fold)]
     environment, log = space.environment(_settings(run, space.scale), run=trained.name), space.log(run.name)
     join = ["nnunet-mn", "join", "-d", where[0], "-c", where[1], "-f", where[2], "-p", PLANS, "--force"]
     run_stock([*join, "-tr", str(trained.method.trainer)], environment=environment, log=log)
-    validate = ["nnUNetv2_train", *where, "-tr", str(run.method.trainer), "-p", PLANS, "-device", "cpu", "--val"]
+    validate = ["nnUNetv2_train", *where, "-tr", str(run.method.trainer), "-p", PLANS, "-device", space.device, "--val"]
     run_stock(validate, environment=environment, log=log)
     return folder
 
@@ -153,16 +171,31 @@ def note_settings(folder: Path, config: MNConfig) -> None:
         raise MNError(f"{folder} holds a training with other settings, {', '.join(changed)}: delete it")
 
 
-def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], None]) -> None:
+def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], None], until: float) -> None:
     command = ["nnUNetv2_train", space.dataset_id, CONFIGURATION, str(run.fold), "-tr", run.method.trainer]
-    command += ["-p", PLANS, "-device", "cpu"]
+    command += ["-p", PLANS, "-device", space.device]
     if (folder / "checkpoint_latest.pth").exists() or (folder / "checkpoint_final.pth").exists():
         command.append("--c")
     settings = _settings(run, space.scale)
     if run.method.taught_by is not None:
         settings["teacher_folder"] = str(_model(_other(run, run.method.taught_by), space))
     environment = space.environment(settings, run=run.name)
-    run_stock(command, environment=environment, log=space.log(run.name), on_line=follow)
+    stopped = False
+
+    def follow_until(line: str) -> signal.Signals | None:
+        nonlocal stopped
+        follow(line)
+        if stopped or epoch_begun(line) is None or time.monotonic() < until:
+            return None  # at the beginning of an epoch nnU-Net writes no checkpoint: none is cut off
+        stopped = True
+        return signal.SIGINT if run.method.trainer in LIKE_STOCK else signal.SIGTERM
+
+    try:
+        run_stock(command, environment=environment, log=space.log(run.name), on_line=follow_until)
+    except MNError as error:
+        if stopped:
+            raise OutOfTimeError(f"{run.name} was stopped in the middle") from error
+        raise
 
 
 def epochs(run: Run, scale: Scale) -> int:
@@ -202,13 +235,13 @@ def _fold_of_all_labels(splits: list[dict[str, Any]]) -> int:
     return max(complete, key=lambda fold: len(splits[fold]["train"]))
 
 
-def _pseudo_labeled(run: Run, space: Workspace) -> Workspace:
+def _pseudo_labeled(run: Run, space: Workspace, until: float) -> Workspace:
     """A copy of the dataset with the labeled-only model's predictions as the unlabeled cases' labels."""
     folder = space.folder / "self_training" / trainings_key(space.scale) / f"fold{run.fold}_seed{run.seed}"
     dataset = folder / "nnUNet_raw" / space.dataset.name
     teacher = Run(method=METHODS[_teacher(run.method)], fold=run.fold, seed=run.seed)
     note_settings(folder, _resolved(teacher, space.scale))  # its masks stay when its training is deleted
-    train(teacher, space, lambda epoch: None)
+    train(teacher, space, lambda epoch: None, until)
     split = json.loads((space.dataset / "splits_final.json").read_bytes())[run.fold]
     description = json.loads((space.dataset / "dataset.json").read_bytes())
     ending = description["file_ending"]
@@ -222,7 +255,7 @@ def _pseudo_labeled(run: Run, space: Workspace) -> Workspace:
     for case in split["train"] + split["val"]:
         _link(space.dataset / "labelsTr" / f"{case}{ending}", dataset / "labelsTr")
     predict = ["nnUNetv2_predict", "-d", space.dataset_id, "-c", CONFIGURATION, "-f", str(run.fold)]
-    predict += ["-tr", teacher.method.trainer, "-p", PLANS, "-device", "cpu", "-npp", "1", "-nps", "1"]
+    predict += ["-tr", teacher.method.trainer, "-p", PLANS, "-device", space.device, "-npp", "1", "-nps", "1"]
     predict += ["-i", str(folder / "unlabeled"), "-o", str(dataset / "labelsTr"), "--continue_prediction"]
     run_stock(predict, environment=space.environment({}, run=teacher.name), log=space.log(f"{run.name}_predict"))
     _remove_extras(dataset / "labelsTr", ending)
@@ -231,7 +264,7 @@ def _pseudo_labeled(run: Run, space: Workspace) -> Workspace:
     write_whole(dataset / "splits_final.json", json.dumps(splits))
     total = sum(map(len, both.values()))
     write_whole(dataset / "dataset.json", json.dumps({**description, "numTraining": total}))
-    copied = Workspace(dataset=dataset, folder=folder, scale=space.scale)
+    copied = replace(space, dataset=dataset, folder=folder)
     copied.prepare()
     return copied
 

@@ -29,6 +29,7 @@ class Scale:
         spacing: mm along each axis; None as planned.
         patch_size, batch_size, features: of the small plans.
         settings: fields of MNConfig for every training, by name; a method's own win over them.
+        planned: patch, batch and network are nnU-Net's own, and the sizes above do not count.
     """
 
     updates: int
@@ -37,16 +38,18 @@ class Scale:
     batch_size: int
     features: tuple[int, ...]
     settings: tuple[tuple[str, str], ...] = ()
+    planned: bool = False
 
     @property
     def text(self) -> str:
         """For the table's heading."""
         spacing = "" if self.spacing is None else f"{'x'.join(f'{s:g}' for s in self.spacing)} mm voxels, "
-        return (
-            f"{self.updates} updates, {spacing}patch {'x'.join(map(str, self.patch_size))}, batch {self.batch_size}, "
+        network = (
+            f"patch {'x'.join(map(str, self.patch_size))}, batch {self.batch_size}, "
             f"U-Net of {self.features[0]} to {self.features[-1]} channels"
-            f"{''.join(f', {text}' for text in _texts(self.settings))}"
         )
+        settings = "".join(f", {text}" for text in _texts(self.settings))
+        return f"{self.updates} updates, {spacing}{'plans as they are' if self.planned else network}{settings}"
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,13 @@ class Workspace:
         dataset: the raw dataset; only read.
         folder: for all output.
         scale: of all trainings.
+        device: nnU-Net's `-device`. On a card nnU-Net decides itself on workers and on compiling.
     """
 
     dataset: Path
     folder: Path
     scale: Scale
+    device: str = "cpu"
 
     @property
     def dataset_id(self) -> str:
@@ -84,17 +89,17 @@ class Workspace:
     def environment(self, settings: Mapping[str, str], *, run: str) -> dict[str, str]:
         """Variables of a child: this process's, but for settings of M&N other than those given."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
+        # Loading takes a tenth of a step on a CPU; as many processes as jobs, not twice as many.
+        on_cpu = {"OMP_WAIT_POLICY": "PASSIVE", "nnUNet_n_proc_DA": "0"} if self.device == "cpu" else {}
         return {
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "nnUNet_n_proc_DA": "0",  # loading takes a tenth of a step; as many processes as jobs, not twice as many
+            **on_cpu,
             **kept,
             **{f"{ENVIRONMENT_PREFIX}{field}": value for field, value in settings.items()},
             "nnUNet_raw": str(self.dataset.parent.resolve()),
             "nnUNet_preprocessed": str(self.preprocessed.parent),
             "nnUNet_results": str(self.results(run)),
             "nnUNet_extTrainer": str(TRAINERS),
-            "nnUNet_def_n_proc": "1",
-            "nnUNet_compile": "f",
+            **({"nnUNet_def_n_proc": "1", "nnUNet_compile": "f"} if self.device == "cpu" else {}),
         }
 
     def prepare(self) -> None:
@@ -135,20 +140,27 @@ def _texts(settings: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def plans_key(scale: Scale) -> str:
-    """A name for the small plans of a scale."""
+    """A name for the plans of a scale."""
     spacing = "planned" if scale.spacing is None else "x".join(f"{s:g}" for s in scale.spacing)
+    if scale.planned:
+        return f"{spacing}_planned"
     numbers: Sequence[Sequence[int]] = (scale.patch_size, (scale.batch_size,), scale.features)
     return "_".join([spacing, *("x".join(map(str, part)) for part in numbers)])
 
 
 def options(key: str, updates: int) -> str:
     """The command-line options of `accuracy.py run` for a scale: the inverse of `scale_key`."""
-    spacing, patch_size, batch_size, features, *settings = key.split("_", 4)
+    spacing, rest = key.split("_", 1)
     parts = [f"--updates {updates}"]
     if spacing != "planned":
         parts.append(f"--spacing {spacing.replace('x', ' ')}")
-    parts += [f"--patch-size {patch_size.replace('x', ' ')}", f"--batch-size {batch_size}"]
-    parts.append(f"--features {features.replace('x', ',')}")
+    if rest.startswith("planned"):
+        parts.append("--planned")
+        settings = rest.split("_", 1)[1:]
+    else:
+        patch_size, batch_size, features, *settings = rest.split("_", 3)
+        parts += [f"--patch-size {patch_size.replace('x', ' ')}", f"--batch-size {batch_size}"]
+        parts.append(f"--features {features.replace('x', ',')}")
     if settings:
         names = "|".join(field.name for field in fields(MNConfig))
         parts.append("--settings " + re.sub(f"_({names})=", r",\1=", settings[0]))
@@ -163,6 +175,8 @@ def _shrink(stock: dict[str, Any], scale: Scale) -> dict[str, Any]:
         configuration["median_image_size_in_voxels"] = [n / r for n, r in zip(median, ratio, strict=True)]
         configuration["spacing"] = list(scale.spacing)
     configuration["data_identifier"] = f"{PLANS}_{CONFIGURATION}"
+    if scale.planned:
+        return {**stock, "plans_name": PLANS}
     return small_plans(
         stock,
         name=PLANS,

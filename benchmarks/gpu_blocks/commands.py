@@ -2,13 +2,16 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from gpu_blocks.findings import Findings
 from gpu_blocks.site import Site
 from nnunet_mn.bridge.registration import trainers_path
-from nnunet_mn.bridge.stock_commands import run_stock, start_stock
+from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
+from nnunet_mn.errors import MNError
 from nnunet_mn.sandbox.dataset import DATASET_ID, write_dataset
 from nnunet_mn.sandbox.small_plans import small_plans
 from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, Workspace
@@ -26,6 +29,7 @@ def commands(site: Site, findings: Findings) -> None:
         "nnUNet_extTrainer": str(trainers_path()),
         "nnUNet_compile": "t" if site.on_card else "f",
         "nnUNet_n_proc_DA": "0" if site.tiny else "8",
+        "nnUNet_def_n_proc": "1" if site.tiny else "4",
         "nnUNet_mn_supervised_fraction": "0.25",
     }
     seconds = _plan(site, space, environment | {"nnUNet_n_proc_DA": "1"})
@@ -33,8 +37,8 @@ def commands(site: Site, findings: Findings) -> None:
     which = ("-tr", TRAINER, "-p", PLANS, "-device", site.device.type)
     train = ("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", *which)
     with findings.attempt("SIGTERM"):
-        code, said = _stopped(train, environment)
-        findings.note("SIGTERM", exit_code=code, in_order=GO_ON in said, last=said.strip().splitlines()[-1])
+        said = _stopped(train, environment, space.logs / "stopped.log")
+        findings.note("SIGTERM", in_order=GO_ON in said, last=said.strip().splitlines()[-1])
     with findings.attempt("--c"):
         seconds = run_stock((*train, "--c"), environment=environment, log=space.logs / "go_on.log")
         findings.note("--c", s=seconds, **_said_by_log(space.model(TRAINER)))
@@ -60,15 +64,16 @@ def _plan(site: Site, space: Workspace, environment: dict[str, str]) -> float:
     return seconds
 
 
-def _stopped(command: tuple[str, ...], environment: dict[str, str]) -> tuple[int, str]:
-    """Send SIGTERM in the second epoch; the exit code and what the command said."""
-    said = ""
-    with start_stock(command, environment=environment) as child:
-        for line in child.stdout or ():
-            said += line
-            if re.search(r"Epoch 1\s*$", line):
-                child.terminate()
-    return child.returncode, said
+def _stopped(command: tuple[str, ...], environment: dict[str, str], log: Path) -> str:
+    """Send SIGTERM in the second epoch; what the command said."""
+    with suppress(MNError):  # its exit code is not 0
+        run_stock(
+            command,
+            environment=environment,
+            log=log,
+            on_line=lambda line: Signals.SIGTERM if epoch_begun(line) == 1 else None,
+        )
+    return log.read_text()
 
 
 def _said_by_log(fold: Path) -> dict[str, Any]:

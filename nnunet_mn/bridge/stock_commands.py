@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from signal import Signals
 
 from nnunet_mn.errors import MNError
 
@@ -14,7 +15,11 @@ _EPOCH = re.compile(r"\bEpoch (\d+)\s*$")
 
 
 def run_stock(
-    command: Sequence[str], *, environment: Mapping[str, str], log: Path, on_line: Callable[[str], None] | None = None
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    log: Path,
+    on_line: Callable[[str], Signals | None] | None = None,
 ) -> float:
     """Run one command to its end.
 
@@ -22,7 +27,8 @@ def run_stock(
         command: the name of a console script of this Python environment, and its arguments; no shell sees them.
         environment: all variables of the child.
         log: file for the output of the command.
-        on_line: called with every line as it comes; a progress bar's carriage return ends a line too.
+        on_line: called with every line as it comes; a progress bar's carriage return ends a line too. It may return
+            a signal for the command.
 
     Returns:
         Its seconds.
@@ -31,38 +37,28 @@ def run_stock(
         MNError: when the command is missing, or fails; with the log's path and last line.
     """
     start, last = time.monotonic(), ""
+    arguments = [_script(command[0]), *command[1:]]
     with (
         log.open("w", encoding="utf-8", buffering=1) as file,  # whoever follows it sees each line
-        start_stock(command, environment=environment) as child,
+        subprocess.Popen(
+            arguments,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as child,
     ):
         for line in child.stdout or ():
             file.write(line)
             last = line.strip() or last
-            if on_line is not None:
-                on_line(line)
+            signal = None if on_line is None else on_line(line)
+            if signal is not None:
+                child.send_signal(signal)
     if child.returncode != 0:
         raise MNError(f"{command[0]} failed (exit code {child.returncode}): {last}; all it said is in {log}")
     return time.monotonic() - start
-
-
-def start_stock(command: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start one command. Its `stdout` has all lines that it says.
-
-    Args:
-        command, environment: as for `run_stock`.
-
-    Raises:
-        MNError: when the command is missing.
-    """
-    return subprocess.Popen(
-        [_script(command[0]), *command[1:]],
-        env={**environment, "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
 
 
 def epoch_begun(line: str) -> int | None:

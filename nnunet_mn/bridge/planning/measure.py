@@ -59,7 +59,7 @@ def _of_conv_backward(
     """The operations of a convolution's backward pass. torch's own formula takes a grouped one for a dense one."""
     transposed, output_mask = others[4], others[7]
     pixels = maps_shape if transposed else grad_shape  # each is multiplied with one row of the weights
-    return 2 * prod(pixels) * prod(weight_shape[1:]) * sum(output_mask[:2])
+    return 2 * prod(pixels) * prod(weight_shape[1:]) * int(sum(output_mask[:2]))
 
 
 def slice_cost(network: nn.Module, shape: Sequence[int], *, precision: torch.dtype | None) -> tuple[Cost, int]:

@@ -82,7 +82,7 @@ def build(
     if autocast is not None:
         hold_frozen_weights(network_2d, autocast)
     groups = network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D)
-    optimizer_2d = torch.optim.AdamW(groups, **fused(device))
+    optimizer_2d = torch.optim.AdamW(groups, fused=fused(device))
     scale_learning_rates(optimizer_2d, 1)
     loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
     scaled = autocast == torch.float16
