@@ -155,7 +155,7 @@ def table() -> None:
     if not records:
         raise MNError(f"{RECORDS} holds nothing; run measure first")
     found = [correlations(record) for record in records]
-    heads = [f"{record['dataset'].partition('_')[2]}, {record['run']}" for record in records]
+    heads = [f"{r['dataset'].partition('_')[2]}, {r['labeled']} labels, {r['run']}" for r in records]
     lines = [
         "Spearman correlation of scores with the true Dice of the joint mask. Over unlabeled cases [95 % interval].",
         "Written by `python benchmarks/quality.py table`.",
@@ -170,8 +170,13 @@ def table() -> None:
     for record in records:
         lines.append(f"- {_described(record)}")
     summary = [
-        {"dataset": r["dataset"], "run": r["run"], "cases": len(r["cases"]), "correlation": round(one[DEFAULT][0], 2)}
-        for r, one in zip(records, found, strict=True)
+        {
+            "dataset": record["dataset"],
+            "labeled": record["labeled"],
+            "cases": len(record["cases"]),
+            "correlation": round(one[DEFAULT][0], 2),
+        }
+        for record, one in zip(records, found, strict=True)
     ]
     write_whole(RESULTS / "quality.md", "\n".join(lines) + "\n")
     write_whole(RESULTS / "quality.json", json.dumps(summary, indent=1) + "\n")
@@ -179,7 +184,7 @@ def table() -> None:
 
 
 def _described(record: dict[str, Any]) -> str:
-    """A training in a line."""
+    """A training in a sentence or two."""
     true = [_mean(case, lambda n: n["dice"]) for case in record["cases"].values()]
     estimated = [_mean(case, lambda n: n["estimate"]) for case in record["cases"].values()]
     off = np.mean(np.abs(np.subtract(true, estimated)))

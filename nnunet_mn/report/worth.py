@@ -10,15 +10,20 @@ class Measured:
     Args:
         data: in words.
         dataset: its name.
+        labeled: cases.
         cases: unlabeled ones.
         correlation: Spearman's.
     """
 
     data: str
     dataset: str
+    labeled: int
     cases: int
     correlation: float
 
 
 # From benchmarks/results/quality.json, which benchmarks/quality.py writes. A test compares.
-MEASURED: tuple[Measured, ...] = ()
+MEASURED = (
+    Measured("hippocampus MRI", "Dataset004_Hippocampus", 4, 136, 0.51),
+    Measured("left atrium MRI", "Dataset005_LeftAtrium", 4, 56, 0.67),
+)
