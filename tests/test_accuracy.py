@@ -299,7 +299,7 @@ def test_a_training_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> 
 def test_readme_quotes_the_scale_at_which_ours_was_trained_most() -> None:
     shorter = [replace(record(name), scale=workspace.scale_key(SCALE)) for name in ("mn", "nnunet")]
     longer = replace(shorter[1], updates=1600)
-    assert accuracy.readme_section([longer, *shorter]).startswith("600 updates")
+    assert accuracy.readme_section([longer, *shorter]).startswith("Dataset004_Hippocampus: 600 updates")
 
 
 def test_the_evidence_page_says_which_ablations_were_trained_and_with_what_result() -> None:
