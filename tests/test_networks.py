@@ -15,6 +15,7 @@ from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.adaptation import BatchStatistics
 from nnunet_mn.networks.adapter import ChannelAdapter, to_pixels
 from nnunet_mn.networks.folding import NormedConv
+from nnunet_mn.networks.heads import FeatureHead, resize
 from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
 from nnunet_mn.slices import SliceWise
 from nnunet_mn.teaching import same_in_eval
@@ -288,3 +289,12 @@ def test_timm_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(MNError, match=r"do not fit the network: .* more"):
         build(backbone=f"timm:test_efficientnet@{tmp_path / 'w.pth'}")
+
+
+@pytest.mark.parametrize("size", [(32, 48), (40, 60)])  # of the enlarged features, and larger
+def test_the_head_classifies_features_and_slice_as_if_they_were_joined(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    head = FeatureHead([8], in_channels=2, num_classes=3)
+    enlarged, slices = torch.randn(2, 32, 32, 48), torch.randn(2, 2, *size)
+    joined = torch.cat([resize(enlarged, size), slices], dim=1)
+    torch.testing.assert_close(head._classify(enlarged, slices), head.classify(joined), rtol=1e-5, atol=1e-6)

@@ -44,9 +44,20 @@ class FeatureHead(nn.Module):
         fused = functional.relu(self.smooth_norm(self.smooth(fused)))  # (N, 64, h, w)
         joined = torch.cat([fused, _average(slices, cells)], dim=1)  # (N, 64 + C, h, w)
         enlarged = functional.relu(self.enlarge_norm(self.enlarge(joined)))  # (N, 32, 2h, 2w)
-        enlarged = resize(enlarged, slices.shape[-2:])  # (N, 32, H, W)
-        logits: Tensor = self.classify(torch.cat([enlarged, slices], dim=1))  # (N, K, H, W)
-        return LOGIT_SCALE * logits
+        return LOGIT_SCALE * self._classify(enlarged, slices)
+
+    def _classify(self, enlarged: Tensor, slices: Tensor) -> Tensor:
+        """Classify features and slice as if joined: `(N, 32, 2h, 2w)` and `(N, C, H, W)` -> `(N, K, H, W)`.
+
+        A 1x1 convolution and a bilinear resizing may change places: K channels are resized in place of 32. On slices of
+        128x128 voxels this saves a fifth of the 2D network's time in training (`benchmarks/results/head.txt`).
+        """
+        if enlarged.shape[-2:] == slices.shape[-2:]:  # then one convolution is faster than two
+            joined: Tensor = self.classify(torch.cat([enlarged, slices], dim=1))
+            return joined
+        of_features, of_slices = self.classify.weight.split([enlarged.shape[1], slices.shape[1]], dim=1)
+        logits = resize(functional.conv2d(enlarged, of_features), slices.shape[-2:])
+        return logits + functional.conv2d(slices, of_slices, self.classify.bias)
 
 
 def _norm(channels: int) -> nn.Module:
