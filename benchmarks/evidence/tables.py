@@ -174,7 +174,7 @@ def by_labels(records: Sequence[Record], half: Half) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-_COMPARED = (BASELINE, FAIR_BASELINE, OURS)
+_COMPARED = (BASELINE, FAIR_BASELINE, OURS, "mn-add")
 
 
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:
