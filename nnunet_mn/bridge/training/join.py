@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -75,7 +75,8 @@ def join(
         folds: their names, such as `0` or `all`.
         weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
         force: replace an existing joint model, with its validation.
-        keep: add the folds to those of an existing joint model, or replace these folds in it.
+        keep: add the folds to those of an existing joint model, or replace these folds in it. Two trainings may do so
+            at once.
 
     Returns:
         Its folder.
@@ -89,8 +90,8 @@ def join(
     files = [folders.finished(fold) for fold in dict.fromkeys(folds)]
     if folders.joint.exists() and not (force or keep):
         raise MNError(f"{folders.joint} exists; give --force to replace it, and -f with all folds that it is to hold")
-    lock = FileLock(folders.joint.with_name(f".{folders.joint.name}.lock"))  # trainings of two folds may end at once
-    with lock, _staged(folders.joint) as staging:
+    lock = FileLock(folders.joint.with_name(f".{folders.joint.name}.lock"))
+    with lock if keep else nullcontext(), _staged(folders.joint) as staging:
         for name in _OF_MODEL:
             if (folders.trained / name).is_file():
                 shutil.copyfile(folders.trained / name, staging / name)
