@@ -95,10 +95,11 @@ class DistillationSchedule(Schedule):
 
 
 class HalfUnlabeled(Schedule):
-    """Half of each batch is unlabeled from the start on: every step of a benchmark is alike."""
+    """Half of each batch is unlabeled from the end of the supervised stage on."""
 
     def unlabeled_fraction(self, iteration: float) -> float:
-        return 0.5
+        """0, then one half."""
+        return 0.5 if self.is_cotraining(iteration) else 0.0
 
 
 def _cosine(progress: float) -> float:

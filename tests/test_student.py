@@ -1,15 +1,19 @@
 """`nnUNetTrainerMNStudent`: nnU-Net's 3D network anew, taught by the joint model of a finished training."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.join import ModelFolders, join
+from nnunet_mn.bridge.training.stored_masks import StoredMasks
+from nnunet_mn.errors import MNError
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
 
@@ -110,6 +114,30 @@ def test_a_teacher_of_other_patches_is_refused(site: Any, train: Any) -> None:
     code, output = train(site)
     assert code != 0
     assert "was trained with patch_size" in output.splitlines()[-1]
+
+
+def test_a_teacher_of_other_labels_is_refused(site: Any, train: Any) -> None:
+    file = _folders(site).trained / "dataset.json"
+    description = json.loads(file.read_text())
+    description["labels"] = {"background": 0, "other": 1, "organs": 2}
+    file.write_text(json.dumps(description))
+    code, output = train(site)
+    assert code != 0
+    assert "was trained with labels {'background': 0, 'other': 1, 'organs': 2}" in output.splitlines()[-1]
+
+
+def test_a_stored_mask_may_have_labels_beyond_the_segmentations_type(tmp_path: Path) -> None:
+    masks = StoredMasks(tmp_path, "0123456789abcdef")
+    masks.write("a", np.array([[[0, 200]]]))
+    assert masks.of("a", np.array([[[[-1, 0]]]], np.int8)).tolist() == [[[[-1, 200]]]]
+
+
+def test_a_damaged_stored_mask_is_named(tmp_path: Path) -> None:
+    masks = StoredMasks(tmp_path, "0123456789abcdef")
+    masks.write("a", np.zeros((1, 1, 2)))
+    (masks.folder / "a.npz").write_bytes(b"damaged")
+    with pytest.raises(MNError, match=r"a\.npz cannot be read .*delete it and continue with --c"):
+        masks.of("a", np.zeros((1, 1, 1, 2)))
 
 
 def test_a_stopped_student_goes_on_but_not_with_another_teacher(site: Any, train: Any) -> None:

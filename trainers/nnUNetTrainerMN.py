@@ -47,6 +47,7 @@ from nnunet_mn.bridge.training import (
     workers,
 )
 from nnunet_mn.bridge.training.join import ModelFolders, join, joined_plans
+from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
 from nnunet_mn.bridge.versions import check_nnunet_version
@@ -572,9 +573,7 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
 
     @property
     def _student_2d(self) -> Student:
-        student = self.cotrainer.student_2d
-        assert student is not None
-        return student
+        return self.cotrainer.students[1]
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
 
@@ -683,7 +682,8 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
             plans=self.plans_manager.plans_name,
             configuration=self.configuration_name,
         )
-        joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=self.plans_manager.plans)
+        own = TrainedPlans(self.plans_manager.plans, self.dataset_json, self.configuration_name)
+        joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=own)
         self.print_to_log_file(f"the teacher is {joint.source}")
         self.teacher_hash, self.joint = joint.weights_hash, joint.network.to(self.device)
         return assembly.build_student(

@@ -77,12 +77,13 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: 
         MNError: when a command fails, with its log.
     """
     where = _pseudo_labeled(run, space, until) if run.method.teaches_itself else space
-    if run.method.taught_by is not None:
-        train(_other(run, run.method.taught_by), space, on_epoch, until)
+    if (needed := run.method.taught_by or run.method.joins) is not None:
+        train(_other(run, needed), space, on_epoch, until)
     start = time.monotonic()
-    folder = (
-        train(run, where, on_epoch, until) if run.method.joins is None else _validate_joint(run, space, on_epoch, until)
-    )
+    if run.method.joins is None:
+        folder = train(run, where, on_epoch, until)
+    else:
+        folder = _validate_joint(run, _other(run, run.method.joins), space)
     seconds = time.monotonic() - start
     scores = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
     splits = json.loads((space.dataset / "splits_final.json").read_bytes())
@@ -136,11 +137,8 @@ def _model(run: Run, space: Workspace) -> Path:
     return space.results(run.name) / space.dataset.name / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
 
 
-def _validate_joint(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: float) -> Path:
-    """Join the networks of another method and let nnU-Net validate them. Returns the fold's result folder."""
-    assert run.method.joins is not None
-    trained = _other(run, run.method.joins)
-    train(trained, space, on_epoch, until)
+def _validate_joint(run: Run, trained: Run, space: Workspace) -> Path:
+    """Join the networks of a finished run and let nnU-Net validate them. Returns the fold's result folder."""
     folder = _model(trained, space).with_name(f"{run.method.trainer}__{PLANS}__{CONFIGURATION}") / f"fold_{run.fold}"
     where = [space.dataset_id, CONFIGURATION, str(run.fold)]
     environment, log = space.environment(_settings(run, space.scale), run=trained.name), space.log(run.name)

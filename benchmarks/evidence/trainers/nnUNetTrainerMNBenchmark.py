@@ -16,7 +16,7 @@ from torch.nn import functional
 from nnunet_mn.bridge.training import assembly
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.schedule import Schedule
+from nnunet_mn.schedule import HalfUnlabeled, Schedule
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
 from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
@@ -130,13 +130,6 @@ class GrowsToHalf(Schedule):
 
     def unlabeled_fraction(self, iteration: float) -> float:
         return min(super().unlabeled_fraction(iteration), 0.5)
-
-
-class HalfUnlabeled(Schedule):
-    """Half of each batch is unlabeled from the end of the supervised stage on."""
-
-    def unlabeled_fraction(self, iteration: float) -> float:
-        return 0.5 if self.is_cotraining(iteration) else 0.0
 
 
 class WithoutUnlabeled(Schedule):

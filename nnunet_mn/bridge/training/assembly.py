@@ -85,7 +85,6 @@ def build(
     optimizer_2d = torch.optim.AdamW(groups, fused=fused(device))
     scale_learning_rates(optimizer_2d, 1)
     loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
-    scaled = autocast == torch.float16
     student_3d = Student(
         name="3D",
         network=network_3d,
@@ -99,7 +98,7 @@ def build(
         network=SliceWise(network_2d, slices_per_forward=config.slices_per_forward),
         optimizer=optimizer_2d,
         loss=DeepSupervisionLoss(loss=loss),
-        scaler=GradScaler(device.type, enabled=scaled),
+        scaler=GradScaler(device.type, enabled=autocast == torch.float16),
         ranks=ranks,
     )
     sampler = SliceSampler(
@@ -133,13 +132,12 @@ def build_student(
 ) -> CoTrainer:
     """Put a frozen joint model before nnU-Net's 3D network. For the arguments see `build`."""
     autocast = autocast_type(config.precision, device)
+    loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
     student = Student(
         name="3D",
         network=network_3d,
         optimizer=optimizer_3d,
-        loss=DeepSupervisionLoss(
-            loss=loss_for(config, labels, batch_dice=batch_dice, ranks=ranks), weights=deep_supervision_weights
-        ),
+        loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
         scaler=_scaler(scaler_3d, autocast, device),
         ranks=ranks,
     )

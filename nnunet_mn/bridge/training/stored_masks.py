@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -34,9 +35,18 @@ class StoredMasks:
         Args:
             case: its name.
             segmentation: `(1, Z, Y, X)`, 0, and -1 outside nnU-Net's nonzero region. The latter stays.
+
+        Raises:
+            MNError: if the file cannot be read.
         """
-        with np.load(self._file(case)) as stored:
-            return np.where(segmentation < 0, segmentation, stored["mask"][None].astype(segmentation.dtype))
+        try:
+            with np.load(self._file(case)) as stored:
+                mask: np.ndarray = stored["mask"]  # int16: labels may not fit into the empty segmentation's type
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise MNError(
+                f"the teacher's mask {self._file(case)} cannot be read ({error}): delete it and continue with --c"
+            ) from error
+        return np.where(segmentation < 0, segmentation, mask[None])
 
     def has(self, case: str) -> bool:
         """Whether the mask is there."""

@@ -1,12 +1,19 @@
 """The teacher of a student: a frozen joint model, from its own folder or from the M&N training behind it."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.training.checkpoint import check_network
-from nnunet_mn.bridge.training.join import CHECKPOINT, JOINT_TRAINER, ModelFolders, joint_model, read_json, read_trained
+from nnunet_mn.bridge.training.join import (
+    CHECKPOINT,
+    JOINT_TRAINER,
+    JointModel,
+    ModelFolders,
+    joint_model,
+    read_json,
+    read_trained,
+)
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
@@ -14,6 +21,7 @@ from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import hash_of
 
 _SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
+_OF_DATASET = ("labels", "channel_names")
 
 
 class TeacherModel(NamedTuple):
@@ -24,7 +32,7 @@ class TeacherModel(NamedTuple):
     weights_hash: str
 
 
-def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: Mapping[str, Any]) -> TeacherModel:
+def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPlans) -> TeacherModel:
     """Load the teacher of a fold.
 
     Args:
@@ -34,23 +42,22 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: Mapping[st
         like: the student's plans.
 
     Raises:
-        MNError: when there is no finished training, or the teacher was trained on other patches or images.
+        MNError: when there is no finished training, or the teacher was trained on other patches, images or labels.
     """
     file = _checkpoint(folders, fold, config.teacher_folder)
     if file.parents[1].name.startswith(JOINT_TRAINER):
-        network, plans = _from_joint(file, folders.configuration)
+        model = _from_joint(file, folders.configuration)
     else:
         model = joint_model(file, read_trained(file), folders.configuration)
-        network, plans = model.network, model.plans.plans
-    _check_like(plans, like, folders.configuration, file)
-    return TeacherModel(network, file, hash_of(network.state_dict().items()))
+    _check_like(model.plans, like, file)
+    return TeacherModel(model.network, file, hash_of(model.network.state_dict().items()))
 
 
 def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
     if folder is None:
         joint = folders.joint / f"fold_{fold}" / CHECKPOINT
         return joint if joint.is_file() else folders.finished(fold)
-    file = Path(folder) / f"fold_{fold}" / CHECKPOINT
+    file = Path(folder).absolute() / f"fold_{fold}" / CHECKPOINT
     if not file.is_file():
         raise MNError(
             f"nnUNet_mn_teacher_folder is '{folder}', but there is no {file}; give the folder "
@@ -59,21 +66,28 @@ def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
     return file
 
 
-def _from_joint(file: Path, configuration: str) -> tuple[Joint, dict[str, Any]]:
-    plans, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
-    network = TrainedPlans(plans, description, configuration).build()
+def _from_joint(file: Path, configuration: str) -> JointModel:
+    content, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
+    plans = TrainedPlans(content, description, configuration)
+    network = plans.build()
     weights = read_by_environment(file)["network_weights"]
     check_network(weights, network, file)
     network.load_state_dict(weights)
-    return network, plans
+    return JointModel(network, plans)
 
 
-def _check_like(theirs: Mapping[str, Any], ours: Mapping[str, Any], configuration: str, file: Path) -> None:
-    """Raise an MNError unless both plans give the same images and patches."""
-    one, other = (plans["configurations"].get(configuration, {}) for plans in (theirs, ours))
-    for name in _SHARED:
+def _check_like(theirs: TrainedPlans, ours: TrainedPlans, file: Path) -> None:
+    """Raise an MNError unless both have the same images, patches and labels."""
+    one, other = (
+        {
+            **plans.plans["configurations"][plans.configuration],
+            **{name: plans.description[name] for name in _OF_DATASET},
+        }
+        for plans in (theirs, ours)
+    )
+    for name in (*_SHARED, *_OF_DATASET):
         if one.get(name) != other.get(name):
             raise MNError(
                 f"the teacher {file} was trained with {name} {one.get(name)}, but the student's plans have "
-                f"{other.get(name)}; train both with the same plans"
+                f"{other.get(name)}; train both on one dataset with the same plans"
             )
