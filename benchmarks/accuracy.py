@@ -23,7 +23,7 @@ from typing import Annotated, cast
 import typer
 from evidence import records, tables, workspace
 from evidence.methods import OURS, find_method
-from evidence.runs import UPDATES_PER_EPOCH, OutOfTimeError, Run, epochs, execute, plan_runs
+from evidence.runs import OutOfTimeError, Run, epochs, execute, plan_runs
 from evidence.workspace import Scale, Workspace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -58,8 +58,6 @@ def run(
 ) -> None:
     """Train the missing runs, and print the mean Dice of the `tune` half after every run."""
     until = time.monotonic() + 60 * minutes
-    if updates % UPDATES_PER_EPOCH:
-        raise MNError(f"--updates is {updates}; take a multiple of {UPDATES_PER_EPOCH}, the updates of an epoch")
     scale = Scale(
         updates=updates,
         spacing=spacing,
@@ -69,6 +67,8 @@ def run(
         settings=_parse(settings),
         planned=planned,
     )
+    if updates % (epoch := scale.updates_per_epoch):
+        raise MNError(f"--updates is {updates}; take a multiple of {epoch}, the updates of an epoch")
     space = Workspace(dataset.absolute(), work.absolute(), scale, device)
     splits = json.loads((dataset / "splits_final.json").read_bytes())
     wanted = plan_runs(
@@ -94,11 +94,11 @@ def _parse(settings: str) -> tuple[tuple[str, str], ...]:
 
 
 def _work_off(missing: list[Run], space: Workspace, jobs: int, until: float) -> None:
-    """Do all runs, some at once, each on its own CPUs. None begins after a time."""
+    """Do all runs, some at once, on a CPU each on its own cores. None begins after a time."""
     cpus = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[list[int]] = queue.Queue()
     for job in range(jobs):
-        shares.put(cpus[job::jobs])
+        shares.put(cpus[job::jobs] if space.device == "cpu" else cpus)
     writing = Lock()
     with _progress() as progress, ThreadPoolExecutor(jobs) as pool:
         total = progress.add_task("runs", total=len(missing))

@@ -22,7 +22,6 @@ from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
 
-UPDATES_PER_EPOCH = 50
 VAL_UPDATES_PER_EPOCH = 1  # for the log alone: the final checkpoint counts
 BACKBONE = "efficientnet-lite0"
 LIKE_STOCK = ("nnUNetTrainerMNLabeledOnly", "nnUNetTrainerCopyPaste")  # a signal ends them; M&N saves its state first
@@ -198,7 +197,7 @@ def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], Non
 
 def epochs(run: Run, scale: Scale) -> int:
     """Epochs of a run."""
-    return round(run.method.length * scale.updates / UPDATES_PER_EPOCH)
+    return round(run.method.length * scale.updates / scale.updates_per_epoch)
 
 
 def _settings(run: Run, scale: Scale) -> dict[str, str]:
@@ -206,8 +205,9 @@ def _settings(run: Run, scale: Scale) -> dict[str, str]:
         "backbone": BACKBONE,
         "seed": str(run.seed),
         "epochs": str(epochs(run, scale)),
-        "iterations_per_epoch": str(UPDATES_PER_EPOCH),
+        "iterations_per_epoch": str(scale.updates_per_epoch),
         "val_iterations_per_epoch": str(VAL_UPDATES_PER_EPOCH),
+        **({"checkpoint_every": "1"} if scale.planned else {}),
         **dict(scale.settings),
         **run.method.settings,
     }

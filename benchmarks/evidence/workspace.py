@@ -41,6 +41,11 @@ class Scale:
     planned: bool = False
 
     @property
+    def updates_per_epoch(self) -> int:
+        """Few: a training stops between two epochs where its time is up."""
+        return 100 if self.planned else 50
+
+    @property
     def text(self) -> str:
         """For the table's heading."""
         spacing = "" if self.spacing is None else f"{'x'.join(f'{s:g}' for s in self.spacing)} mm voxels, "

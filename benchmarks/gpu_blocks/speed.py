@@ -16,7 +16,7 @@ from nnunet_mn.config import MNConfig
 
 
 def steps(site: Site, findings: Findings, *, kind: str, batch: int) -> None:
-    """Every variant of the step for one 3D network and batch, half of it unlabeled.
+    """Every variant of the step for one 3D network and batch: half of it unlabeled, or as many on top.
 
     Args:
         kind: `plain` or `resenc`.
@@ -26,17 +26,20 @@ def steps(site: Site, findings: Findings, *, kind: str, batch: int) -> None:
     with findings.attempt("nnU-Net's step"):
         stock = _stock(site, kind, batch)
         findings.note("nnU-Net's step", ms=stock)
-    for name, backbone in site.backbones.items():
-        for precision, compiled in _variants(site):
-            key = f"{name}, {precision}{', compiled' if compiled else ''}"
+    for precision, compiled, how in _variants(site):
+        for name, backbone in site.backbones.items():
+            key = f"{name}, {precision}{', compiled' if compiled else ''}, batch = {how}"
             with findings.attempt(key):
-                config = MNConfig(backbone=backbone, precision=precision, seed=0)
+                config = MNConfig(backbone=backbone, precision=precision, batch=how, seed=0)
                 _measure(site, findings, key, config, kind=kind, batch=batch, compiled=compiled, stock=stock)
 
 
-def _variants(site: Site) -> tuple[tuple[str, bool], ...]:
-    """Precision, and whether the 3D network is compiled: the usual one first."""
-    return (("bf16", True), ("bf16", False), ("fp16", True), ("fp32", False)) if site.on_card else (("fp32", False),)
+def _variants(site: Site) -> list[tuple[str, bool, str]]:
+    """Precision, whether the 3D network is compiled, and the setting `batch`. The usual one first: time may end."""
+    if not site.on_card:
+        return [("fp32", False, "replace"), ("fp32", False, "add")]
+    usual = [("bf16", True, "replace"), ("bf16", True, "add")]
+    return [*usual, ("bf16", False, "replace"), ("fp16", True, "replace"), ("fp32", False, "replace")]
 
 
 def _stock(site: Site, kind: str, batch: int) -> float:
@@ -60,8 +63,9 @@ def _measure(
     stock: float | None,
 ) -> None:
     cotrainer = site.cotrainer(config, kind, compiled=compiled)
-    volumes, masks = site.batch(batch, kind)
-    labeled = batch // 2
+    on_top = config.batch == "add"
+    labeled = batch if on_top else batch // 2
+    volumes, masks = site.batch(2 * batch if on_top else batch, kind)
     start = time.perf_counter()
     losses = cotrainer.step(volumes, masks, labeled)
     site.wait()
