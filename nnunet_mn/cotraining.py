@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from nnunet_mn.device import without_search
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss
 from nnunet_mn.ranks import ALONE, Ranks
@@ -150,7 +151,8 @@ class CoTrainer:
         masks = [self._teach_3d(volumes, targets, one) for one in passes]
         losses: dict[Literal["3d", "2d"], float] = {"3d": self.student_3d.update()}
         if self.student_2d is not None:
-            self._teach_2d(self.student_2d, volumes, targets[0], list(zip(passes, masks, strict=True)))
+            with without_search():
+                self._teach_2d(self.student_2d, volumes, targets[0], list(zip(passes, masks, strict=True)))
             losses["2d"] = self.student_2d.update()
         self.teacher.follow()
         return losses

@@ -1,6 +1,8 @@
 """The CPUs of this process, and torch's use of them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -58,6 +60,22 @@ def choose_device(name: str | None) -> torch.device:
         raise MNError(f"-device is '{name}', but must be cuda, cpu or mps")
     check_device(torch.device(name))
     return torch.device(name)
+
+
+@contextmanager
+def without_search() -> Iterator[None]:
+    """Let cuDNN choose its convolutions by rules, in forward and backward passes inside of this context.
+
+    nnU-Net lets cuDNN try all of them for each new size of a batch, which pays where each batch has the same size. The
+    2D network sees slices along three axes of any number of unlabeled samples. On an H200 each further unlabeled sample
+    then cost 40 to 50 seconds (benchmarks/results/gpu.md).
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 FIRST_WITH_BF16 = (8, 0)  # compute capability: NVIDIA Ampere

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from nnunet_mn.device import without_search
 from nnunet_mn.slices import SliceSampler, along_axis
 from nnunet_mn.targets import LabelSpace
 
@@ -76,7 +77,8 @@ class Teacher:
 
     def masks_along(self, unlabeled: Tensor, axis: int) -> Tensor:
         """The 2D network's probabilities along one axis."""
-        return along_axis(pseudo_mask(self.network_2d, along_axis(unlabeled, axis), self.labels), axis)
+        with without_search():
+            return along_axis(pseudo_mask(self.network_2d, along_axis(unlabeled, axis), self.labels), axis)
 
 
 class OtherNetwork(Teacher):

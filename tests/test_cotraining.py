@@ -144,6 +144,20 @@ def test_the_2d_network_learns_from_a_random_phase_of_slices() -> None:
     assert seen == {(0.0, 2.0), (1.0, 3.0)}
 
 
+def test_only_the_3d_network_lets_cudnn_search_for_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as nnU-Net does on a card
+    trainer, seen = _trainer(teacher=MeanOfBoth), set()
+    for student in trainer.students:
+        is_3d = student is trainer.student_3d
+        student.network.register_forward_hook(lambda *_, is_3d=is_3d: seen.add((is_3d, torch.backends.cudnn.benchmark)))
+        weight = next(student.network.parameters())  # its gradient comes last
+        weight.register_hook(lambda _, is_3d=is_3d: seen.add((is_3d, torch.backends.cudnn.benchmark)))
+    for weight in (None, 1.0):
+        trainer.step(*_batch(), n_labeled=2, unlabeled_weight=weight)
+    assert seen == {(True, True), (False, False)}
+    assert torch.backends.cudnn.benchmark
+
+
 def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_twenty_in_a_row_stop_the_training() -> None:
     trainer = _trainer()
     volumes, targets = _batch()

@@ -53,7 +53,7 @@ from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.device import check_device, check_is_card, fused, prepare_torch
+from nnunet_mn.device import check_device, check_is_card, fused, prepare_torch, without_search
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.report.progress import plot_progress
@@ -602,7 +602,7 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
     def _validate_2d(self, batch: dict[str, Any]) -> None:
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
         truth = self.cotrainer.labels.encode(target.to(self.device, non_blocking=True))
-        with self.cotrainer.autocast():
+        with self.cotrainer.autocast(), without_search():
             outputs = self._student_2d.network(batch["data"].to(self.device, non_blocking=True))
         self.val_losses_2d.append(float(self._student_2d.loss(outputs, [truth])))
         self.counts_2d.append(count(outputs[0], truth, self.cotrainer.labels))
