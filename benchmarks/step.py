@@ -65,9 +65,13 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
 
 
 def step_and_parts(
-    trainer: CoTrainer, volumes: torch.Tensor, targets: list[torch.Tensor], n_labeled: int
+    trainer: CoTrainer,
+    volumes: torch.Tensor,
+    targets: list[torch.Tensor],
+    n_labeled: int,
+    unlabeled_weight: float | None = None,
 ) -> dict[str, Callable[[], object]]:
-    """The step and its parts, each as a function without arguments."""
+    """The step and its parts, each as a function without arguments. The parts take the batch as a whole."""
     net_3d, net_2d = trainer.student_3d.network, trainer.student_2d.network
     unlabeled = volumes[n_labeled:]
     guess = torch.full((len(unlabeled), CLASSES, *volumes.shape[2:]), 1 / CLASSES, device=volumes.device)
@@ -90,7 +94,7 @@ def step_and_parts(
         trainer.student_2d.update()
 
     return {
-        "step": lambda: trainer.step(volumes, targets, n_labeled),
+        "step": lambda: trainer.step(volumes, targets, n_labeled, unlabeled_weight=unlabeled_weight),
         "3D teacher forward": lambda: teach(net_3d),
         "2D teacher forward": lambda: teach(net_2d),
         "3D forward, backward, update": learn_3d,

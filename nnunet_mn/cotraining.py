@@ -149,10 +149,13 @@ class CoTrainer:
         """
         passes = split_passes(len(volumes), n_labeled, unlabeled_weight)
         masks = [self._teach_3d(volumes, targets, one) for one in passes]
-        losses: dict[Literal["3d", "2d"], float] = {"3d": self.student_3d.update()}
         if self.student_2d is not None:
             with without_search():
                 self._teach_2d(self.student_2d, volumes, targets[0], list(zip(passes, masks, strict=True)))
+        # An update waits for the device. Both come last: the host starts the 2D network's many kernels while the card
+        # is busy with the 3D network's.
+        losses: dict[Literal["3d", "2d"], float] = {"3d": self.student_3d.update()}
+        if self.student_2d is not None:
             losses["2d"] = self.student_2d.update()
         self.teacher.follow()
         return losses

@@ -144,6 +144,16 @@ def test_the_2d_network_learns_from_a_random_phase_of_slices() -> None:
     assert seen == {(0.0, 2.0), (1.0, 3.0)}
 
 
+def test_no_network_waits_for_the_device_before_both_have_learned() -> None:
+    trainer, order = _trainer(), []
+    for student in trainer.students:
+        learn, update, name = student.learn, student.update, "3D" if student is trainer.student_3d else "2D"
+        student.learn = lambda *args, learn=learn, name=name, **kw: (order.append(f"{name} learns"), learn(*args, **kw))
+        student.update = lambda update=update, name=name: (order.append(f"{name} waits"), update())[1]
+    trainer.step(*_batch(), n_labeled=2)
+    assert order == ["3D learns", "2D learns", "3D waits", "2D waits"]
+
+
 def test_only_the_3d_network_lets_cudnn_search_for_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as nnU-Net does on a card
     trainer, seen = _trainer(teacher=MeanOfBoth), set()

@@ -67,10 +67,12 @@ def _measure(
     labeled = batch if on_top else batch // 2
     volumes, masks = site.batch(2 * batch if on_top else batch, kind)
     start = time.perf_counter()
-    losses = cotrainer.step(volumes, masks, labeled)
+    weight = 1.0 if on_top else None
+    losses = cotrainer.step(volumes, masks, labeled, unlabeled_weight=weight)
     site.wait()
     first = time.perf_counter() - start
-    parts = {name: site.milliseconds(run) for name, run in step_and_parts(cotrainer, volumes, masks, labeled).items()}
+    runs = step_and_parts(cotrainer, volumes, masks, labeled, weight)
+    parts = {name: site.milliseconds(run) for name, run in runs.items()}
     findings.note(
         key,
         ms=parts["step"],
@@ -82,7 +84,7 @@ def _measure(
     )
     if site.on_card:
         torch.cuda.reset_peak_memory_stats()
-        cotrainer.step(volumes, masks, labeled)
+        runs["step"]()
         site.wait()
         free, total = torch.cuda.mem_get_info()
         tensors = torch.cuda.max_memory_allocated() / GIB
