@@ -159,7 +159,7 @@ def main() -> None:
     cotrainer.step(volumes, masks, 1)  # gradients and optimizer states are there from now on
     print(f"{arguments.backbone}, patch {size}, batch {arguments.batch}, {slices} slices in flight, {device}")
     if not on_cpu:
-        estimate = max(cost.phase_3d_gib, cost.phase_2d_gib(slices))
+        estimate = max(cost.phase_3d_gib(slices), cost.phase_2d_gib(slices))
         measured = measure_cuda(cotrainer, volumes, masks)
         print(f"estimate {estimate:.2f} GiB, measured {measured:.2f} GiB ({estimate / measured - 1:+.0%})")
         return

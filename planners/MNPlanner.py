@@ -145,7 +145,7 @@ class _MNPlanning(ExperimentPlanner):
         for batch_size in range(most, SMALLEST_BATCH - 1, -1):
             cost = self._costs.of(plan["architecture"], plan["patch_size"], batch_size, axes=axes)
             slices = cost.config.slices_per_forward or cost.slices_that_fit(target)
-            if cost.phase_3d_gib <= target and slices and cost.phase_2d_gib(slices) <= target:
+            if slices and max(cost.phase_3d_gib(slices), cost.phase_2d_gib(slices)) <= target:
                 config = replace(cost.config, slices_per_forward=slices)
                 plan["batch_size"], plan["mn"] = batch_size, written_settings(config)
                 return replace(cost, config=config)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_mn.bridge.planning.measure import measure_cost, slice_cost, weight_bytes
+from nnunet_mn.bridge.planning.measure import measure_cost, slice_cost, teaching_bytes, weight_bytes
 
 
 def test_a_chain_of_layers_keeps_what_its_backward_pass_needs() -> None:
@@ -75,3 +75,12 @@ def test_autocast_keeps_norms_in_fp32_and_copies_weights() -> None:
 def test_weights_in_half_precision_take_half_of_the_bytes() -> None:
     network = nn.Linear(10, 10, bias=False).to(torch.bfloat16).requires_grad_(False)
     assert weight_bytes(network, optimizer_states=2) == 2 * 100
+
+
+def test_a_pass_that_teaches_holds_a_layers_input_and_output() -> None:
+    network = nn.Sequential(*(nn.Conv2d(n, m, 1, bias=False) for n, m in ((1, 8), (8, 16), (16, 1))))
+    maps = 4 * 10 * 10 * (8 + 16)  # bytes of the two largest neighbors, in fp32
+    assert teaching_bytes(network, (1, 10, 10), precision=None) == (maps, 0)
+    half, copies = teaching_bytes(network, (1, 10, 10), precision=torch.bfloat16)
+    assert maps / 2 <= half < maps
+    assert copies >= 2 * 8 * 16  # of the largest layer's weights

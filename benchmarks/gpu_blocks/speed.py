@@ -97,7 +97,7 @@ def _estimate(site: Site, findings: Findings, key: str, config: MNConfig, *, kin
     cost = model.of(site.planned(kind), site.patch, batch, axes=slice_axes(config, SPACING))
     findings.note(
         f"{key}, estimated GiB",
-        phase_3D=cost.phase_3d_gib,
+        phase_3D=cost.phase_3d_gib(cost.most_slices),
         phase_2D=cost.phase_2d_gib(cost.most_slices),
         A100_hours_at_least=cost.gpu_hours(cost.most_slices),
     )

@@ -33,7 +33,7 @@ def _cells(cost: PlanCost) -> dict[str, str]:
         "slices in flight": f"{slices} of {cost.most_slices}",
         "weights, optimizer: 3D network (GiB)": f"{of_3d:.2f}",
         "weights, optimizer: 2D network (GiB)": f"{of_2d:.2f}",
-        "peak, 3D network in training (GiB)": f"{cost.phase_3d_gib:.1f}",
+        "peak, 3D network in training (GiB)": f"{cost.phase_3d_gib(slices):.1f}",
         "peak, 2D network in training (GiB)": f"{cost.phase_2d_gib(slices):.1f}",
         "TFLOP per step": f"{cost.flops(slices) / 1e12:.2f}",
         f"1,000 epochs on an {CARD} (hours, at least)": f"{cost.gpu_hours(slices):.1f}",

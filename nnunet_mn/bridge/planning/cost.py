@@ -13,7 +13,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.planning.measure import GIB, Cost, measure_cost, slice_cost, weight_bytes
+from nnunet_mn.bridge.planning.measure import GIB, Cost, measure_cost, slice_cost, teaching_bytes, weight_bytes
 from nnunet_mn.bridge.training.assembly import loss_for
 from nnunet_mn.config import MNConfig
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
@@ -42,11 +42,15 @@ class SliceCost:
     Args:
         cost: of a training pass, for each further slice.
         fixed: bytes kept by a pass of any number of slices, such as weights in half precision.
+        teaching: bytes at the peak of a pass without a gradient, for each further slice.
+        teaching_fixed: the same for a pass of any number of slices.
         weights: bytes of weights, gradients and optimizer.
     """
 
     cost: Cost
     fixed: int
+    teaching: int
+    teaching_fixed: int
     weights: int
 
 
@@ -94,10 +98,11 @@ class PlanCost:
         """GiB of weights, gradients and optimizer: of the 3D and of the 2D network, at all times."""
         return self.weights_3d / GIB, self.slice.weights / GIB
 
-    @property
-    def phase_3d_gib(self) -> float:
-        """GiB at the peak of the 3D network's training phase."""
-        return self._peak(self.batch_size * self.sample.saved + 2 * self._pseudo_masks())
+    def phase_3d_gib(self, slices_per_forward: int) -> float:
+        """GiB at the peak of the 3D network's training phase: while its gradient is made, or the 2D network teaches."""
+        at_once = min(slices_per_forward, self._taught_slices())
+        teaching = at_once * self.slice.teaching + self.slice.teaching_fixed
+        return max(self._peak(self._kept_in_phase_3d()), self._while_teaching() + teaching / GIB)
 
     def phase_2d_gib(self, slices_per_forward: int) -> float:
         """GiB at the peak of the 2D network's training phase."""
@@ -107,13 +112,19 @@ class PlanCost:
     @property
     def peak_gib(self) -> float:
         """GiB at the peak of a step, with the slices in flight of the settings."""
-        return max(self.phase_3d_gib, self.phase_2d_gib(self.config.slices_per_forward or self.most_slices))
+        slices = self.config.slices_per_forward or self.most_slices
+        return max(self.phase_3d_gib(slices), self.phase_2d_gib(slices))
 
     def slices_that_fit(self, target_gib: float) -> int:
-        """The most slices in flight with the second phase below a target; 0 if one slice is too much."""
-        room = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)
-        fitting = max(0, int(room // max(1, self.slice.cost.saved)))
-        return fitting if fitting < self.slices[1] else self.most_slices
+        """The most slices in flight below a target, whether they learn or teach; 0 if one slice is too much."""
+        learning = (target_gib - self._peak(self._kept_in_phase_2d())) * GIB / (1 + SHARE_OF_TRANSIENTS)
+        teaching = (target_gib - self._while_teaching()) * GIB - self.slice.teaching_fixed
+        rooms = (
+            (learning, self.slice.cost.saved, self.slices[0]),
+            (teaching, self.slice.teaching, self._taught_slices()),
+        )
+        fitting = (max(0, int(room // max(1, each))) for room, each, most in rooms if room < each * most)
+        return min(fitting, default=self.most_slices)
 
     def flops(self, slices_per_forward: int) -> float:
         """Floating-point operations of a step, on average over a training."""
@@ -135,13 +146,26 @@ class PlanCost:
     def _peak(self, tensors: float) -> float:
         return CONTEXT_GIB + sum(self.networks_gib) + tensors * (1 + SHARE_OF_TRANSIENTS) / GIB
 
+    def _kept_in_phase_3d(self) -> int:
+        return self.batch_size * self.sample.saved + 2 * self._pseudo_masks()
+
+    def _while_teaching(self) -> float:
+        """GiB beside the 2D network's pass that teaches: no gradient is on its way then."""
+        return CONTEXT_GIB + sum(self.networks_gib) + self._kept_in_phase_3d() / GIB
+
+    def _taught_slices(self) -> int:
+        """Slices of as many unlabeled samples as a step may have."""
+        return self._most_unlabeled() * self.largest[0]
+
+    def _most_unlabeled(self) -> int:
+        return self.batch_size - (self.config.batch == "replace")
+
     def _kept_in_phase_2d(self) -> int:
         return self._pseudo_masks() + self.batch_size * self.loss_2d + self.slice.fixed
 
     def _pseudo_masks(self) -> int:
         """Bytes of one network's probabilities for a batch with as many unlabeled samples as it may have."""
-        most = self.batch_size - (self.config.batch == "replace")
-        return 4 * most * self.classes * math.prod(self.patch_size)
+        return 4 * self._most_unlabeled() * self.classes * math.prod(self.patch_size)
 
     def _mean_unlabeled(self) -> float:
         """Unlabeled samples of a step as a share of the planned batch, on average over a training."""
@@ -235,15 +259,29 @@ def network_2d_cost(
         precision: of autocast on a CUDA card; None: fp32 on a CPU.
     """
     network.train()
-    cost, fixed = slice_cost(network, (channels, *size), precision=precision)
-    return SliceCost(cost=cost, fixed=fixed, weights=weight_bytes(network, optimizer_states=2))
+    shape = (channels, *size)
+    cost, fixed = slice_cost(network, shape, precision=precision)
+    teaching, teaching_fixed = teaching_bytes(network, shape, precision=precision)
+    return SliceCost(
+        cost=cost,
+        fixed=fixed,
+        teaching=teaching,
+        teaching_fixed=teaching_fixed,
+        weights=weight_bytes(network, optimizer_states=2),
+    )
 
 
 def typical_2d_cost(size: tuple[int, int]) -> SliceCost:
     """SegFormer-B2's cost with LoRA, measured once. It stands in if the wanted network's weights are not here."""
     pixels = size[0] * size[1]
     cost = Cost(saved=2190 * pixels, forward=490_000 * pixels, backward=550_000 * pixels)
-    return SliceCost(cost=cost, fixed=14 * 2**20, weights=round(0.13 * GIB))
+    return SliceCost(
+        cost=cost,
+        fixed=14 * 2**20,
+        teaching=2060 * pixels,
+        teaching_fixed=58 * 2**20,
+        weights=round(0.13 * GIB),
+    )
 
 
 def _loss(loss: SoftTargetLoss, outputs: Sequence[Tensor]) -> Tensor:

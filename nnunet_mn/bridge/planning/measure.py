@@ -1,7 +1,7 @@
 """Memory and arithmetic of a training step. They are measured on one sample or without any data."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_mn.memory import kept_for_backward
@@ -83,6 +86,46 @@ def slice_cost(network: nn.Module, shape: Sequence[int], *, precision: torch.dty
         logits.sum().backward()
     cost = Cost(saved=two - one, forward=forward.get_total_flops(), backward=backward.get_total_flops())
     return cost, max(0, 2 * one - two)
+
+
+def teaching_bytes(network: nn.Module, shape: Sequence[int], *, precision: torch.dtype | None) -> tuple[int, int]:
+    """Measure what a pass without a gradient holds at its peak. For the arguments see `slice_cost`.
+
+    Returns:
+        The bytes for each further slice, and those of a pass of any number of slices.
+    """
+    with FakeTensorMode():
+        one, two = (_peak(network, (count, *shape), precision) for count in (1, 2))
+    return two - one, max(0, 2 * one - two)
+
+
+def _peak(network: nn.Module, shape: Sequence[int], precision: torch.dtype | None) -> int:
+    device, dtype = ("cpu", torch.float32) if precision is None else ("cuda", None)
+    run, _ = _without_data(network, shape, device, dtype)
+    autocast = nullcontext() if precision is None else _cuda_autocast(precision)
+    live = _LiveTensors()
+    with autocast, torch.no_grad(), live:
+        run()
+    return live.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside of it, and still there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return output
 
 
 def _kept(network: nn.Module, shape: Sequence[int], precision: torch.dtype | None) -> int:
