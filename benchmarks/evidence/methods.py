@@ -113,6 +113,12 @@ _ALL = (
     Method(name=OURS, trainer=_MN, text="M&N, efficientnet-lite0 with ImageNet weights"),
     Method(name="joint", trainer="nnUNetTrainerMNJoint", text="both networks of `mn` predict together", joins=OURS),
     Method(
+        name="joint-of-add",
+        trainer="nnUNetTrainerMNJoint",
+        text="both networks of `mn-add` predict together",
+        joins="mn-add",
+    ),
+    Method(
         name="student",
         trainer=_STUDENT,
         text="nnU-Net's 3D network trained anew, taught by both networks of `mn`",
