@@ -33,7 +33,8 @@ def test_every_block_runs_on_a_cpu(tmp_path: Path) -> None:
     assert found["commands"]["SIGTERM"]["in_order"]
     assert len(found["commands"]["--c"]["foreground"]) > 0
     assert found["commands"]["prediction"]["cases"] == 1
-    assert found["resenc4"]["SegFormer-B2, fp32"]["times_nnunets"] > 0
+    assert found["resenc2"]["SegFormer-B2, fp32, batch = replace"]["times_nnunets"] > 0
+    assert found["resenc4"]["SegFormer-B2, fp32, batch = add"]["times_nnunets"] > 0
 
 
 def test_a_block_that_fails_leaves_the_others_and_the_exit_code_says_so(tmp_path: Path) -> None:

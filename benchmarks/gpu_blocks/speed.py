@@ -26,7 +26,7 @@ def steps(site: Site, findings: Findings, *, kind: str, batch: int) -> None:
     with findings.attempt("nnU-Net's step"):
         stock = _stock(site, kind, batch)
         findings.note("nnU-Net's step", ms=stock)
-    for precision, compiled, how in _variants(site):
+    for precision, compiled, how in _variants(site, batch):
         for name, backbone in site.backbones.items():
             key = f"{name}, {precision}{', compiled' if compiled else ''}, batch = {how}"
             with findings.attempt(key):
@@ -34,10 +34,10 @@ def steps(site: Site, findings: Findings, *, kind: str, batch: int) -> None:
                 _measure(site, findings, key, config, kind=kind, batch=batch, compiled=compiled, stock=stock)
 
 
-def _variants(site: Site) -> list[tuple[str, bool, str]]:
+def _variants(site: Site, batch: int) -> list[tuple[str, bool, str]]:
     """Precision, whether the 3D network is compiled, and the setting `batch`. The usual one first: time may end."""
     if not site.on_card:
-        return [("fp32", False, "replace"), ("fp32", False, "add")]
+        return [("fp32", False, "replace" if batch == 2 else "add")]  # each once, for a look
     usual = [("bf16", True, "replace"), ("bf16", True, "add")]
     return [*usual, ("bf16", False, "replace"), ("fp16", True, "replace"), ("fp32", False, "replace")]
 
