@@ -36,7 +36,7 @@ class NormedConv(nn.Module):
         return functional.conv2d(
             maps,
             conv.weight * scale.view(-1, 1, 1, 1),
-            norm.bias - mean * scale,
+            torch.addcmul(norm.bias, mean, scale, value=-1),
             conv.stride,
             padding,
             conv.dilation,
