@@ -51,7 +51,7 @@ def run(
     batch_size: int = 4,
     features: Annotated[str, typer.Option(help="channels of each stage, comma-separated")] = "16,32,64,128",
     settings: Annotated[str, typer.Option(help="of M&N for every training, as name=value, comma-separated")] = "",
-    jobs: Annotated[int, typer.Option(help="trainings at once; the CPUs are shared out among them")] = 1,
+    jobs: Annotated[int, typer.Option(help="trainings at once; with --device cpu each has its own cores")] = 1,
     device: Annotated[str, typer.Option(help="nnU-Net's -device: cpu or cuda")] = "cpu",
     planned: Annotated[bool, typer.Option(help="nnU-Net's own patch, batch and network, not those above")] = False,
     minutes: Annotated[float, typer.Option(help="no epoch begins later; the same command goes on")] = math.inf,
@@ -94,7 +94,7 @@ def _parse(settings: str) -> tuple[tuple[str, str], ...]:
 
 
 def _work_off(missing: list[Run], space: Workspace, jobs: int, until: float) -> None:
-    """Do all runs, some at once, on a CPU each on its own cores. None begins after a time."""
+    """Do all runs, some at once. Without a card each has its own cores. None begins after a time."""
     cpus = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[list[int]] = queue.Queue()
     for job in range(jobs):

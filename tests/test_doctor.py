@@ -227,9 +227,8 @@ def test_memory_estimate_is_that_of_the_cost_model_for_both_networks(planned_dat
     model = CostModel(planned.config(), channels=1, labels=labels)
     axes = (0, 1, 2) if max(plan["spacing"]) < 3 * min(plan["spacing"]) else (0,)
     cost = model.of(plan["architecture"], plan["patch_size"], plan["batch_size"], axes=axes)
-    needed = max(
-        cost.phase_3d_gib(cost.most_slices), cost.phase_2d_gib(cost.most_slices)
-    )  # so few pixels that all are in flight
+    slices = cost.most_slices  # so few pixels that all are in flight
+    needed = max(cost.phase_3d_gib(slices), cost.phase_2d_gib(slices))
     assert cost.networks_gib[1] > 0.01  # GiB that the 2D network alone takes
     assert check_memory(planned) == [
         Row("good", "GPU memory", f"both networks take about {needed:.1f} GiB in training")

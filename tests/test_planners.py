@@ -364,8 +364,8 @@ def test_fewer_slices_in_flight_take_less(costs: CostModel) -> None:
     assert cost.phase_2d_gib(8) < cost.phase_2d_gib(64) < cost.phase_2d_gib(128) == cost.phase_2d_gib(256)
     assert cost.slices_that_fit(100) == 4 * 64
     assert cost.slices_that_fit(1) == 0
-    free = dataclasses.replace  # of all but the slices that learn
-    learning = free(cost, sample=free(cost.sample, saved=0), slice=free(cost.slice, teaching=0))
+    replace = dataclasses.replace  # only the slices that learn take memory now
+    learning = replace(cost, sample=replace(cost.sample, saved=0), slice=replace(cost.slice, teaching=0))
     fitting = learning.slices_that_fit(3)
     assert learning.phase_2d_gib(fitting) <= 3 < learning.phase_2d_gib(fitting + 1)
 
