@@ -109,7 +109,7 @@ def share_with_foreground(cases: Truth, locations: ForegroundLocations | None) -
     """The share of crops of unlabeled cases that show the organ."""
     loader = MixedLoader(
         JointCases(cases, cases, locations),
-        counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2),
+        counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2, batch="replace"),
         part=range(2),
         first=1,  # one of two samples is unlabeled from then on
         workers=0,

@@ -88,9 +88,9 @@ class MNConfig:
         optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
         schedule: of the learning rate: nnU-Net's `poly`, or the reference's `cosine` with a warm-up in each stage.
         loss: nnU-Net's Dice and cross entropy (`nnunet`), or the reference's with squared denominators (`paper`).
-        batch: unlabeled samples `replace` labeled ones in the planned batch, as in the paper, or come on top (`add`).
-            Then the labeled batch stays whole, and they have a pass of their own in the same optimizer step.
-        guidance: what grows as the learning rate decays: the `number` of unlabeled samples or, with `add`, their
+        batch: unlabeled samples come on top of the planned batch (`add`), or `replace` labeled ones in it, as in the
+            paper. On top, they have a pass of their own in the same optimizer step.
+        guidance: what grows as the learning rate decays: the `number` of unlabeled samples or, with `add` alone, their
             `weight` in the loss. With `weight` they are half as many as labeled ones.
         rounding: of the unlabeled share to a number of samples: `floor` is the reference's, `diffusion` carries the
             error to the next batch, and `auto` is `floor` for batches of four and more, `diffusion` for smaller.
@@ -134,7 +134,7 @@ class MNConfig:
     optimizer_3d: Literal["adamw", "sgd"] = "adamw"
     schedule: ScheduleKind = "poly"
     loss: Literal["nnunet", "paper"] = "nnunet"
-    batch: BatchKind = "replace"
+    batch: BatchKind = "add"
     guidance: Guidance = "number"
     rounding: Rounding = "auto"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))

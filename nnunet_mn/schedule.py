@@ -140,8 +140,8 @@ class UnlabeledCounts:
     Args:
         schedule: of the training.
         batch_size: samples in a planned batch.
-        batch: unlabeled samples `replace` labeled ones, at least one of which stays; or they come on top (`add`), at
-            most as many as the batch has.
+        batch: unlabeled samples come on top (`add`), at most as many as the batch has; or they `replace` labeled ones,
+            at least one of which stays.
         guidance: what grows as the learning rate decays: their `number`, or their `weight`. The latter is for `add`
             alone; their number is then half of the batch.
         rounding: `floor` is the reference's. `diffusion` carries the rest to the next batch: batches of two, too, get
@@ -154,7 +154,7 @@ class UnlabeledCounts:
         schedule: Schedule,
         *,
         batch_size: int,
-        batch: BatchKind = "replace",
+        batch: BatchKind = "add",
         guidance: Guidance = "number",
         rounding: Rounding = "auto",
         ranks: int = 1,

@@ -195,7 +195,7 @@ def test_forced_crops_of_unlabeled_cases_show_the_foreground(locations: Foregrou
         _refresh(locations, "un_a", "un_b")
     loader = MixedLoader(
         JointCases(Volumes("a"), Volumes("un_a", "un_b"), locations),
-        counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2),
+        counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2, batch="replace"),
         part=range(2),
         first=1,  # one of two samples is unlabeled from then on
         workers=0,

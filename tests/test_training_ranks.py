@@ -71,7 +71,7 @@ def test_two_ranks_stop_together_go_on_together_and_agree_to_the_bit(
     log = second[0]["log"]
     assert log["train_losses_2d"] == second[1]["log"]["train_losses_2d"]
     assert log["mean_fg_dice_2d"] == second[1]["log"]["mean_fg_dice_2d"] or np.isnan(log["mean_fg_dice_2d"]).any()
-    counts = UnlabeledCounts(Schedule(total=8, supervised=2), batch_size=3)
+    counts = UnlabeledCounts(Schedule(total=8, supervised=2), batch_size=3, batch="replace")
     drawn = [counts.of(iteration) for iteration in range(8)]
     assert [3 - n for n in labeled] == drawn[2:]
     assert log["unlabeled_fraction"] == pytest.approx([sum(drawn[:4]) / 12, sum(drawn[4:]) / 12])
