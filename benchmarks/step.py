@@ -3,16 +3,22 @@
     python benchmarks/step.py [--device cuda] [--backbone efficientnet-lite0]
 
 All times of a round are taken one after the other and compared within the round: a drift of the machine's speed then
-changes both sides. The last line is `step_ratio R over_stock S loader_ratio L`, medians over the rounds: the step
-against the sum of its parts, against nnU-Net's step on a batch of labeled samples, and the loader against nnU-Net's.
+changes both sides. The last line has medians over the rounds.
+
+- `step_ratio`: a step of half unlabeled samples against the sum of its parts.
+- `over_stock`: the same step against nnU-Net's on as many labeled samples.
+- `on_top_over_stock`: the mean step of a training with unlabeled samples on top of the batch, against nnU-Net's.
+- `loader_ratio`: the loader against nnU-Net's.
 """
 
 import resource
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -31,10 +37,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
 from nnunet_mn.bridge.training import assembly, loader
-from nnunet_mn.config import Layer, environment_layer, resolve
+from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.ranks import ALONE
-from nnunet_mn.schedule import HalfUnlabeled, UnlabeledCounts
+from nnunet_mn.schedule import HalfUnlabeled, Schedule, UnlabeledCounts
 from nnunet_mn.slices import every_nth_slice
 from nnunet_mn.targets import LabelSpace, combine, combine_scales
 from nnunet_mn.teaching import pseudo_mask
@@ -100,6 +106,26 @@ def step_and_parts(
         "3D forward, backward, update": learn_3d,
         "2D forward, backward, update": learn_2d,
     }
+
+
+def steps_on_top(
+    trainer: CoTrainer, volumes: torch.Tensor, targets: list[torch.Tensor], batch_size: int
+) -> dict[int, Callable[[], object]]:
+    """A step with each number of unlabeled samples that a training has on top of the batch."""
+
+    def step(number: int) -> object:
+        last = batch_size + number
+        return trainer.step(
+            volumes[:last], [t[:last] for t in targets], batch_size, unlabeled_weight=number / batch_size
+        )
+
+    return {number: partial(step, number) for number in sorted(numbers_on_top(batch_size))}
+
+
+def numbers_on_top(batch_size: int) -> Counter[int]:
+    """The numbers of unlabeled samples on top of a batch, and in how many of 1,000 steps each comes."""
+    counts = UnlabeledCounts(Schedule.of(MNConfig(), total=1000), batch_size=batch_size)
+    return Counter(counts.of(iteration) for iteration in range(1000))
 
 
 def stock_step(
@@ -182,21 +208,26 @@ def main(
     torch.manual_seed(0)
     where = torch.device(device)
     trainer = build_cotrainer(backbone, where)
-    volumes = torch.randn(batch, 1, *patch, device=where)
-    targets = [torch.randint(0, CLASSES, (batch, 1, *(n // s for n in patch)), device=where) for s in SCALES]
-    timed = step_and_parts(trainer, volumes, targets, n_labeled=batch // 2)
-    timed["nnU-Net's step, all labeled"] = stock_step(
-        deepcopy(trainer.student_3d.network), volumes, targets, (4 / 7, 2 / 7, 1 / 7)
-    )
+    volumes = torch.randn(2 * batch, 1, *patch, device=where)
+    targets = [torch.randint(0, CLASSES, (2 * batch, 1, *(n // s for n in patch)), device=where) for s in SCALES]
+    planned = (volumes[:batch], [target[:batch] for target in targets])
+    timed = step_and_parts(trainer, *planned, n_labeled=batch // 2)
+    parts = [name for name in timed if name != "step"]
+    on_top = {f"step, {number} on top": run for number, run in steps_on_top(trainer, volumes, targets, batch).items()}
+    stock_name = "nnU-Net's step, all labeled"
+    timed |= on_top | {stock_name: stock_step(deepcopy(trainer.student_3d.network), *planned, (4 / 7, 2 / 7, 1 / 7))}
     times: list[dict[str, float]] = []
     for _ in range(rounds + 1):
         times.append({name: seconds(run, where) for name, run in timed.items()})
     times = times[1:]
     for name in timed:
         print(f"{name:30} {1000 * statistics.median(t[name] for t in times):9.1f} ms")
-    *parts, stock_name = (name for name in timed if name != "step")
     ratio = statistics.median(t["step"] / sum(t[name] for name in parts) for t in times)
     over_stock = statistics.median(t["step"] / t[stock_name] for t in times)
+    in_1000 = [number for _, number in sorted(numbers_on_top(batch).items())]
+    on_top_over_stock = statistics.median(
+        sum(n * t[name] for n, name in zip(in_1000, on_top, strict=True)) / 1000 / t[stock_name] for t in times
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         stock, mixed = loaders(Path(folder), patch, batch)
@@ -210,7 +241,10 @@ def main(
     if where.type == "cuda":
         print(f"{'peak memory, GPU':30} {torch.cuda.max_memory_allocated() / 2**30:9.2f} GiB")
     loader_ratio = statistics.median(a / b for a, b in pairs)
-    print(f"step_ratio {ratio:.3f} over_stock {over_stock:.3f} loader_ratio {loader_ratio:.3f}")
+    print(
+        f"step_ratio {ratio:.3f} over_stock {over_stock:.3f} on_top_over_stock {on_top_over_stock:.3f} "
+        f"loader_ratio {loader_ratio:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -168,12 +168,12 @@ def test_table_names_every_method_with_its_mean_and_spread(tmp_path: Path) -> No
 
 
 def test_an_ablation_of_an_earlier_default_is_compared_with_that() -> None:
-    found = [record("mn", dice=0.9), record("mn-diffusion", dice=0.8), record("mn-two-3d", dice=0.7)]
+    found = [record("mn-replace", dice=0.9), record("mn-diffusion", dice=0.8), record("mn-two-3d", dice=0.7)]
     rows = tables.table(found, "tune").splitlines()
     (row,) = (row for row in rows if row.startswith("| `mn-two-3d`"))
     assert row.endswith("| -0.100 [-0.100, -0.100] worse (against `mn-diffusion`) |")
     (row,) = (row for row in rows if row.startswith("| `mn-diffusion`"))
-    assert row.endswith("| -0.100 [-0.100, -0.100] worse |")
+    assert row.endswith("| -0.100 [-0.100, -0.100] worse (against `mn-replace`) |")
 
 
 def test_gain_is_shown_for_each_number_of_labels_as_a_share_of_the_distance_to_all_labels() -> None:
@@ -183,14 +183,25 @@ def test_gain_is_shown_for_each_number_of_labels_as_a_share_of_the_distance_to_a
     found += [record("nnunet-adamw", fold=3, dice=0.5)]  # a label set that M&N has not been trained on
     rows = tables.by_labels(found, "tune").splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["4", "8"]
-    assert all("+0.100 [+0.100, +0.100] better | 50% |" in row for row in rows)
+    assert all("+0.100 [+0.100, +0.100] better |  | 50% |" in row for row in rows)
+
+
+def test_the_joint_model_is_compared_where_it_has_all_label_sets_of_ours() -> None:
+    found = [record(method, dice=dice) for method, dice in (("mn", 0.8), ("nnunet-adamw", 0.7), ("joint", 0.9))]
+    (row,) = tables.by_labels(found, "tune").splitlines()[2:]
+    assert row == "| 4 | 0 |  | 0.700 | 0.800 | 0.900 | " + " | ".join(
+        ("+0.100 [+0.100, +0.100] better", "+0.200 [+0.200, +0.200] better", " |")
+    )
+    found += [record("mn", fold=3), record("nnunet-adamw", fold=3, dice=0.7)]
+    (row,) = tables.by_labels(found, "tune").splitlines()[2:]
+    assert row == "| 4 | 0, 3 |  | 0.700 ± 0.000 | 0.800 ± 0.000 |  | +0.100 [+0.100, +0.100] better |  |  |"
 
 
 def test_gain_is_no_share_of_a_distance_that_is_a_tie() -> None:
     found = [record("mn", dice=0.8), record("nnunet-adamw", dice=0.7)]
     found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=0.7)]
     (row,) = tables.by_labels(found, "tune").splitlines()[2:]
-    assert row.endswith("+0.100 [+0.100, +0.100] better |  |")
+    assert row.endswith("+0.100 [+0.100, +0.100] better |  |  |")
 
 
 def test_upper_bound_stands_against_every_label_set_and_seed() -> None:
@@ -321,4 +332,4 @@ def test_the_evidence_page_says_which_ablations_were_trained_and_with_what_resul
         difference = tables.paired_difference([r for r in here if r.method == name], base, "report")
         assert difference is not None
         better |= {name} if difference.verdict == "better" else set()
-    assert better == set(re.findall(r"^- better than `mn` .*`(mn-[\w-]+)`", page, re.MULTILINE))
+    assert better == set(re.findall(r"^- better than `[\w-]+` .*`(mn-[\w-]+)`", page, re.MULTILINE))

@@ -41,6 +41,7 @@ BASELINE = "nnunet"
 FAIR_BASELINE = "nnunet-adamw"
 UPPER_BOUND = "nnunet-upper-adamw"
 OURS = "mn"
+JOINT = "joint"
 _STOCK = {"optimizer_3d": "sgd", "lr_3d": "none"}  # whatever rate the benchmark gives AdamW
 _ADAMW = {"optimizer_3d": "adamw"}
 _LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
@@ -48,16 +49,24 @@ _MN = "nnUNetTrainerMN"
 _STUDENT = "nnUNetTrainerMNStudent"
 _MN_SQUARED = "nnUNetTrainerMNSquaredDice"
 _MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
+_REPLACING = "mn-replace"
 _WITH_DIFFUSION = "mn-diffusion"
-_DIFFUSED = {"rounding": "diffusion"}
+_DIFFUSED = {"batch": "replace", "rounding": "diffusion"}
 
 
 def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
     return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=OURS)
 
 
+def _ablation_of_replacing(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
+    """An ablation of M&N's earlier default, before unlabeled samples came on top."""
+    settings = {"batch": "replace", **settings}
+    text = f"{text}, where unlabeled samples replace labeled ones (`{_REPLACING}`)"
+    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=_REPLACING)
+
+
 def _ablation_with_diffusion(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
-    """An ablation of M&N's earlier default, before the unlabeled share was rounded down."""
+    """An ablation of a default before that, which did not round the unlabeled share down."""
     settings = {**_DIFFUSED, **settings}
     text = f"{text}, under the earlier default `{_WITH_DIFFUSION}`"
     return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=_WITH_DIFFUSION)
@@ -74,7 +83,7 @@ _ALL = (
     Method(
         name="nnunet-adamw-equal-time",
         trainer=_LABELED_ONLY,
-        text="`nnunet-adamw` with 2.7 times the updates, the time of `mn` on a CPU with every eighth slice",
+        text="`nnunet-adamw` with 2.7 times the updates, the time of `mn-replace` on a CPU with every eighth slice",
         settings=_ADAMW,
         length=2.7,
     ),
@@ -109,15 +118,10 @@ _ALL = (
         name="mean-teacher",
         trainer="nnUNetTrainerMeanTeacher",
         text="a 3D student, its moving average as teacher, consistency on unlabeled samples (AdamW)",
+        settings={"batch": "replace"},
     ),
     Method(name=OURS, trainer=_MN, text="M&N, efficientnet-lite0 with ImageNet weights"),
-    Method(name="joint", trainer="nnUNetTrainerMNJoint", text="both networks of `mn` predict together", joins=OURS),
-    Method(
-        name="joint-of-add",
-        trainer="nnUNetTrainerMNJoint",
-        text="both networks of `mn-add` predict together",
-        joins="mn-add",
-    ),
+    Method(name=JOINT, trainer="nnUNetTrainerMNJoint", text="both networks of `mn` predict together", joins=OURS),
     Method(
         name="student",
         trainer=_STUDENT,
@@ -170,19 +174,16 @@ _ALL = (
         trainer="nnUNetTrainerMNMeanOfLogits",
     ),
     _ablation("mn-fast-2d", "the 2D network learns three times as fast (`lr_2d = 3e-3`)", lr_2d="3e-3"),
-    _ablation("mn-add", "unlabeled samples come on top of the whole labeled batch", batch="add"),
     _ablation(
-        "mn-add-weight",
-        "half a batch of unlabeled samples on top, and their weight grows",
-        batch="add",
-        guidance="weight",
+        "mn-weight", "half a batch of unlabeled samples, and their weight grows, not their number", guidance="weight"
     ),
-    _ablation(
+    _ablation(_REPLACING, "unlabeled samples replace labeled ones (earlier default)", batch="replace"),
+    _ablation_of_replacing(
         "mn-squared-half",
         "earlier defaults: the squared Dice and half of each batch",
         trainer="nnUNetTrainerMNSquaredDiceHalf",
     ),
-    _ablation(
+    _ablation_of_replacing(
         "mn-logits-half",
         "earlier defaults: the squared Dice, the mean of logits and half of each batch",
         trainer="nnUNetTrainerMNSquaredDiceMeanOfLogitsHalf",
@@ -198,18 +199,18 @@ _ALL = (
         settings=_DIFFUSED,
         ablation_of=_WITH_DIFFUSION,
     ),
-    _ablation(
-        _WITH_DIFFUSION,
-        "the unlabeled share's rest is carried to the next batch, not dropped (earlier default)",
-        **_DIFFUSED,
+    _ablation_of_replacing(
+        _WITH_DIFFUSION, "the unlabeled share's rest is carried to the next batch, not dropped", rounding="diffusion"
     ),
     _ablation_with_diffusion("mn-random-2d", "2D network with random weights", trainer="nnUNetTrainerMNRandom2D"),
     _ablation_with_diffusion("mn-two-3d", "a second 3D network in place of the 2D one", trainer="nnUNetTrainerMNTwo3D"),
-    _ablation("mn-half-unlabeled", "half of each batch is unlabeled", trainer="nnUNetTrainerMNHalfUnlabeled"),
+    _ablation_of_replacing(
+        "mn-half-unlabeled", "half of each batch is unlabeled", trainer="nnUNetTrainerMNHalfUnlabeled"
+    ),
     _ablation_with_diffusion(
         "mn-grows-to-half", "the unlabeled share grows, but to half of the batch", trainer="nnUNetTrainerMNGrowsToHalf"
     ),
-    _ablation("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
+    _ablation_of_replacing("mn-paper", 'preset = "paper"', preset="paper", lr_3d="1e-4"),
     _ablation_with_diffusion(
         "mn-hard-masks", "each network votes for its likeliest class", trainer="nnUNetTrainerMNHardMasks"
     ),

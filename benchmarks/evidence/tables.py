@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from evidence.methods import BASELINE, FAIR_BASELINE, METHODS, OURS, UPPER_BOUND
+from evidence.methods import BASELINE, FAIR_BASELINE, JOINT, METHODS, OURS, UPPER_BOUND
 from evidence.records import Half, Record
 
 if TYPE_CHECKING:
@@ -154,27 +154,37 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 
 
 def by_labels(records: Sequence[Record], half: Half) -> str:
-    """Markdown: baselines and ours by the number of labels, on our label sets; empty without any. The last column is
-    the gain as a share of the distance to all labels, unless this distance is a tie."""
+    """Markdown: baselines, ours and its joint model by the number of labels, on our label sets; empty without any.
+
+    A method that lacks one of these sets has an empty cell. The last column is the gain as a share of the distance to
+    all labels, unless this distance is a tie.
+    """
+    gains = " | ".join(f"gain of `{name}` over `{FAIR_BASELINE}`" for name in (OURS, JOINT))
     columns = " | ".join(f"`{name}`" for name in _COMPARED)
-    lines = [f"| labels | folds | {columns} | gain over `{FAIR_BASELINE}` | of the distance to `{UPPER_BOUND}` |"]
-    lines.append("|---|" + "---|" * (len(_COMPARED) + 3))
+    lines = [f"| labels | folds | {columns} | {gains} | `{OURS}`: of the distance to `{UPPER_BOUND}` |"]
+    lines.append("|---|" + "---|" * (len(_COMPARED) + 4))
     upper = [r for r in records if r.method == UPPER_BOUND]
     for count in sorted({r.n_labeled for r in records if r.method == OURS}):
-        sets = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == count}
-        rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in sets] for m in _COMPARED}
-        gain = paired_difference(rows[OURS], rows[FAIR_BASELINE], half)
+        rows = _on_our_sets(records, count)
+        gain, gain_of_joint = (paired_difference(rows[name], rows[FAIR_BASELINE], half) for name in (OURS, JOINT))
         if gain is not None:
             means = [_spread([r.case_dice(half).mean() for r in runs]) for runs in rows.values()]
             distance = paired_difference(upper, rows[FAIR_BASELINE], half)
             told = distance is not None and distance.verdict == "better"
-            cells = [str(count), _folds(rows[OURS]), *means, str(gain)]
+            cells = [str(count), _folds(rows[OURS]), *means, str(gain), str(gain_of_joint or "")]
             cells.append(f"{gain.mean / distance.mean:.0%}" if told else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-_COMPARED = (BASELINE, FAIR_BASELINE, OURS, "mn-add")
+def _on_our_sets(records: Sequence[Record], n_labeled: int) -> dict[str, list[Record]]:
+    """The runs of each compared method on the label sets and seeds of ours; none if one of these is missing."""
+    sets = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == n_labeled}
+    rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in sets] for m in _COMPARED}
+    return {name: runs if {(r.fold, r.seed) for r in runs} == sets else [] for name, runs in rows.items()}
+
+
+_COMPARED = (BASELINE, FAIR_BASELINE, OURS, JOINT)
 
 
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:

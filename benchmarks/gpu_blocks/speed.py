@@ -38,8 +38,8 @@ def _variants(site: Site, batch: int) -> list[tuple[str, bool, str]]:
     """Precision, whether the 3D network is compiled, and the setting `batch`. The usual one first: time may end."""
     if not site.on_card:
         return [("fp32", False, "replace" if batch == 2 else "add")]  # each once, for a look
-    usual = [("bf16", True, "replace"), ("bf16", True, "add")]
-    return [*usual, ("bf16", False, "replace"), ("fp16", True, "replace"), ("fp32", False, "replace")]
+    usual = [("bf16", True, "add"), ("bf16", True, "replace")]
+    return [*usual, ("bf16", False, "add"), ("fp16", True, "replace"), ("fp32", False, "replace")]
 
 
 def _stock(site: Site, kind: str, batch: int) -> float:
