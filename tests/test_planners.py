@@ -351,7 +351,9 @@ CONFIG = MNConfig(backbone="efficientnet-lite0")
 
 @pytest.fixture(scope="module")
 def costs() -> CostModel:
-    return CostModel(dataclasses.replace(CONFIG, slice_step=2, batch="replace"), channels=1, labels=LabelSpace(num_channels=14))
+    return CostModel(
+        dataclasses.replace(CONFIG, slice_step=2, batch="replace"), channels=1, labels=LabelSpace(num_channels=14)
+    )
 
 
 def test_the_estimate_for_stocks_largest_patch_is_what_nnunet_documents(costs: CostModel) -> None:
