@@ -95,7 +95,7 @@ class DistillationSchedule(Schedule):
 
 
 class HalfUnlabeled(Schedule):
-    """Half of each batch is unlabeled from the end of the supervised stage on."""
+    """The unlabeled share is one half from the end of the supervised stage on."""
 
     def unlabeled_fraction(self, iteration: float) -> float:
         """0, then one half."""

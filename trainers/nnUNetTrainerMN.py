@@ -818,7 +818,8 @@ class nnUNetTrainerMNJoint(_LabeledCases):
 class nnUNetTrainerMNBenchmark_5epochs(nnUNetTrainerBenchmark_5epochs, nnUNetTrainerMN):
     """Times an epoch on a card, as nnU-Net's benchmark trainers do, in the same `benchmark_result.json`.
 
-    Half of each batch is unlabeled, about as much as on average in a training. It keeps no checkpoint.
+    Half as many unlabeled samples as planned come on top, a little more than on average in a training. It keeps no
+    checkpoint.
     """
 
     variant: ClassVar[dict[str, Any]] = {"epochs": 5, "foreground_crops": False}
