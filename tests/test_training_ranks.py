@@ -19,8 +19,9 @@ from nnunet_mn.schedule import Schedule, UnlabeledCounts
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("one_training_rank.py")
-FIELDS = {"backbone": "efficientnet-lite0", "adaptation": "frozen", "seed": 1, "epochs": 2, "iterations_per_epoch": 4,
-          "val_iterations_per_epoch": 1, "supervised_fraction": 0.25, "checkpoint_every": 1}  # fmt: skip
+FIELDS = {"backbone": "efficientnet-lite0", "adaptation": "frozen", "batch": "replace", "seed": 1, "epochs": 2,
+          "iterations_per_epoch": 4, "val_iterations_per_epoch": 1, "supervised_fraction": 0.25,
+          "checkpoint_every": 1}  # fmt: skip
 
 
 def _run(folder: Path, name: str, dataset: Any, *arguments: str, workers: str) -> list[tuple[int, str]]:
