@@ -83,9 +83,9 @@ _ALL = (
     Method(
         name="nnunet-adamw-equal-time",
         trainer=_LABELED_ONLY,
-        text="`nnunet-adamw` with 2.7 times the updates, the time of `mn-replace` on a CPU with every eighth slice",
+        text="`nnunet-adamw` with four times the updates, the time of `mn` at these sizes on a CPU",
         settings=_ADAMW,
-        length=2.7,
+        length=4,
     ),
     Method(
         name="nnunet-copy-paste",
