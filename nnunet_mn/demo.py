@@ -20,12 +20,13 @@ from nnunet_mn.console import print_table
 from nnunet_mn.errors import MNError
 from nnunet_mn.sandbox.dataset import DATASET_ID, N_LABELED, labeled_names, write_dataset
 from nnunet_mn.sandbox.picture import draw
-from nnunet_mn.sandbox.results import CLASSES, DemoResult, ModelResult, read_scores, results_table, verdict
+from nnunet_mn.sandbox.results import DemoResult, ModelResult, Score, read_scores, results_table, verdict
 from nnunet_mn.sandbox.small_plans import small_plans
 from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, PROCESSES, Workspace
 
 BASELINE = ("labeled only", "nnUNetTrainerMNLabeledOnly")
 MN = ("M&N", "nnUNetTrainerMN")
+JOINT = ("M&N, both networks", "nnUNetTrainerMNJoint")
 PATCH_SIZE, BATCH_SIZE, FEATURES = (16, 40, 40), 4, (12, 24, 48, 64)
 _CURVES = ("mean_fg_dice", "mean_fg_dice_2d", "unlabeled_fraction", "train_losses")
 
@@ -46,13 +47,14 @@ FULL = Scale(epochs=24, iterations=25, val_iterations=3, n_unlabeled=36, n_test=
 QUICK = Scale(epochs=2, iterations=5, val_iterations=1, n_unlabeled=24, n_test=8, n_reported=4)
 
 
-def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
+def run_demo(out: Path, *, seed: int, quick: bool, report: bool = True) -> DemoResult:
     """Run the whole demo, show its progress, and leave `demo.json`, `demo.png` and a report.
 
     Args:
         out: folder for everything. It is new, empty, or of an earlier demo; such a demo is replaced.
         seed: of the data and of both trainings.
         quick: few updates: a test of the parts, not a comparison.
+        report: write the page about the unlabeled cases, too.
 
     Raises:
         MNError: if the folder holds other things, the demo's weights are missing, or a command of nnU-Net fails.
@@ -67,8 +69,10 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
     with _progress(console) as progress:
         show = _Stages(progress, space, environment)
         _make_data(show, seed=seed, scale=scale)
-        baseline, mn = (_run_model(show, name, trainer, scale) for name, trainer in (BASELINE, MN))
-        _report(show, scale)
+        baseline, mn = (_train_and_test(show, name, trainer, scale) for name, trainer in (BASELINE, MN))
+        joint = _join_and_test(show)
+        if report:
+            _report(show, scale)
     result = DemoResult(
         seed=seed,
         quick=quick,
@@ -79,6 +83,7 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
         seconds=time.monotonic() - start,
         baseline=baseline,
         mn=mn,
+        joint=joint,
     )
     write_whole(space.out / "demo.json", json.dumps(result.to_dict(), indent=2))
     draw(result, space, iterations=scale.iterations)
@@ -87,7 +92,8 @@ def run_demo(out: Path, *, seed: int, quick: bool) -> DemoResult:
     console.print(
         f"{result.seconds:.0f} s in all. Numbers: {out / 'demo.json'}  picture: {out / 'demo.png'}", soft_wrap=True
     )
-    console.print(f"Open this page in a browser: {out / 'report' / 'report.html'}", soft_wrap=True)
+    if report:
+        console.print(f"Open this page in a browser: {out / 'report' / 'report.html'}", soft_wrap=True)
     return result
 
 
@@ -161,23 +167,31 @@ def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
     )
 
 
-def _run_model(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelResult:
-    """Train, predict the test cases, and evaluate."""
-    space, predictions = show.space, show.space.predictions(trainer)
-    which = ("-tr", trainer, "-p", PLANS, "-device", "cpu")
-    train = ("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", *which)
-    seconds = show.run(f"nnUNetv2_train -tr {trainer}", *train, log=f"train_{trainer}.log", epochs=scale.epochs)
-    folders = ("-i", str(space.raw / "imagesTs"), "-o", str(predictions))
-    fast = ("--disable_tta", "-npp", "1", "-nps", "1")
-    predict = ("nnUNetv2_predict", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", "0", *which, *folders, *fast)
-    show.run(f"nnUNetv2_predict -tr {trainer}", *predict, log=f"predict_{trainer}.log")
-    summary = predictions / "summary.json"
-    options = ("-l", *map(str, CLASSES.values()), "-o", str(summary), "-np", "1")
-    evaluate = ("nnUNetv2_evaluate_simple", str(space.test_labels), str(predictions), *options)
-    show.run("nnUNetv2_evaluate_simple", *evaluate, log=f"evaluate_{trainer}.log")
-    scores = read_scores(summary, space.test_labels, predictions)
-    curves = _read_curves(space.model(trainer) / "checkpoint_final.pth")
-    return ModelResult(name=name, trainer=trainer, seconds=seconds, scores=scores, curves=curves)
+def _train_and_test(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelResult:
+    """Train, and evaluate on the test cases."""
+    command = ("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", "-tr", trainer, "-p", PLANS, "-device", "cpu")
+    seconds = show.run(f"nnUNetv2_train -tr {trainer}", *command, log=f"train_{trainer}.log", epochs=scale.epochs)
+    curves = _read_curves(show.space.model(trainer) / "checkpoint_final.pth")
+    return ModelResult(name=name, trainer=trainer, seconds=seconds, scores=_test(show, trainer), curves=curves)
+
+
+def _join_and_test(show: _Stages) -> ModelResult:
+    """Make one model of both networks of the M&N training, and evaluate it on the test cases."""
+    name, trainer = JOINT
+    show.run("nnunet-mn join", "nnunet-mn", "join", "-d", str(DATASET_ID), "-p", PLANS, "-f", "0", log="join.log")
+    return ModelResult(name=name, trainer=trainer, seconds=None, scores=_test(show, trainer), curves={})
+
+
+def _test(show: _Stages, trainer: str) -> dict[str, dict[str, Score]]:
+    """Predict the test cases, and compare with their labels."""
+    predictions = show.space.predictions(trainer)
+    which = ("-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu")
+    folders = ("-i", str(show.space.raw / "imagesTs"), "-o", str(predictions))
+    fast = ("--disable_tta", "-npp", "0", "-nps", "0")  # helpers would take longer to start than to work
+    command = ("nnUNetv2_predict", *which, *folders, *fast)
+    show.run(f"nnUNetv2_predict -tr {trainer}", *command, log=f"predict_{trainer}.log")
+    with show.stage(f"evaluating {trainer}"):
+        return read_scores(show.space.test_labels, predictions)
 
 
 def _report(show: _Stages, scale: Scale) -> None:

@@ -18,17 +18,17 @@ def _draw(path, prediction):
     shown = Shown("case", np.random.default_rng(0).random((32, 32)), truth, (truth, prediction(truth)), (0.9, 0.8))
     plot_comparison(
         path,
-        models=("one", "two"),
+        models=("one", "two", "not drawn"),
         classes={"upper": 1, "lower": 2},
         slices=[shown, shown],
         curves=[Curve("one", [10, 20], [0.2, 0.6], MODEL_COLORS[0])],
         curves_label="Dice",
-        case_dice=[[0.5, 0.7], [0.6, 0.9]],
+        case_dice=[[0.5, 0.7], [0.6, 0.9], [0.55, 0.8]],
     )
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
 
 
-def test_picture_shows_both_classes_and_both_models_in_their_colors(tmp_path):
+def test_picture_shows_both_classes_and_all_models_in_their_colors(tmp_path):
     picture = _draw(tmp_path / "a.png", lambda truth: truth)
     for color in (*CLASS_COLORS[:2], *MODEL_COLORS):
         assert _count(picture, color) > 100

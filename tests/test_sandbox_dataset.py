@@ -5,7 +5,8 @@ import pytest
 import SimpleITK
 
 from nnunet_mn.sandbox.dataset import N_LABELED, labeled_names, read_volume, write_dataset
-from nnunet_mn.sandbox.phantoms import LABELS, SHAPE, SPACING
+from nnunet_mn.sandbox.phantoms import LABELS
+from nnunet_mn.sandbox.volumes import SHAPE, SPACING
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,20 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunet_mn.sandbox.phantoms import LABELS, SHAPE, Organ, make_phantom, organ_distance
+from nnunet_mn.sandbox.phantoms import LABELS, Organ, make_phantom, organ_distance
+from nnunet_mn.sandbox.scanners import EVEN_COIL, SURFACE_COIL
+from nnunet_mn.sandbox.volumes import SHAPE
 
 SEEDS = range(12)
 
 
 @pytest.fixture(scope="module")
 def phantoms():
-    return [make_phantom(np.random.default_rng(seed)) for seed in SEEDS]
+    return [make_phantom(np.random.default_rng(seed), EVEN_COIL) for seed in SEEDS]
 
 
 def test_one_seed_gives_one_phantom_and_another_seed_another(phantoms):
-    again = make_phantom(np.random.default_rng(0))
+    again = make_phantom(np.random.default_rng(0), EVEN_COIL)
     assert np.array_equal(again.image, phantoms[0].image)
     assert np.array_equal(again.label, phantoms[0].label)
     assert not np.array_equal(phantoms[1].label, phantoms[0].label)

@@ -1,15 +1,16 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK
 from rich.console import Console
 
-from nnunet_mn.sandbox.phantoms import SPACING
 from nnunet_mn.sandbox.picture import typical_cases
 from nnunet_mn.sandbox.results import DemoResult, ModelResult, Score, read_scores, results_table, verdict
+from nnunet_mn.sandbox.volumes import SPACING
 
 
 def _model(name, dice, *, hd95=5.0):
@@ -21,10 +22,11 @@ def _model(name, dice, *, hd95=5.0):
     return ModelResult(name=name, trainer=f"trainer of {name}", seconds=61.4, scores=scores, curves={"x": [0.1]})
 
 
-def _result(baseline, mn, *, quick=False):
+def _result(baseline, mn, *, joint=None, quick=False):
     return DemoResult(
         seed=0, quick=quick, updates=500, n_labeled=4, n_unlabeled=36, n_test=len(baseline), seconds=600.0,
         baseline=_model("labeled only", baseline), mn=_model("M&N", mn),
+        joint=replace(_model("both networks", mn if joint is None else joint), seconds=None, curves={}),
     )  # fmt: skip
 
 
@@ -44,6 +46,18 @@ def test_verdict_counts_the_cases_that_gained():
     assert "0.050 better (1 of 2 test cases higher)" in verdict(_result([0.8, 0.6], [0.8, 0.7]))
 
 
+def test_verdict_judges_the_joint_model_apart():
+    said = verdict(_result([0.8, 0.6], [0.8, 0.7], joint=[0.7, 0.6]))
+    assert "Its mean Dice is 0.050 better (1 of 2" in said
+    assert "it is 0.050 worse (0 of 2" in said
+
+
+def test_verdict_tells_that_the_scans_come_from_two_scanners():
+    said = verdict(_result([0.5], [0.5]))
+    assert "generated" in said
+    assert "labeled scans come from one scanner, the unlabeled and test scans from another" in said
+
+
 def test_only_the_quick_demo_warns_of_its_length():
     assert "--quick" in verdict(_result([0.5], [0.5], quick=True))
     assert "--quick" not in verdict(_result([0.5], [0.5]))
@@ -57,9 +71,9 @@ def test_missed_classes_are_counted_and_left_out_of_the_mean_distance():
     assert "all missed" in _text(_result([0.9], [0.0]))
 
 
-def test_table_shows_both_models_with_updates_and_seconds():
-    shown = _text(_result([0.8, 0.7], [0.9, 0.8]))
-    for expected in ("labeled only", "M&N", "0.750", "0.850", "500", "61 s"):
+def test_table_shows_all_models_with_updates_and_seconds():
+    shown = _text(_result([0.8, 0.7], [0.9, 0.8], joint=[0.95, 0.9]))
+    for expected in ("labeled only", "M&N", "both networks", "0.750", "0.850", "0.925", "500", "61 s"):
         assert expected in shown
 
 
@@ -83,9 +97,7 @@ def test_scores_join_nnunets_dice_with_distances_in_mm(tmp_path):
     for folder, voxels in (("truth", truth), ("prediction", np.where(shifted == 1, 1, 0).astype(np.uint8))):
         (tmp_path / folder).mkdir()
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(tmp_path / folder / "case.nii.gz"))
-    summary = tmp_path / "summary.json"
-    case = {"prediction_file": "somewhere/case.nii.gz", "metrics": {"1": {"Dice": 0.75}, "2": {"Dice": 0.0}}}
-    summary.write_text(json.dumps({"metric_per_case": [case]}))
-    scores = read_scores(summary, tmp_path / "truth", tmp_path / "prediction")
-    assert scores["case"]["head"] == Score(dice=0.75, hd95_mm=SPACING[0])
+    scores = read_scores(tmp_path / "truth", tmp_path / "prediction")
+    assert scores["case"]["head"] == Score(dice=pytest.approx(2 / 3), hd95_mm=SPACING[0])
+    assert scores["case"]["tail"].dice == 0
     assert math.isnan(scores["case"]["tail"].hd95_mm)

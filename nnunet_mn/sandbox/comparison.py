@@ -1,4 +1,4 @@
-"""A picture of two models side by side: contours on slices, learning curves, and Dice case by case."""
+"""A picture of models side by side: contours on slices, learning curves, and Dice case by case."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-# Okabe-Ito: told apart by color-blind readers. Blue and vermilion are models, the others classes.
-MODEL_COLORS = ("#0072B2", "#D55E00")
+# Okabe-Ito: told apart by color-blind readers. Blue, vermilion and black are models, the others classes.
+MODEL_COLORS = ("#0072B2", "#D55E00", "#000000")
 CLASS_COLORS = ("#F0E442", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")
-_MARKERS = ("o", "D")
+_MARKERS = ("o", "D", "_")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def plot_comparison(
         path: of the PNG to write.
         models: names of the models.
         classes: names of the foreground classes and their labels.
-        slices: one row each: truth, then the models.
+        slices: one row each: truth, then the models that have a prediction there, the first ones.
         curves: learning curves.
         curves_label: of their vertical axis.
         case_dice: for each model the Dice of every test case, in one order.
@@ -65,10 +65,11 @@ def plot_comparison(
     figure = Figure(figsize=(11, 1.0 + 2.05 * len(slices)), layout="constrained")
     canvas = FigureCanvasAgg(figure)  # not pyplot: no global state, no display
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.35, 1))[0]
-    rows = left.subplots(len(slices), 1 + len(models), squeeze=False)
+    n_drawn = len(slices[0].predictions)
+    rows = left.subplots(len(slices), 1 + n_drawn, squeeze=False)
     for axes, shown in zip(rows, slices, strict=True):
         _draw_case(axes, shown, classes, aspect)
-    for axes, title in zip(rows[0], ("truth", *models), strict=True):
+    for axes, title in zip(rows[0], ("truth", *models[:n_drawn]), strict=True):
         axes.set_title(title, fontsize=11)
     handles = [Line2D([], [], color=CLASS_COLORS[i], lw=2.5, label=name) for i, name in enumerate(classes)]
     legend = left.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=10)

@@ -8,7 +8,9 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from nnunet_mn.sandbox.phantoms import LABELS, SPACING, Phantom, make_phantom
+from nnunet_mn.sandbox.phantoms import LABELS, Phantom, make_phantom
+from nnunet_mn.sandbox.scanners import EVEN_COIL, SURFACE_COIL
+from nnunet_mn.sandbox.volumes import SPACING
 
 DATASET_ID = 901
 DATASET_NAME = f"Dataset{DATASET_ID}_MNDemo"
@@ -40,7 +42,8 @@ def write_dataset(dataset: Path, test_labels: Path, *, seed: int, n_unlabeled: i
         if labels is not None:
             labels.mkdir(parents=True)
         for index in range(count):
-            _write_case(f"{role}_{index:02d}", make_phantom(_generator(seed, role, index)), images, labels)
+            scanner = EVEN_COIL if role == "labeled" else SURFACE_COIL
+            _write_case(f"{role}_{index:02d}", make_phantom(_generator(seed, role, index), scanner), images, labels)
     (dataset / "dataset.json").write_text(json.dumps(_dataset_json(), indent=2))
 
 

@@ -1,16 +1,13 @@
 """MR-like phantoms: a bent organ of two parts among structures of the same intensities."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-Array: TypeAlias = NDArray[np.float64]
+from nnunet_mn.sandbox.scanners import Scanner, acquire
+from nnunet_mn.sandbox.volumes import SHAPE, Array, positions, texture, unit_vector
 
-SHAPE = (20, 48, 48)  # voxels along z, y, x
-SPACING = (3.0, 1.5, 1.5)  # mm along z, y, x: slices are thicker than their pixels, as in much of clinical MR
 LABELS = {"background": 0, "head": 1, "tail": 2}
 
 
@@ -35,29 +32,30 @@ class Organ:
     split: float  # border of tail and head, as a share of the length
 
 
-def make_phantom(rng: np.random.Generator) -> Phantom:
+def make_phantom(rng: np.random.Generator, scanner: Scanner) -> Phantom:
     """Draw one phantom.
 
     Args:
         rng: the only source of randomness; the same state gives the same phantom on one machine.
+        scanner: takes the image of it. The anatomy and the label do not depend on the scanner.
 
     Returns:
         A volume of `SHAPE` voxels at `SPACING` mm, labeled as in `LABELS`.
     """
-    points = _grid()
+    points = positions()
     organ = _draw_organ(rng)
     tissue, head, tail = rng.uniform(0.3, 0.4), rng.uniform(0.75, 0.9), rng.uniform(0.54, 0.66)
     body = _ellipsoid(points, np.zeros(3), np.array([29.0, 34.0, 34.0]) * rng.uniform(0.92, 1.05, 3), np.eye(3))
     image = _paint(np.zeros(SHAPE), body, rng.uniform(0.7, 0.95))  # a bright rim, as of fat
-    image = _paint(image, body + rng.uniform(2.5, 4.5), tissue + 0.05 * _texture(rng, sigma_mm=3.0))
+    image = _paint(image, body + rng.uniform(2.5, 4.5), tissue + 0.05 * texture(rng, sigma_mm=3.0))
     for distance in _draw_neighbors(rng, points, organ):
         image = _paint(image, distance, rng.choice([head, tail]) + rng.uniform(-0.05, 0.05))
     image = _paint(image, _draw_fluid(rng, points, organ), rng.uniform(0.08, 0.25))
     along, distance = organ_distance(organ, points)
     intensity = np.where(along > organ.split, head, tail)
-    image = _paint(image, distance, intensity + 0.04 * _texture(rng, sigma_mm=3.0))
+    image = _paint(image, distance, intensity + 0.04 * texture(rng, sigma_mm=3.0))
     label = np.where(distance < 0, np.where(along > organ.split, LABELS["head"], LABELS["tail"]), 0)
-    return Phantom(_acquire(rng, image).astype(np.float32), label.astype(np.uint8))
+    return Phantom(acquire(rng, image, scanner).astype(np.float32), label.astype(np.uint8))
 
 
 def organ_distance(organ: Organ, points: Array) -> tuple[Array, Array]:
@@ -80,12 +78,6 @@ def organ_distance(organ: Organ, points: Array) -> tuple[Array, Array]:
     return along, np.sqrt(past_end**2 + across**2 + (1.25 * local[..., 2]) ** 2) - radius
 
 
-def _grid() -> Array:
-    """Positions of all voxels in mm, the origin in the middle: (z, y, x, 3)."""
-    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, SPACING, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-
-
 def _draw_organ(rng: np.random.Generator) -> Organ:
     """Pose and shape vary more than four cases can show."""
     in_plane = np.array([[0.0, 0.5, 0.87], [0.0, 0.87, -0.5], [1.0, 0.0, 0.0]])
@@ -103,8 +95,8 @@ def _draw_organ(rng: np.random.Generator) -> Organ:
 def _draw_neighbors(rng: np.random.Generator, points: Array, organ: Organ) -> list[Array]:
     """Straight structures as bright as the organ; they are found anywhere, and may touch it."""
     distances = []
-    for _ in range(rng.integers(5, 9)):
-        direction = _unit(rng)
+    for _ in range(rng.integers(3, 6)):
+        direction = unit_vector(rng)
         center = organ.center + direction * rng.uniform(14, 30)
         radii = rng.uniform(3.5, 9) * np.array([rng.uniform(1.0, 2.2), 1.0, rng.uniform(0.8, 1.0)])
         distances.append(_ellipsoid(points, center, radii, _rotation(rng.uniform(-np.pi, np.pi, 3))))
@@ -116,22 +108,6 @@ def _draw_fluid(rng: np.random.Generator, points: Array, organ: Organ) -> Array:
     center = organ.center + organ.rotation[1] * (organ.bend * 0.5 + organ.head_radius * rng.uniform(0.8, 1.1))
     radii = np.array([rng.uniform(7, 12), rng.uniform(3, 5), rng.uniform(4, 8)])
     return _ellipsoid(points, center, radii, organ.rotation)
-
-
-def _acquire(rng: np.random.Generator, image: Array) -> Array:
-    """Add the scanner's effects: contrast, bias field, blur, Rician noise and an arbitrary scale."""
-    image = np.clip(image, 0, None) ** rng.uniform(0.7, 1.5)
-    image = image * np.exp(rng.uniform(0.15, 0.4) * _texture(rng, sigma_mm=35.0))
-    image = ndimage.gaussian_filter(image, [0.7 / s for s in SPACING])
-    noise = rng.normal(0, rng.uniform(0.02, 0.05), (2, *SHAPE))
-    magnitude: Array = np.hypot(image + noise[0], noise[1])
-    return rng.uniform(200, 900) * magnitude
-
-
-def _texture(rng: np.random.Generator, *, sigma_mm: float) -> Array:
-    """Smooth noise of zero mean and unit standard deviation."""
-    noise: Array = ndimage.gaussian_filter(rng.normal(size=SHAPE), [sigma_mm / s for s in SPACING], mode="nearest")
-    return (noise - float(noise.mean())) / float(noise.std())
 
 
 def _ellipsoid(points: Array, center: Array, radii: Array, rotation: Array) -> Array:
@@ -156,9 +132,3 @@ def _rotation(angles: Array) -> Array:
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         matrix = matrix @ turn
     return matrix
-
-
-def _unit(rng: np.random.Generator) -> Array:
-    """A direction, uniform on the sphere."""
-    vector = rng.normal(size=3)
-    return vector / float(np.linalg.norm(vector))

@@ -38,8 +38,9 @@ def _shown(result: DemoResult, space: Workspace, case: str) -> Shown:
     truth = read_volume(space.test_labels / f"{case}.nii.gz")
     z = int(np.argmax((truth > 0).sum((1, 2))))
     image = read_volume(space.raw / "imagesTs" / f"{case}_0000.nii.gz")
-    predictions = [read_volume(space.predictions(model.trainer) / f"{case}.nii.gz")[z] for model in result.models]
-    dice = tuple(model.case_dice(case) for model in result.models)
+    drawn = (result.baseline, result.mn)  # contours of a third model would make the slices too small
+    predictions = [read_volume(space.predictions(model.trainer) / f"{case}.nii.gz")[z] for model in drawn]
+    dice = tuple(model.case_dice(case) for model in drawn)
     return Shown(case.replace("_", " "), image[z], truth[z], tuple(predictions), dice)
 
 
