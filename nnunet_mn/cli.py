@@ -93,7 +93,11 @@ def demo(
         bool, typer.Option("--quick", help="Fewer cases and updates: shows that it runs, no more.")
     ] = False,
 ) -> None:
-    """Train on generated data with and without unlabeled images, and compare (needs no GPU)."""
+    """Train on generated data with and without unlabeled images, and compare (needs no GPU; some minutes).
+
+    The labeled scans come from one scanner. The unlabeled and the test scans come from another, which shades its
+    images: unlabeled images can help here.
+    """
     from nnunet_mn.demo import run_demo
 
     run_demo(out, seed=seed, quick=quick)

@@ -22,12 +22,13 @@ from nnunet_mn.sandbox.dataset import DATASET_ID, N_LABELED, labeled_names, writ
 from nnunet_mn.sandbox.picture import draw
 from nnunet_mn.sandbox.results import DemoResult, ModelResult, Score, read_scores, results_table, verdict
 from nnunet_mn.sandbox.small_plans import small_plans
+from nnunet_mn.sandbox.volumes import SHAPE
 from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, PROCESSES, Workspace
 
 BASELINE = ("labeled only", "nnUNetTrainerMNLabeledOnly")
 MN = ("M&N", "nnUNetTrainerMN")
 JOINT = ("M&N, both networks", "nnUNetTrainerMNJoint")
-PATCH_SIZE, BATCH_SIZE, FEATURES = (16, 40, 40), 4, (12, 24, 48, 64)
+PATCH_SIZE, BATCH_SIZE, FEATURES = SHAPE, 2, (12, 24, 48, 64)  # a case is one window
 _CURVES = ("mean_fg_dice", "mean_fg_dice_2d", "unlabeled_fraction", "train_losses")
 
 
@@ -43,8 +44,8 @@ class Scale:
     n_reported: int  # unlabeled cases on the report's page
 
 
-FULL = Scale(epochs=24, iterations=25, val_iterations=3, n_unlabeled=36, n_test=12, n_reported=36)
-QUICK = Scale(epochs=2, iterations=5, val_iterations=1, n_unlabeled=24, n_test=8, n_reported=4)
+FULL = Scale(epochs=10, iterations=25, val_iterations=1, n_unlabeled=24, n_test=20, n_reported=8)
+QUICK = Scale(epochs=2, iterations=4, val_iterations=1, n_unlabeled=24, n_test=8, n_reported=2)
 
 
 def run_demo(out: Path, *, seed: int, quick: bool, report: bool = True) -> DemoResult:
@@ -157,6 +158,11 @@ def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
     stock = json.loads((space.preprocessed / "nnUNetPlans.json").read_text(encoding="utf-8"))
     plans = small_plans(stock, name=PLANS, patch_size=PATCH_SIZE, batch_size=BATCH_SIZE, features=FEATURES)
     write_whole(space.preprocessed / f"{PLANS}.json", json.dumps(plans, indent=4))
+    show.progress.console.print(
+        "         the labeled scans come from one scanner; the unlabeled and test scans from another, whose images are "
+        "brighter on one side",
+        highlight=False,
+    )
     # Training needs all labels. Validation on the same cases shows the fit; the test cases show the rest.
     split = [{"train": labeled_names(), "val": labeled_names()}]
     write_whole(space.preprocessed / "splits_final.json", json.dumps(split, indent=4))

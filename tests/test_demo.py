@@ -31,12 +31,12 @@ def out(tmp_path_factory):
     return folder
 
 
-def test_both_models_are_measured_on_every_test_case(out):
+def test_all_models_are_measured_on_every_test_case(out):
     result = json.loads((out / "demo.json").read_text())
     assert result["seed"] == 5
     assert result["quick"] is True
     assert result["n_unlabeled"] >= 24
-    for model in ("baseline", "mn"):
+    for model in ("baseline", "mn", "joint"):
         assert len(result[model]["scores"]) == result["n_test"] >= 8
         assert all(0 <= score["dice"] <= 1 for case in result[model]["scores"].values() for score in case.values())
 
@@ -45,6 +45,7 @@ def test_both_networks_made_the_same_number_of_updates_on_the_same_plans(out):
     checkpoints = [
         torch.load(file, map_location="cpu", weights_only=False)
         for file in sorted(out.glob("nnUNet_results/*/*/fold_0/checkpoint_final.pth"))
+        if "Joint" not in str(file)
     ]
     assert len(checkpoints) == 2
     plans = [checkpoint["init_args"]["plans"] for checkpoint in checkpoints]
@@ -62,6 +63,15 @@ def test_mn_trained_on_unlabeled_cases_and_the_baseline_did_not(out):
     assert "unlabeled" not in logs["train_nnUNetTrainerMNLabeledOnly"]
 
 
+def test_joint_model_predicts_other_masks_than_its_3d_network(out):
+    masks = [
+        [file.read_bytes() for file in sorted((out / "predictions" / trainer).glob("*.nii.gz"))]
+        for trainer in ("nnUNetTrainerMN", "nnUNetTrainerMNJoint")
+    ]
+    assert len(masks[0]) == len(masks[1]) == demo.QUICK.n_test
+    assert masks[0] != masks[1]
+
+
 def test_raw_dataset_holds_no_label_of_an_unlabeled_or_test_case(out):
     names = {file.name.removesuffix(".nii.gz") for file in out.glob("nnUNet_raw/*/labels*/*")}
     assert names == {f"labeled_{i:02d}" for i in range(4)}
@@ -71,6 +81,7 @@ def test_table_and_caveat_are_printed_and_a_picture_is_left(out):
     printed = (out / "printed.txt").read_text()
     assert "M&N" in printed
     assert "labeled only" in printed
+    assert "both networks" in printed
     assert "not what to expect" in " ".join(printed.split())
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
 

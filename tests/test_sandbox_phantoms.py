@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from nnunet_mn.sandbox.phantoms import LABELS, Organ, make_phantom, organ_distance
-from nnunet_mn.sandbox.scanners import EVEN_COIL, SURFACE_COIL
+from nnunet_mn.sandbox.scanners import EVEN_COIL
 from nnunet_mn.sandbox.volumes import SHAPE
 
 SEEDS = range(12)

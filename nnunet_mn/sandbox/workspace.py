@@ -13,7 +13,7 @@ from nnunet_mn.sandbox.dataset import DATASET_NAME
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetDemoPlans"
 BACKBONE = "efficientnet-lite0"
-PROCESSES = 2  # helpers of a command; each takes half a GiB for its imports alone, however small the data
+PROCESSES = 1  # helper of a command: it imports for seconds and half a GiB, however small the data
 _MARK = ".nnunet-mn-demo"
 
 
@@ -80,7 +80,10 @@ class Workspace:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
         settings = {
             "backbone": BACKBONE,
-            "optimizer_3d": "adamw",  # for both models: they differ in nothing but the unlabeled images
+            "optimizer_3d": "adamw",  # for both trainings: they differ in nothing but the unlabeled images
+            "lr_3d": 3e-3,  # as well; the trainings are short
+            "lr_2d": 3e-3,
+            "slice_step": 8,
             "seed": seed,
             "epochs": epochs,
             "iterations_per_epoch": iterations,
