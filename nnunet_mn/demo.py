@@ -162,6 +162,7 @@ def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
         "         the labeled scans come from one scanner; the unlabeled and test scans from another, whose images are "
         "brighter on one side",
         highlight=False,
+        soft_wrap=True,
     )
     # Training needs all labels. Validation on the same cases shows the fit; the test cases show the rest.
     split = [{"train": labeled_names(), "val": labeled_names()}]
@@ -170,6 +171,7 @@ def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
         f"         {PLANS}: nnU-Net's own plans made small for a CPU: patch {'×'.join(map(str, PATCH_SIZE))}, batch "
         f"{BATCH_SIZE}, a 3D U-Net of {len(FEATURES)} stages with {FEATURES[0]} to {FEATURES[-1]} channels",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -26,7 +26,7 @@ class Scanner:
 
 # Stock augmentation changes contrast, noise and blur, but it never shades an image.
 EVEN_COIL = Scanner(gamma=(0.9, 1.1), shading=(0.05, 0.1), decay_mm=None, noise=(0.02, 0.03))
-SURFACE_COIL = Scanner(gamma=(0.8, 1.3), shading=(0.1, 0.25), decay_mm=(90.0, 140.0), noise=(0.02, 0.05))
+SURFACE_COIL = Scanner(gamma=(0.8, 1.3), shading=(0.1, 0.25), decay_mm=(45.0, 75.0), noise=(0.02, 0.05))
 
 
 def acquire(rng: np.random.Generator, image: Array, scanner: Scanner) -> Array:

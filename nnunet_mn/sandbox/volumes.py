@@ -8,8 +8,8 @@ from scipy import ndimage
 
 Array: TypeAlias = NDArray[np.float64]
 
-SHAPE = (16, 40, 40)  # voxels along z, y, x: one window of the training's patch
-SPACING = (3.75, 1.8, 1.8)  # mm along z, y, x: slices are thicker than their pixels, as in much of clinical MR
+SHAPE = (12, 40, 40)  # voxels along z, y, x: one window of the training's patch
+SPACING = (5.6, 1.8, 1.8)  # mm along z, y, x: slices are thick, as in much of clinical MR; 2D networks fit them
 
 
 def positions() -> Array:

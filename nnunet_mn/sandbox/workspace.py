@@ -83,7 +83,6 @@ class Workspace:
             "optimizer_3d": "adamw",  # for both trainings: they differ in nothing but the unlabeled images
             "lr_3d": 3e-3,  # as well; the trainings are short
             "lr_2d": 3e-3,
-            "slice_step": 8,
             "seed": seed,
             "epochs": epochs,
             "iterations_per_epoch": iterations,
