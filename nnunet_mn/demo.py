@@ -44,7 +44,7 @@ class Scale:
     n_reported: int  # unlabeled cases on the report's page
 
 
-FULL = Scale(epochs=10, iterations=25, val_iterations=1, n_unlabeled=24, n_test=20, n_reported=8)
+FULL = Scale(epochs=12, iterations=25, val_iterations=1, n_unlabeled=24, n_test=20, n_reported=8)
 QUICK = Scale(epochs=2, iterations=4, val_iterations=1, n_unlabeled=24, n_test=8, n_reported=2)
 
 
