@@ -30,7 +30,7 @@ class ModelResult:
 
     name: str
     trainer: str
-    seconds: float | None  # of the training command, nnU-Net's own validation included; None: it had no training
+    seconds: float | None  # of the training command, nnU-Net's own validation included; None: it is made of the model above
     scores: dict[str, dict[str, Score]]  # by test case and class
     curves: dict[str, list[float]]  # a value per epoch
 
@@ -126,7 +126,7 @@ def results_table(result: DemoResult) -> Table:
     for model in result.models:
         dice = [*(model.dice(cls) for cls in CLASSES), model.mean_dice]
         distances = [_distance(model, cls) for cls in CLASSES]
-        seconds = "none" if model.seconds is None else f"{model.seconds:.0f} s"
+        seconds = "as above" if model.seconds is None else f"{model.seconds:.0f} s"
         numbers = [*(f"{value:.3f}" for value in dice), *distances, seconds]
         table.add_row(model.name, *numbers)
     return table
