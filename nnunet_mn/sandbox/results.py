@@ -30,7 +30,9 @@ class ModelResult:
 
     name: str
     trainer: str
-    seconds: float | None  # of the training command, nnU-Net's own validation included; None: it is made of the model above
+    seconds: (
+        float | None
+    )  # of the training command, nnU-Net's own validation included; None: it is made of the model above
     scores: dict[str, dict[str, Score]]  # by test case and class
     curves: dict[str, list[float]]  # a value per epoch
 

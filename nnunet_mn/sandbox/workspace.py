@@ -81,7 +81,7 @@ class Workspace:
         settings = {
             "backbone": BACKBONE,
             "optimizer_3d": "adamw",  # for both trainings: they differ in nothing but the unlabeled images
-            "lr_3d": 3e-3,  # for both as well; three times the default, because the trainings are short
+            "lr_3d": 3e-3,  # for both as well; above the default: the trainings are short
             "lr_2d": 3e-3,
             "seed": seed,
             "epochs": epochs,
