@@ -30,45 +30,6 @@ class ModelResult:
 
     name: str
     trainer: str
-    seconds: (
-        float | None
-    )  # of the training command, nnU-Net's own validation included; None: it is made of the model above
-    scores: dict[str, dict[str, Score]]  # by test case and class
-    curves: dict[str, list[float]]  # a value per epoch
-
-    def dice(self, cls: str) -> float:
-        """Mean Dice of a class over the test cases."""
-        return float(np.mean([case[cls].dice for case in self.scores.values()]))
-
-    def hd95(self, cls: str) -> float:
-        """Mean distance in mm over the test cases with the class found."""
-        found = [case[cls].hd95_mm for case in self.scores.values() if not math.isnan(case[cls].hd95_mm)]
-        return float(np.mean(found)) if found else math.nan
-
-    def missed(self, cls: str) -> int:
-        """The number of test cases without any voxel of the class found."""
-        return sum(math.isnan(case[cls].hd95_mm) for case in self.scores.values())
-
-    def case_dice(self, case: str) -> float:
-        """Mean Dice of the classes in one test case."""
-        return float(np.mean([score.dice for score in self.scores[case].values()]))
-
-    @property
-    def mean_dice(self) -> float:
-        """Mean over classes and test cases."""
-        return float(np.mean([self.dice(cls) for cls in CLASSES]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """All measurements of one demo."""
-
-    seed: int
-    quick: bool
-    updates: int  # of the 3D network, the same for both models
-    n_labeled: int
-    n_unlabeled: int
-    n_test: int
     seconds: float | None  # of the training command, its validation included; None: made of the model above
     scores: dict[str, dict[str, Score]]  # by test case and class
     curves: dict[str, list[float]]  # a value per epoch
