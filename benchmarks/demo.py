@@ -76,9 +76,9 @@ def to_table(records: list[Record]) -> str:
     lines = [
         "# The demo, seed by seed",
         "",
-        "Written by `benchmarks/demo.py`. Mean Dice of the test cases. Data and trainings differ from seed to seed. The",
-        "labeled scans come from one scanner, the unlabeled and test scans from another. That design was chosen with other",
-        "seeds. Runs on one CPU shared their machine with other work.",
+        "Written by `benchmarks/demo.py`. Mean Dice of the test cases. Data and trainings differ from seed to seed.",
+        "The labeled scans come from one scanner, the unlabeled and test scans from another. This design was chosen",
+        "with other seeds.",
         "",
         "| seed | labeled only | M&N | M&N, both networks | M&N − labeled only | test cases higher | minutes | CPUs |",
         "|---|---|---|---|---|---|---|---|",
