@@ -33,13 +33,14 @@ def main(
     work: Annotated[Path, typer.Option(help="a folder for each seed is made here")],
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2,3,4,5,6,7,8,9",
 ) -> None:
-    """Run the demo with every seed that has no result yet, then write the table."""
+    """Run the demo with every seed that has no result yet, and write the table after each."""
     for seed in (int(text) for text in seeds.split(",") if text):
         if seed not in {record["seed"] for record in read()}:
             result = run_demo(work / f"seed_{seed}", seed=seed, quick=False, report=False)
             with RECORDS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_record(result)) + "\n")
-        write_whole(TABLE, to_table(read()))
+            write_whole(TABLE, to_table(read()))
+    write_whole(TABLE, to_table(read()))
     typer.echo(to_table(read()))
 
 
