@@ -48,8 +48,11 @@ def test_the_gain_at_the_top_is_that_of_the_table() -> None:
     top, table = README.split("<!-- accuracy: written")
     claimed = dict(re.findall(r"^\| (\d+) \| ([+-]\S+ \[\S+ \S+\]) \|", top, re.MULTILINE))
     assert set(claimed) == {"4", "8", "16"}
+    of_joint = dict(re.findall(r"^\| (\d+) \| [^|]+ \| ([+-]\S+ \[\S+ \S+\]) \|", top, re.MULTILINE))
+    assert set(of_joint) >= {"4", "8"}
     for labels, gain in claimed.items():
-        assert re.search(rf"^\| {labels} \|.*\| {re.escape(gain)} \w+ \|", table, re.MULTILINE)
+        joint = f"{re.escape(of_joint[labels])} \\w+" if labels in of_joint else ""
+        assert re.search(rf"^\| {labels} \|.*\| {re.escape(gain)} \w+ \| {joint} \|", table, re.MULTILINE)
 
 
 def test_every_setting_stands_in_the_table_with_its_default() -> None:
