@@ -3,7 +3,7 @@
     python benchmarks/demo.py --work FOLDER [--seeds 0,1,2,3,4,5,6,7,8,9]
     python benchmarks/demo.py --work FOLDER --seeds ""      # only the table
 
-Each seed has a folder of its own. A seed with a line in benchmarks/results/demo.jsonl is not run again, so that an
+Each seed has a folder of its own. A seed with a line in benchmarks/results/demo.jsonl is not run again: an
 interrupted command goes on. Nothing is left out of the demo but the report's page. Delete the lines after a change of
 the demo.
 """
