@@ -37,7 +37,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
 from nnunet_mn.bridge.training import assembly, loader
-from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
+from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import HalfUnlabeled, Schedule, UnlabeledCounts
@@ -124,7 +124,7 @@ def steps_on_top(
 
 def numbers_on_top(batch_size: int) -> Counter[int]:
     """The numbers of unlabeled samples on top of a batch, and in how many of 1,000 steps each comes."""
-    counts = UnlabeledCounts(Schedule.of(MNConfig(), total=1000), batch_size=batch_size)
+    counts = UnlabeledCounts(Schedule.of(resolve(environment_layer()), total=1000), batch_size=batch_size)
     return Counter(counts.of(iteration) for iteration in range(1000))
 
 

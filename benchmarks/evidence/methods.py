@@ -1,6 +1,7 @@
 """The methods compared by `accuracy.py`: the trainer of each, and its changes."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from nnunet_mn.errors import MNError
 
@@ -52,25 +53,21 @@ _MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
 _REPLACING = "mn-replace"
 _WITH_DIFFUSION = "mn-diffusion"
 _DIFFUSED = {"batch": "replace", "rounding": "diffusion"}
+# Each default that an ablation may start from: its settings, and words about it.
+_BASES = {
+    OURS: ({}, ""),
+    _REPLACING: ({"batch": "replace"}, f", where unlabeled samples replace labeled ones (`{_REPLACING}`)"),
+    _WITH_DIFFUSION: (_DIFFUSED, f", under the earlier default `{_WITH_DIFFUSION}`"),
+}
 
 
-def _ablation(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
-    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=OURS)
+def _ablation(name: str, text: str, *, of: str = OURS, trainer: str = _MN, **settings: str) -> Method:
+    shared, words = _BASES[of]
+    return Method(name=name, trainer=trainer, text=f"{text}{words}", settings={**shared, **settings}, ablation_of=of)
 
 
-def _ablation_of_replacing(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
-    """An ablation of M&N's earlier default, before unlabeled samples came on top."""
-    settings = {"batch": "replace", **settings}
-    text = f"{text}, where unlabeled samples replace labeled ones (`{_REPLACING}`)"
-    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=_REPLACING)
-
-
-def _ablation_with_diffusion(name: str, text: str, *, trainer: str = _MN, **settings: str) -> Method:
-    """An ablation of a default before that, which did not round the unlabeled share down."""
-    settings = {**_DIFFUSED, **settings}
-    text = f"{text}, under the earlier default `{_WITH_DIFFUSION}`"
-    return Method(name=name, trainer=trainer, text=text, settings=settings, ablation_of=_WITH_DIFFUSION)
-
+_ablation_of_replacing = partial(_ablation, of=_REPLACING)  # the default before unlabeled samples came on top
+_ablation_with_diffusion = partial(_ablation, of=_WITH_DIFFUSION)  # before that: their share was not rounded down
 
 _ALL = (
     Method(name=BASELINE, trainer=_LABELED_ONLY, text="stock nnU-Net on the labeled cases (SGD)", settings=_STOCK),
