@@ -20,6 +20,9 @@ from typing import Any, Literal
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes share the CPUs; torch reads this when it is imported
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+# nnU-Net draws a picture of 16 megapixels after each epoch. Here it is small. matplotlib reads this when imported.
+os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("matplotlibrc"))
+
 import numpy as np
 import pytest
 import SimpleITK

@@ -141,11 +141,12 @@ class _LabeledCases(nnUNetTrainer):
     @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Load a checkpoint, or the content of one. What a file holds cannot run code here, as it could in stock's."""
-        content = filename_or_checkpoint
+        content, name = filename_or_checkpoint, "checkpoint"
         if not isinstance(content, dict):
-            content = reading.read(Path(content), trust=self.mn_config.trust_checkpoints)
+            name = str(content)
+            content = reading.read(Path(name), trust=self.mn_config.trust_checkpoints)
         with reading.handed_over(content):
-            super().load_checkpoint(str(filename_or_checkpoint))
+            super().load_checkpoint(name)
 
     def _planned_dataset(self) -> PlannedDataset:
         name = self.plans_manager.dataset_name
