@@ -174,10 +174,10 @@ def test_the_mn_part_of_a_checkpoint_loads_without_running_code(
 
 
 def test_stopping_after_every_epoch_changes_no_bit(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
-    dataset = planned_dataset()
-    whole = trainings.run(dataset, name="whole", epochs=3)
+    dataset, short = planned_dataset(), {"epochs": 3, "iterations_per_epoch": 2}
+    whole = trainings.run(dataset, name="whole", **short)
     for epoch in range(3):
-        part = trainings.trainer(dataset, name="parts", epochs=3, go_on=epoch > 0)
+        part = trainings.trainer(dataset, name="parts", go_on=epoch > 0, **short)
         assert part.current_epoch == epoch
         if epoch < 2:
             _stop_after(part, epochs=1)
@@ -235,7 +235,7 @@ def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
     trainings: Trainings, fresh_planned_dataset: Callable[..., Any], volume_tools: Any
 ) -> None:
     dataset = fresh_planned_dataset()
-    before = trainings.run(dataset, name="before")
+    before = trainings.run(dataset, name="before", epochs=1)
     rng = np.random.default_rng(0)
     folder = dataset.preprocessed / "nnUNetPlans_3d_fullres"
     for name in dataset.unlabeled:
@@ -246,7 +246,7 @@ def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
         content = pickle.loads(properties.read_bytes())
         content["class_locations"] = {1: rng.integers(0, 9, (5, 4))}
         properties.write_bytes(pickle.dumps(content))
-    after = trainings.run(dataset, name="after")
+    after = trainings.run(dataset, name="after", epochs=1)
     assert _same(_checkpoint(before)["network_weights"], _checkpoint(after)["network_weights"])
     assert _same(_checkpoint(before)["mn"], _checkpoint(after)["mn"])
 
@@ -364,7 +364,7 @@ def test_the_benchmarks_trainer_times_epochs_in_nnunets_form(
     for _ in range(2):  # the first one gives its folder back
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: True)  # stock asserts it of the machine
-            trainer = trainings.trainer(dataset, trainer=name)
+            trainer = trainings.trainer(dataset, trainer=name, iterations_per_epoch=1)
         trainer.run_training()
         trainer.perform_actual_validation()
     assert trainer._log_lists()["unlabeled_fraction"] == [0.5] * FIELDS["epochs"]
