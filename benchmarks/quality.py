@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from evidence.quality_limits import limits, pairs, values_of
+from evidence.views import PredictionsWithViews
 from evidence.workspace import CONFIGURATION, PLANS
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from scipy.stats import spearmanr
@@ -29,20 +31,31 @@ from nnunet_mn.bridge.prediction.masks import mask_files
 from nnunet_mn.bridge.prediction.structures import structures_of
 from nnunet_mn.bridge.training.join import ModelFolders
 from nnunet_mn.errors import MNError
-from nnunet_mn.report.predictions import Predictions, Wanted
+from nnunet_mn.report.predictions import Wanted
 
 RESULTS = Path(__file__).parent / "results"
 RECORDS = RESULTS / "quality.jsonl"
 DRAWS = 2000  # of the bootstrap
 
 Numbers = Mapping[str, float]
+WORST = "expected Dice of the worst structure"
 # What a structure's numbers say about its mask: the higher the better.
 SCORES: dict[str, Callable[[Numbers], float]] = {
     "agreement of the networks (1 - disagreement)": lambda n: 1 - n["disagreement"],
     "certainty (1 - mean entropy)": lambda n: 1 - n["entropy"],
     "mean of agreement and certainty": lambda n: (2 - n["disagreement"] - n["entropy"]) / 2,
     "expected Dice of the joint mask": lambda n: n["estimate"],
+    WORST: lambda n: n["estimate"],
     "mean of agreement and expected Dice": lambda n: (1 - n["disagreement"] + n["estimate"]) / 2,
+    "expected Dice under the 3D network alone": lambda n: n["under_3d"],
+    "expected Dice under the 2D network alone": lambda n: n["under_2d"],
+    "lowest expected Dice under one view": lambda n: n["under_worst"],
+    "expected Dice at temperature 2": lambda n: n["softer"],
+    "expected Dice, pulled to 0.5 where views disagree": lambda n: n["pulled"],
+    "agreement of the views' probabilities": lambda n: n["views_soft"],
+    "agreement of the views' masks": lambda n: n["views_masks"],
+    "voxels over 0.9 of those over 0.1": lambda n: n["core"],
+    "certainty at the border": lambda n: n["border"],
     "volume of the joint mask": lambda n: n["volume_ml"],
 }
 DEFAULT = "expected Dice of the joint mask"
@@ -72,7 +85,8 @@ def measure(
     found = replace(found, roles=replace(found.roles, val=()))
     wanted = Wanted(device=torch.device("cpu"), mirroring=mirroring, masks=True)
     folder = out / dataset.name / run
-    cases = Predictions(found, folder, wanted).all(typer.echo)
+    predictions = PredictionsWithViews(found, folder, wanted)
+    cases = predictions.all(typer.echo)
     record = {
         "dataset": dataset.name,
         "run": run,
@@ -83,13 +97,14 @@ def measure(
         "labeled": len(found.roles.labeled),
         "cases": {
             case.name: {
-                name: {**_kept(numbers), "dice": true}
+                name: {**_kept(numbers), **predictions.numbers(case.name)[name], "dice": true}
                 for (name, numbers), true in zip(
                     case.structures.items(), _true_dice(found, dataset, folder, case.name), strict=True
                 )
             }
             for case in cases
         },
+        "together": {case.name: _together(found, dataset, folder, case.name) for case in cases},
     }
     _keep(record)
     _print(record)
@@ -111,6 +126,19 @@ def _true_dice(found: Any, dataset: Path, folder: Path, name: str) -> Iterator[f
         yield None if np.isnan(metrics[key]["Dice"]) else float(metrics[key]["Dice"])
 
 
+def _together(found: Any, dataset: Path, folder: Path, name: str) -> dict[str, float]:
+    """All structures as one: their Dice, and the share of their common voxels that the mask gives to a wrong one."""
+    ending = found.planned.dataset_json["file_ending"]
+    reader = found.planned.plans_manager.image_reader_writer_class()
+    files = (dataset / "labelsTr" / f"{name}{ending}", mask_files(folder, name, ending)[0])
+    truth, mask = (reader.read_seg(str(file))[0] for file in files)
+    both = (truth > 0) & (mask > 0)
+    return {
+        "dice": 2 * int(both.sum()) / max(1, int((truth > 0).sum()) + int((mask > 0).sum())),
+        "mixed_up": float((truth != mask)[both].mean()) if both.any() else 0.0,
+    }
+
+
 def _keep(record: dict[str, Any]) -> None:
     """Replace the line of the same training."""
     same = ("dataset", "run", "scale")
@@ -126,20 +154,23 @@ def _records() -> list[dict[str, Any]]:
 
 def correlations(record: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Spearman correlation of each score with the true Dice, and its 95 % interval by bootstrap over cases."""
-    true = np.array([_mean(case, lambda n: n["dice"]) for case in record["cases"].values()])
+    true = values_of(record, "dice")
     draws = np.random.default_rng(0).integers(len(true), size=(DRAWS, len(true)))
     found = {}
     for name, score in SCORES.items():
-        values = np.array([_mean(case, score) for case in record["cases"].values()])
+        over = np.min if name == WORST else np.mean
+        values = np.array([_over(case, score, over) for case in record["cases"].values()])
         drawn = [spearmanr(values[draw], true[draw]).statistic for draw in draws]
         low, high = np.nanpercentile(drawn, (2.5, 97.5))
         found[name] = (float(spearmanr(values, true).statistic), float(low), float(high))
     return found
 
 
-def _mean(case: dict[str, dict[str, Any]], score: Callable[[Numbers], float]) -> float:
-    """Over the structures of a case. What no network sees counts 0."""
-    return float(np.mean([0 if None in numbers.values() else score(numbers) for numbers in case.values()]))
+def _over(
+    case: dict[str, dict[str, Any]], score: Callable[[Numbers], float], over: Callable[[list[float]], Any]
+) -> float:
+    """A score over the structures of a case. What no network sees counts 0."""
+    return float(over([0 if None in numbers.values() else score(numbers) for numbers in case.values()]))
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -151,7 +182,7 @@ def _print(record: dict[str, Any]) -> None:
 @app.command()
 def table() -> None:
     """Write quality.json and quality.md from all kept trainings."""
-    records = _records()
+    records = sorted(_records(), key=lambda record: (record["dataset"], record["labeled"], record["run"]))
     if not records:
         raise MNError(f"{RECORDS} holds nothing; run measure first")
     found = [correlations(record) for record in records]
@@ -166,27 +197,48 @@ def table() -> None:
     for name in SCORES:
         cells = " | ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (one[name] for one in found))
         lines.append(f"| {name}{' (the default)' * (name == DEFAULT)} | {cells} |")
-    lines.append("")
-    for record in records:
-        lines.append(f"- {_described(record)}")
-    summary = [
-        {
-            "dataset": record["dataset"],
-            "labeled": record["labeled"],
-            "cases": len(record["cases"]),
-            "correlation": round(one[DEFAULT][0], 2),
-        }
-        for record, one in zip(records, found, strict=True)
-    ]
+    lines += [""] + [f"- {_described(record)}" for record in records] + _limits_in_words(records, heads)
     write_whole(RESULTS / "quality.md", "\n".join(lines) + "\n")
-    write_whole(RESULTS / "quality.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(RESULTS / "quality.json", json.dumps(_summary(records, found), indent=1) + "\n")
     typer.echo("\n".join(lines))
+
+
+def _limits_in_words(records: list[dict[str, Any]], heads: list[str]) -> list[str]:
+    """A table of comparisons that need the truth, and the true Dice of two trainings."""
+    known = [limits(record) for record in records]
+    rows = [f"| {name} | {' | '.join(_cell(one[name]) for one in known)} |" for name in known[0]]
+    return [
+        "",
+        "What the scores can know. These comparisons need the truth. They are Spearman correlations too.",
+        "",
+        f"| comparison | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(records)}",
+        *rows,
+        "",
+        "True Dice of two trainings with other labeled cases, over the unlabeled cases that they share:",
+        "",
+        *(f"- {sentence}" for sentence in pairs(records)),
+    ]
+
+
+def _cell(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def _summary(records: list[dict[str, Any]], found: list[dict[str, tuple[float, float, float]]]) -> list[dict[str, Any]]:
+    """What the report says: the correlations of all trainings with equal numbers of cases."""
+    grouped: dict[tuple[str, int, int], list[float]] = {}
+    for record, one in zip(records, found, strict=True):
+        key = (record["dataset"], record["labeled"], len(record["cases"]))
+        grouped.setdefault(key, []).append(round(one[DEFAULT][0], 2))
+    return [
+        dict(zip(("dataset", "labeled", "cases", "correlations"), (*key, grouped[key]), strict=True)) for key in grouped
+    ]
 
 
 def _described(record: dict[str, Any]) -> str:
     """A training in a sentence or two."""
-    true = [_mean(case, lambda n: n["dice"]) for case in record["cases"].values()]
-    estimated = [_mean(case, lambda n: n["estimate"]) for case in record["cases"].values()]
+    true, estimated = (values_of(record, key) for key in ("dice", "estimate"))
     off = np.mean(np.abs(np.subtract(true, estimated)))
     return (
         f"{record['dataset']}, {record['run']}: {record['labeled']} labeled and {len(true)} unlabeled cases, "
