@@ -73,7 +73,7 @@ def test_trainings_are_compared_over_their_common_cases() -> None:
 
 def test_the_summary_is_that_of_the_kept_records() -> None:
     summary = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_bytes())
-    kept = quality._records()
+    kept = sorted(quality._records(), key=lambda one: one["run"])
     found = {(r["dataset"], r["labeled"], len(r["cases"])): [] for r in kept}
     for one in kept:
         true, expected = (quality_limits.values_of(one, key) for key in ("dice", "estimate"))
