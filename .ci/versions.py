@@ -21,6 +21,7 @@ from nnunet_mn.sandbox.small_plans import small_plans
 from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, Workspace
 
 EPOCHS = 3
+QUICK_START = Path(__file__).parents[1] / "tests" / "quick_start"
 TRAINER = "nnUNetTrainerMN"
 WHICH = ("-tr", TRAINER, "-p", PLANS, "-device", "cpu")
 DATASET = str(DATASET_ID)
@@ -29,19 +30,27 @@ TRAIN = ("nnUNetv2_train", DATASET, CONFIGURATION, "0", *WHICH)
 
 def main() -> None:
     scratch, *versions = sys.argv[1:]
+    oldest, *between, newest = versions
+    flows = [(oldest, True), (newest, True), *((version, False) for version in between)]  # the long ones first
     with ThreadPoolExecutor(2) as pool:
-        for line in pool.map(lambda version: check_version(version, Path(scratch, version), versions), versions):
+        for line in pool.map(lambda flow: check_version(flow[0], Path(scratch, flow[0]), whole=flow[1]), flows):
             print(line, flush=True)
 
 
-def check_version(version: str, folder: Path, versions: list[str]) -> str:
-    """Install a version and run its flow. Return a line about it."""
+def check_version(version: str, folder: Path, *, whole: bool) -> str:
+    """Install a version and run its flow. Return a line about it.
+
+    Args:
+        version: of nnU-Net.
+        folder: for the version and its data.
+        whole: run the whole flow, not one update alone.
+    """
     overlay = folder / "site"
     install = ["pip", "install", "--quiet", "--no-deps", "--target", str(overlay), f"nnunetv2=={version}"]
     subprocess.run([sys.executable, "-m", *install], check=True)
     flow = Flow(Workspace(folder / "work"), overlay)
     flow.plan()
-    if version in (versions[0], versions[-1]):
+    if whole:
         flow.doctor(version)
         flow.stop_and_resume()
         flow.predict()
@@ -64,7 +73,8 @@ class Flow:
         space.out.mkdir(parents=True)
         space.prepare()
         settings = space.environment(seed=0, epochs=EPOCHS, iterations=2, val_iterations=1)
-        settings |= {"PYTHONPATH": str(overlay), "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+        path = os.pathsep.join((str(overlay), str(QUICK_START)))
+        settings |= {"PYTHONPATH": path, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
         settings["OMP_NUM_THREADS"] = "1"  # two versions at once
         settings["COLUMNS"] = "1000"  # the doctor's lines whole
         settings.pop("nnUNet_extTrainer", None)

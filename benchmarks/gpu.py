@@ -24,6 +24,7 @@ import torch
 import typer
 from gpu_blocks.commands import commands
 from gpu_blocks.correct import environment, gradients, ranks
+from gpu_blocks.estimates import estimates
 from gpu_blocks.findings import FAILED, Findings
 from gpu_blocks.site import Site
 from gpu_blocks.speed import steps
@@ -40,6 +41,7 @@ BLOCKS: dict[str, Block] = {
     "plain4": partial(steps, kind="plain", batch=4),
     "resenc2": partial(steps, kind="resenc", batch=2),
     "resenc4": partial(steps, kind="resenc", batch=4),
+    "estimates": estimates,
 }
 LEAST_SECONDS = 20.0  # a block is not begun with less
 

@@ -20,9 +20,6 @@ from typing import Any, Literal
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes share the CPUs; torch reads this when it is imported
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-# nnU-Net draws a picture of 16 megapixels after each epoch. Here it is small. matplotlib reads this when imported.
-os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("matplotlibrc"))
-
 import numpy as np
 import pytest
 import SimpleITK
@@ -33,6 +30,13 @@ LABELS: dict[str, dict[str, Any]] = {
     "regions": {"background": 0, "whole": [1, 2], "back": 2},
     "ignore": {"background": 0, "front": 1, "back": 2, "ignore": 3},
 }
+
+# Commands start more quickly.
+_quick_start = str(Path(__file__).with_name("quick_start"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_quick_start, os.environ.get("PYTHONPATH"))))
+
+# nnU-Net draws a picture of 16 megapixels after each epoch. Here it is small. matplotlib reads this when imported.
+os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("matplotlibrc"))
 
 # Older nnU-Net reads its three variables when it is imported. They are set here, before any test module is collected.
 # Each data set gets its own number below the one root.

@@ -24,7 +24,7 @@ def test_every_block_runs_on_a_cpu(tmp_path: Path) -> None:
     code, said, results = _run(tmp_path)
     assert code == 0, said
     found = {name: result["findings"] for name, result in results.items()}
-    assert [result["ended"] for result in results.values()] == [0] * 8
+    assert [result["ended"] for result in results.values()] == [0] * 9
     for block in ("gradients", "ranks"):
         for finding in found[block].values():
             assert finding["weights_without_gradient"] == 0
@@ -35,6 +35,8 @@ def test_every_block_runs_on_a_cpu(tmp_path: Path) -> None:
     assert found["commands"]["prediction"]["cases"] == 1
     assert found["resenc2"]["SegFormer-B2, fp32, batch = replace"]["times_nnunets"] > 0
     assert found["resenc4"]["SegFormer-B2, fp32, batch = add"]["times_nnunets"] > 0
+    assert len(found["estimates"]) == 16
+    assert all(value > 0 for finding in found["estimates"].values() for value in finding.values())
 
 
 def test_a_block_that_fails_leaves_the_others_and_the_exit_code_says_so(tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
-"""The time and the memory of a step, against its parts, nnU-Net's own step and the planner's estimate."""
+"""The time and the memory of a step, against its parts and nnU-Net's own step."""
 
 import time
 
 import torch
-from memory import LABELS, SPACING
+from memory import LABELS
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from step import step_and_parts, stock_step
 
 from gpu_blocks.findings import Findings
 from gpu_blocks.site import Site
-from nnunet_mn.bridge.planning.cost_model import CostModel
 from nnunet_mn.bridge.planning.measure import GIB
-from nnunet_mn.bridge.training.assembly import slice_axes
 from nnunet_mn.config import MNConfig
 
 
@@ -89,15 +87,3 @@ def _measure(
         free, total = torch.cuda.mem_get_info()
         tensors = torch.cuda.max_memory_allocated() / GIB
         findings.note(f"{key}, measured GiB", tensors=tensors, card=(total - free) / GIB)
-    _estimate(site, findings, key, config, kind=kind, batch=batch)
-
-
-def _estimate(site: Site, findings: Findings, key: str, config: MNConfig, *, kind: str, batch: int) -> None:
-    model = CostModel(config, channels=1, labels=LABELS)
-    cost = model.of(site.planned(kind), site.patch, batch, axes=slice_axes(config, SPACING))
-    findings.note(
-        f"{key}, estimated GiB",
-        phase_3D=cost.phase_3d_gib(cost.most_slices),
-        phase_2D=cost.phase_2d_gib(cost.most_slices),
-        A100_hours_at_least=cost.gpu_hours(cost.most_slices),
-    )
