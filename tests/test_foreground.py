@@ -1,5 +1,6 @@
 """Foreground of unlabeled cases: what is kept, who sees it, and what it does to crops."""
 
+import gc
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,20 @@ def test_workers_see_what_the_trainer_finds_later(locations: ForegroundLocations
     assert answers.get(timeout=20) == {2: 4}
     asked.put(None)
     worker.join(20)
+
+
+def test_no_file_of_an_earlier_refresh_or_of_forgotten_locations_stays_open(tmp_path: Path) -> None:
+    locations = ForegroundLocations(tmp_path, [1], iterations_per_epoch=4)
+    opened = []
+    for position in (0, 1):
+        locations.write(position, {"a": [np.ones((1, 3), int)]})
+        locations.of("a")
+        opened.append(locations._opened[1])
+    assert [arrays.fid is None for arrays in opened] == [True, False]
+    locations.itself = locations  # type: ignore[attr-defined]  # as in a loader: in a cycle
+    del locations
+    gc.collect()
+    assert opened[1].fid is None
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -6,6 +6,7 @@ if its foreground is rare, nearly all of its crops would be background. Only sam
 
 import itertools
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import Value
@@ -56,6 +57,7 @@ class ForegroundLocations:
         self.folder, self.keys, self.iterations_per_epoch = folder, list(keys), iterations_per_epoch
         self._position = Value("q", NEVER, lock=False)  # one aligned integer: written and read in one piece
         self._opened: tuple[int, Any] = (NEVER, {})
+        self._close: Callable[[], object] | None = None
 
     @property
     def position(self) -> int:
@@ -106,12 +108,16 @@ class ForegroundLocations:
         """The file in use. Each process opens it once, and reads a case's arrays when it draws the case."""
         position = self.position
         if self._opened[0] != position:
-            self._opened = (position, np.load(self._file(position)))
-        arrays: Mapping[str, np.ndarray] = self._opened[1]
-        return arrays
+            if self._close is not None:
+                self._close()
+            arrays = np.load(self._file(position))
+            self._opened, self._close = (position, arrays), weakref.finalize(self, arrays.close)
+        opened: Mapping[str, np.ndarray] = self._opened[1]
+        return opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": (NEVER, {})}  # an open file does not cross to a spawned process
+        # An open file does not cross to a spawned process.
+        return {**self.__dict__, "_opened": (NEVER, {}), "_close": None}
 
 
 def refresh(
