@@ -120,7 +120,7 @@ class Flow:
     def predict(self) -> None:
         """Predict with the stock command."""
         predicted = self.space.predictions(TRAINER)
-        which = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", *WHICH, "-npp", "0", "-nps", "0", "--disable_tta")
+        which = ("-d", DATASET, "-c", CONFIGURATION, "-f", "0", *WHICH, "-npp", "1", "-nps", "1", "--disable_tta")
         self.run("nnUNetv2_predict", *which, "-i", str(self.space.raw / "imagesTs"), "-o", str(predicted))
         expect(len(list(predicted.glob("test_*"))) == 1, "nothing was predicted")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,14 @@ def test_the_summary_is_that_of_the_kept_records() -> None:
         correlation = round(quality_limits.rank_correlation(expected, true), 2)
         found[one["dataset"], one["labeled"], len(one["cases"])].append(correlation)
     assert {(s["dataset"], s["labeled"], s["cases"]): s["correlations"] for s in summary} == found
+
+
+def test_the_evidence_page_quotes_the_records() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    section = " ".join(page.split("## What the estimated Dice is worth")[1].split("\n## ")[0].split())
+    kept = sorted(quality._records(), key=lambda one: (one["dataset"], one["run"]))
+    known = [quality_limits.limits(one) for one in kept if one["dataset"] == "Dataset004_Hippocampus"]
+    for comparison in known[0]:
+        assert " and ".join(f"{one[comparison]:.2f}" for one in known) in section, comparison
+    hippocampus, atrium = (re.findall(r": (0\.\d\d) over", line)[0] for line in quality_limits.pairs(kept))
+    assert f"{hippocampus} on hippocampus MRI and {atrium} on left atrium MRI" in section
