@@ -38,6 +38,13 @@ def test_the_workflow_runs_the_script_on_every_supported_python() -> None:
     assert re.findall(r'"(3\.\d+)"', WORKFLOW)[0] == oldest
 
 
+def test_the_workflow_tests_gradients_with_the_oldest_torch() -> None:
+    script = (ROOT / ".ci" / "oldest_torch").read_text(encoding="utf-8")
+    assert "run: bash .ci/oldest_torch" in WORKFLOW
+    assert "tests/test_device.py" in script
+    assert re.findall(r"^oldest=([\d.]+)", script, re.MULTILINE) == re.findall(r'"torch>=([\d.]+)"', PYPROJECT)
+
+
 def test_the_citation_is_of_this_version() -> None:
     (version,) = re.findall(r'^version = "(.+)"$', PYPROJECT, re.MULTILINE)
     assert re.findall(r"^version: (.+)$", CITATION, re.MULTILINE) == [version]
