@@ -7,6 +7,7 @@ DATASET_FOLDER is a raw nnU-Net dataset. The last fold of its splits_final.json 
 cases (`val`). Labeled-only nnU-Net with M&N's optimizer is trained on four cases of the pool: on random sets, and on
 the suggested one. The suggestion sees the pool's images alone. Plans and validation are those of `accuracy.py`. Each
 finished training is a line of benchmarks/results/suggest.jsonl and is not repeated. An interrupted one goes on.
+`table` writes benchmarks/results/suggest.md.
 """
 
 import json
@@ -154,11 +155,19 @@ def _fold(space: Workspace, cases: list[str], val: list[str]) -> int:
 
 @app.command()
 def table() -> None:
-    """Print the comparison of all finished trainings, in Markdown."""
-    found = _read()
+    """Compare all finished trainings."""
+    text = tables(_read())
+    write_whole(RESULTS / "suggest.md", text)
+    typer.echo(text, nl=False)
+
+
+def tables(found: Sequence[Trained]) -> str:
+    """A table for each dataset and number of updates, in Markdown."""
+    parts = ["Written by `python benchmarks/suggest.py table`. Mean Dice of nnU-Net trained on four cases of the pool."]
     for dataset, updates in sorted({(one.dataset, one.record["updates"]) for one in found}):
         chosen = [one for one in found if (one.dataset, one.record["updates"]) == (dataset, updates)]
-        typer.echo(f"\n{dataset}, {updates} updates\n\n{_rows(chosen)}")
+        parts.append(f"{dataset}, {updates} updates\n\n{_rows(chosen)}")
+    return "\n\n".join(parts) + "\n"
 
 
 def _rows(chosen: list[Trained]) -> str:
