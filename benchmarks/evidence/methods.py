@@ -170,6 +170,9 @@ _ALL = (
         "in the mean of both pseudo-masks the surer network has more say",
         trainer="nnUNetTrainerMNMeanOfLogits",
     ),
+    _ablation(
+        "mn-every-fourth-slice", "the 2D network learns from every fourth slice, not from every eighth", slice_step="4"
+    ),
     _ablation("mn-fast-2d", "the 2D network learns three times as fast (`lr_2d = 3e-3`)", lr_2d="3e-3"),
     _ablation(
         "mn-weight", "half a batch of unlabeled samples, and their weight grows, not their number", guidance="weight"
