@@ -14,6 +14,7 @@ from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.join import ModelFolders, join
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.errors import MNError
+from nnunet_mn.slices import SliceSampler
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
 
@@ -147,11 +148,18 @@ def test_a_stopped_student_goes_on_but_not_with_another_teacher(site: Any, train
     final = site.fold / "checkpoint_final.pth"
     content = torch.load(final, weights_only=False)
     content["current_epoch"] = 1  # as after the first epoch
+    generator = torch.Generator().manual_seed(7)
+    content["mn"]["slices"] = generator.get_state()
     torch.save(content, site.fold / "checkpoint_latest.pth")
     final.unlink()
     site.arguments = ["--c"]
     code, output = train(site)
     assert code == 0, output
+    states = []
+    for _ in range(8):  # more axes than an epoch draws
+        SliceSampler(axes=(0, 1, 2), generator=generator).draw_axis()
+        states.append(generator.get_state().tolist())
+    assert torch.load(final, weights_only=False)["mn"]["slices"].tolist() in states
     content["mn"]["teacher_hash"] = "another"
     torch.save(content, site.fold / "checkpoint_latest.pth")
     final.unlink()

@@ -727,7 +727,11 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         state.refuse_to_continue(mn, self.mn_config, batch_size=self.counts.batch_size, fields=("optimizer_3d",))
 
     def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
-        return {"teacher_hash": self.teacher_hash, "skipped": [self.cotrainer.student_3d.skipped]}
+        return {
+            "teacher_hash": self.teacher_hash,
+            "slices": self.cotrainer.sampler.generator.get_state(),
+            "skipped": [self.cotrainer.student_3d.skipped],
+        }
 
     def _restore_own(self, mn: dict[str, Any]) -> None:
         if mn["teacher_hash"] != self.teacher_hash:
@@ -735,6 +739,8 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
                 "the teacher's weights differ from those that this training began with: put them back, or start a new "
                 "training without --c"
             )
+        if "slices" in mn:  # an earlier version's teacher drew no axis
+            self.cotrainer.sampler.generator.set_state(mn["slices"])
         (self.cotrainer.student_3d.skipped,) = mn["skipped"]
 
 

@@ -43,6 +43,7 @@ FAIR_BASELINE = "nnunet-adamw"
 UPPER_BOUND = "nnunet-upper-adamw"
 OURS = "mn"
 JOINT = "joint"
+STUDENT = "student"
 _STOCK = {"optimizer_3d": "sgd", "lr_3d": "none"}  # whatever rate the benchmark gives AdamW
 _ADAMW = {"optimizer_3d": "adamw"}
 _LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
@@ -120,11 +121,20 @@ _ALL = (
     Method(name=OURS, trainer=_MN, text="M&N, efficientnet-lite0 with ImageNet weights"),
     Method(name=JOINT, trainer="nnUNetTrainerMNJoint", text="both networks of `mn` predict together", joins=OURS),
     Method(
-        name="student",
+        name=STUDENT,
         trainer=_STUDENT,
         text="nnU-Net's 3D network trained anew, taught by both networks of `mn`",
         settings=_ADAMW,
         taught_by=OURS,
+    ),
+    Method(
+        name="student-of-all-axes",
+        trainer=None,
+        text="`student`, but in each step the 2D network teaches along all axes, not along a random one; kept for its "
+        "records",
+        settings=_ADAMW,
+        taught_by=OURS,
+        ablation_of=STUDENT,
     ),
     Method(
         name="student-twice-as-long",

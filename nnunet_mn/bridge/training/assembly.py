@@ -142,14 +142,17 @@ def build_student(
         ranks=ranks,
     )
     frozen = joint.eval().requires_grad_(False)
+    sampler = SliceSampler(axes=frozen.axes, generator=_generator(config, ranks))
     teacher = FrozenPair(
         network_3d=frozen.network_3d,
         network_2d=frozen.network_2d,
         labels=labels,
-        sampler=SliceSampler(axes=frozen.axes),
+        sampler=sampler,
         weight_2d=frozen.weight_2d,
     )
-    return CoTrainer(student_3d=student, teacher=teacher, labels=labels, autocast=_autocast(autocast, device))
+    return CoTrainer(
+        student_3d=student, teacher=teacher, labels=labels, sampler=sampler, autocast=_autocast(autocast, device)
+    )
 
 
 def _scaler(stock: GradScaler | None, autocast: torch.dtype | None, device: torch.device) -> GradScaler:
