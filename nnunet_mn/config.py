@@ -146,7 +146,7 @@ class MNConfig:
     teacher_folder: str | None = field(default=None, metadata=_NAME)
     student_masks: Literal["online", "stored"] = "online"
     slice_axes: Literal["auto", "first"] = "auto"
-    slice_step: int = field(default=4, metadata=_POSITIVE)
+    slice_step: int = field(default=8, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)
     precision: Precision = "auto"
     epochs: int | None = field(default=None, metadata=_POSITIVE)

@@ -76,14 +76,18 @@ class SliceSampler:
 
 @dataclass(frozen=True, kw_only=True)
 class SliceView:
-    """Every `step`-th slice along an axis, from the slice `first` on: `(B, C, D, H, W)` -> `(B, C, D', H', W')`."""
+    """Every `step`-th slice along an axis, from the slice `first` on: `(B, C, D, H, W)` -> `(B, C, D', H', W')`.
+
+    A volume of fewer than `step` slices gives one of them.
+    """
 
     axis: int
     step: int
     first: int
 
     def __call__(self, volume: Tensor) -> Tensor:
-        return every_nth_slice(along_axis(volume, self.axis), self.step, self.first)
+        along = along_axis(volume, self.axis)
+        return every_nth_slice(along, self.step, self.first % along.shape[2])
 
 
 class SliceWise(nn.Module):

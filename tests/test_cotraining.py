@@ -144,6 +144,17 @@ def test_the_2d_network_learns_from_a_random_phase_of_slices() -> None:
     assert seen == {(0.0, 2.0), (1.0, 3.0)}
 
 
+def test_a_volume_of_fewer_slices_than_a_step_gives_one() -> None:
+    trainer, depths = _trainer(slice_step=9), []
+    trainer.student_2d.network.register_forward_pre_hook(
+        lambda net, inputs: depths.append(inputs[0].shape[2]) if torch.is_grad_enabled() else None
+    )
+    for _ in range(10):
+        losses = trainer.step(*_batch(), n_labeled=2)
+        assert all(math.isfinite(loss) for loss in losses.values())
+    assert set(depths) == {1}
+
+
 def test_no_network_waits_for_the_device_before_both_have_learned() -> None:
     trainer, order = _trainer(), []
     for student in trainer.students:

@@ -83,6 +83,7 @@ class Workspace:
             "optimizer_3d": "adamw",  # for both trainings: they differ in nothing but the unlabeled images
             "lr_3d": 3e-3,  # for both as well; above the default: the trainings are short
             "lr_2d": 3e-3,
+            "slice_step": 4,  # below the default: the scans are small
             "seed": seed,
             "epochs": epochs,
             "iterations_per_epoch": iterations,
