@@ -182,26 +182,32 @@ def test_gain_is_shown_for_each_number_of_labels_as_a_share_of_the_distance_to_a
     found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=0.9)]
     found += [record("nnunet-adamw", fold=3, dice=0.5)]  # a label set that M&N has not been trained on
     rows = tables.by_labels(found, "tune").splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["4", "8"]
-    assert all("+0.100 [+0.100, +0.100] better |  | 50% |" in row for row in rows)
+    assert [row.split(" | ")[0] for row in rows] == ["| 4", "| 4", "| 8", "| 8"]
+    assert rows[0].endswith("| `nnunet-adamw` | 0.700 |  |  |")
+    assert all(row.endswith("| `mn` | 0.800 | +0.100 [+0.100, +0.100] better | 50% |") for row in rows[1::2])
 
 
-def test_the_joint_model_is_compared_where_it_has_all_label_sets_of_ours() -> None:
+def test_a_method_stands_beside_ours_where_it_has_all_its_label_sets() -> None:
     found = [record(method, dice=dice) for method, dice in (("mn", 0.8), ("nnunet-adamw", 0.7), ("joint", 0.9))]
-    (row,) = tables.by_labels(found, "tune").splitlines()[2:]
-    assert row == "| 4 | 0 |  | 0.700 | 0.800 | 0.900 | " + " | ".join(
-        ("+0.100 [+0.100, +0.100] better", "+0.200 [+0.200, +0.200] better", " |")
-    )
+    rows = tables.by_labels(found, "tune").splitlines()[2:]
+    assert rows == [
+        "| 4 | 0 | `nnunet-adamw` | 0.700 |  |  |",
+        "| 4 | 0 | `mn` | 0.800 | +0.100 [+0.100, +0.100] better |  |",
+        "| 4 | 0 | `joint` | 0.900 | +0.200 [+0.200, +0.200] better |  |",
+    ]
     found += [record("mn", fold=3), record("nnunet-adamw", fold=3, dice=0.7)]
-    (row,) = tables.by_labels(found, "tune").splitlines()[2:]
-    assert row == "| 4 | 0, 3 |  | 0.700 ± 0.000 | 0.800 ± 0.000 |  | +0.100 [+0.100, +0.100] better |  |  |"
+    rows = tables.by_labels(found, "tune").splitlines()[2:]
+    assert [row.split(" | ")[1:3] for row in rows] == [["0, 3", "`nnunet-adamw`"], ["0, 3", "`mn`"]]
+    found += [record("mn", fold=4)]
+    assert tables.by_labels(found, "tune") == ""
 
 
-def test_gain_is_no_share_of_a_distance_that_is_a_tie() -> None:
-    found = [record("mn", dice=0.8), record("nnunet-adamw", dice=0.7)]
-    found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=0.7)]
-    (row,) = tables.by_labels(found, "tune").splitlines()[2:]
-    assert row.endswith("+0.100 [+0.100, +0.100] better |  |  |")
+def test_gain_is_no_share_of_a_distance_that_is_a_tie_and_a_loss_is_none() -> None:
+    for ours, upper in ((0.8, 0.7), (0.6, 0.8)):
+        found = [record("mn", dice=ours), record("nnunet-adamw", dice=0.7)]
+        found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=upper)]
+        (_, row) = tables.by_labels(found, "tune").splitlines()[2:]
+        assert row.endswith("better |  |" if ours > 0.7 else "worse |  |")
 
 
 def test_upper_bound_stands_against_every_label_set_and_seed() -> None:

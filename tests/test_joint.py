@@ -75,8 +75,8 @@ class Model:
     def prediction(self, output: Path, *options: str) -> tuple[str, ...]:
         """nnU-Net's command for it."""
         which = ("-d", self.site.name, "-c", "3d_fullres", "-f", "0", "-tr", JOINT_TRAINER)
-        workers = ("-npp", "1", "-nps", "1", "-device", "cpu")
-        where = ("-i", str(self.site.raw / "imagesTs"), "-o", str(output))
+        where = ("-i", str(self.site.raw / "imagesTs"), "-o", str(output), "-device", "cpu")
+        workers = () if "-npp" in options else ("-npp", "0", "-nps", "0")  # they take seconds to start
         return ("nnUNetv2_predict", *which, *where, *workers, *options)
 
 
@@ -210,7 +210,7 @@ def test_only_the_trained_configuration_changes_and_the_rest_is_the_trainings(mo
 @only_classes
 def test_stock_commands_take_it_as_any_model(model: Model, tmp_path: Path) -> None:
     mirrored = tmp_path / "mirrored"
-    model.run(*model.prediction(mirrored, "--save_probabilities"))
+    model.run(*model.prediction(mirrored, "--save_probabilities", "-npp", "1", "-nps", "1"))
     other = shutil.copytree(mirrored, tmp_path / "other")
     model.run("nnUNetv2_ensemble", "-i", str(mirrored), str(other), "-o", str(tmp_path / "both"), "-np", "1")
     assert {file.name for file in (tmp_path / "both").glob("*.nii.gz")} == {"val_00.nii.gz", "val_01.nii.gz"}

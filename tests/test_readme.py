@@ -46,13 +46,19 @@ def test_both_commands_and_the_gain_stand_on_the_first_screen() -> None:
 
 def test_the_gain_at_the_top_is_that_of_the_table() -> None:
     top, table = README.split("<!-- accuracy: written")
-    claimed = dict(re.findall(r"^\| (\d+) \| ([+-]\S+ \[\S+ \S+\]) \|", top, re.MULTILINE))
-    assert set(claimed) == {"4", "8", "16"}
-    of_joint = dict(re.findall(r"^\| (\d+) \| [^|]+ \| ([+-]\S+ \[\S+ \S+\]) \|", top, re.MULTILINE))
-    assert set(of_joint) >= {"4", "8"}
-    for labels, gain in claimed.items():
-        joint = f"{re.escape(of_joint[labels])} \\w+" if labels in of_joint else ""
-        assert re.search(rf"^\| {labels} \|.*\| {re.escape(gain)} \w+ \| {joint} \|", table, re.MULTILINE)
+    measured = {
+        (labels, method): (gain, share)
+        for labels, method, gain, share in re.findall(
+            r"^\| (\d+) \| [^|]+ \| `(\S+)` \| [^|]+ \| (\S+ \[\S+ \S+\]) \w+ \| (\S*) ?\|$", table, re.MULTILINE
+        )
+    }
+    claimed = re.findall(r"^\| (\d+) \| ([+-][^|]+) \| ([^|]+) \| ([^|]+) \|$", top, re.MULTILINE)
+    assert [labels for labels, *_ in claimed] == ["4", "8", "16"]
+    for labels, *gains in claimed:
+        for method, gain in zip(("mn", "joint", "student"), gains, strict=True):
+            assert gain == measured.get((labels, method), ("not measured",))[0]
+    shares = sorted(measured["4", method][1] for method in ("mn", "joint", "student"))
+    assert f"{shares[0][:-1]} to {shares[-1][:-1]} % of the way to all labels" in top
 
 
 def test_every_setting_stands_in_the_table_with_its_default() -> None:

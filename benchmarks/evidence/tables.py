@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from evidence.methods import BASELINE, FAIR_BASELINE, JOINT, METHODS, OURS, UPPER_BOUND
+from evidence.methods import BASELINE, FAIR_BASELINE, JOINT, METHODS, OURS, STUDENT, UPPER_BOUND
 from evidence.records import Half, Record
 
 if TYPE_CHECKING:
@@ -154,37 +154,41 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 
 
 def by_labels(records: Sequence[Record], half: Half) -> str:
-    """Markdown: baselines, ours and its joint model by the number of labels, on our label sets; empty without any.
+    """Markdown: baselines and what M&N leaves, by the number of labels, on our label sets; empty without any.
 
-    A method that lacks one of these sets has an empty cell. The last column is the gain as a share of the distance to
-    all labels, unless this distance is a tie.
+    A method that lacks one of these sets has no row. The last column is the gain as a share of the distance to the
+    upper bound. It is empty where there is no gain, or where this distance is a tie.
     """
-    gains = " | ".join(f"gain of `{name}` over `{FAIR_BASELINE}`" for name in (OURS, JOINT))
-    columns = " | ".join(f"`{name}`" for name in _COMPARED)
-    lines = [f"| labels | folds | {columns} | {gains} | `{OURS}`: of the distance to `{UPPER_BOUND}` |"]
-    lines.append("|---|" + "---|" * (len(_COMPARED) + 4))
+    lines = [f"| labels | folds | method | mean Dice | over `{FAIR_BASELINE}` | of the distance to all labels |"]
+    lines.append("|---|---|---|---|---|---|")
     upper = [r for r in records if r.method == UPPER_BOUND]
     for count in sorted({r.n_labeled for r in records if r.method == OURS}):
         rows = _on_our_sets(records, count)
-        gain, gain_of_joint = (paired_difference(rows[name], rows[FAIR_BASELINE], half) for name in (OURS, JOINT))
-        if gain is not None:
-            means = [_spread([r.case_dice(half).mean() for r in runs]) for runs in rows.values()]
-            distance = paired_difference(upper, rows[FAIR_BASELINE], half)
-            told = distance is not None and distance.verdict == "better"
-            cells = [str(count), _folds(rows[OURS]), *means, str(gain), str(gain_of_joint or "")]
-            cells.append(f"{gain.mean / distance.mean:.0%}" if told else "")
+        base = rows.get(FAIR_BASELINE, [])
+        distance = paired_difference(upper, base, half)
+        for name, runs in rows.items() if base else ():
+            gain = None if name == FAIR_BASELINE else paired_difference(runs, base, half)
+            cells = [str(count), _folds(runs), f"`{name}`", _spread([r.case_dice(half).mean() for r in runs])]
+            cells += [str(gain or ""), _share(gain, distance)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _on_our_sets(records: Sequence[Record], n_labeled: int) -> dict[str, list[Record]]:
-    """The runs of each compared method on the label sets and seeds of ours; none if one of these is missing."""
+    """The runs of each compared method that has all label sets and seeds of ours."""
     sets = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == n_labeled}
     rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in sets] for m in _COMPARED}
-    return {name: runs if {(r.fold, r.seed) for r in runs} == sets else [] for name, runs in rows.items()}
+    return {name: runs for name, runs in rows.items() if {(r.fold, r.seed) for r in runs} == sets}
 
 
-_COMPARED = (BASELINE, FAIR_BASELINE, OURS, JOINT)
+def _share(gain: Difference | None, distance: Difference | None) -> str:
+    """A gain in percent of a distance; empty unless both are above zero."""
+    if gain is None or distance is None or not gain.verdict == distance.verdict == "better":
+        return ""
+    return f"{gain.mean / distance.mean:.0%}"
+
+
+_COMPARED = (BASELINE, FAIR_BASELINE, OURS, JOINT, STUDENT)
 
 
 def plot(records: Sequence[Record], half: Half, file: Path) -> None:

@@ -45,10 +45,10 @@ def commands(site: Site, findings: Findings) -> None:
     with findings.attempt("prediction"):
         out = space.predictions(TRAINER)
         images = ("-i", str(space.raw / "imagesTs"), "-o", str(out))
+        helpers = "0" if site.tiny else "1"
         command = ("nnUNetv2_predict", "-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", "0", *which, *images)
-        seconds = run_stock(
-            (*command, "-npp", "1", "-nps", "1"), environment=environment, log=space.logs / "predict.log"
-        )
+        command += ("-npp", helpers, "-nps", helpers)
+        seconds = run_stock(command, environment=environment, log=space.logs / "predict.log")
         findings.note("prediction", s=seconds, cases=len(list(out.glob("*.nii.gz"))))
 
 
