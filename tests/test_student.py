@@ -63,6 +63,8 @@ def test_a_student_learns_from_a_finished_training_and_leaves_an_ordinary_model(
     mn = mn_part(content, site.fold)
     assert mn["trainer"] == STUDENT
     assert "network_2d" not in mn
+    with pytest.raises(MNError, match=f"was written by {STUDENT} and holds no 2D network; name a training of both"):
+        join(replace(_folders(site), trainer=STUDENT), ["0"])
     # as many on top as labeled ones, but in the last tenth
     assert content["logging"]["unlabeled_fraction"] == [pytest.approx(0.9)]
 

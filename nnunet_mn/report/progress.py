@@ -25,9 +25,11 @@ def plot_progress(logged: Mapping[str, Sequence[Any]], path: Path) -> None:
 
 
 def _draw(logged: Mapping[str, Sequence[Any]], path: Path) -> None:
-    figure = Figure(figsize=(9, 11), layout="constrained")
+    figure = Figure(figsize=(9, 11))
     canvas = FigureCanvasAgg(figure)  # not pyplot: no global state, no display
     loss, dice, share, rate = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 1.5, 2))
+    # a layout engine would take as long as all the rest
+    figure.subplots_adjust(left=0.12, right=0.82, bottom=0.05, top=0.985, hspace=0.07)
     curves = {
         "train_losses": ("3D, training", COLOR_3D, "-"),
         "val_losses": ("3D, validation", COLOR_3D, ":"),

@@ -166,9 +166,14 @@ def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: floa
 
 
 def read_trained(file: Path) -> dict[str, Any]:
-    """A checkpoint of an M&N training. Raises an MNError if the file is none, or cannot be read."""
+    """A checkpoint of a training of both networks. Raises an MNError if the file is none, or cannot be read."""
     content = read_by_environment(file)
-    mn_part(content, file)  # for its sentence
+    mn = mn_part(content, file)
+    if "network_2d" not in mn:
+        raise MNError(
+            f"{file} was written by {mn['trainer']} and holds no 2D network; name a training of both networks, such as "
+            f"that of nnUNetTrainerMN"
+        )
     return content
 
 
