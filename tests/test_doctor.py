@@ -218,6 +218,18 @@ def test_plans_that_cannot_be_trained_are_bad(planned_dataset, plans: str, confi
     assert finding in findings(rows, "bad")
 
 
+def test_training_images_without_a_label_are_bad_before_nnunet_plans(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_unlabeled=2)
+    assert "labels:" not in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    for name in dataset.unlabeled:
+        (dataset.raw / "labelsTr" / f"{name}.nii.gz").unlink()
+    found = findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    assert "run 'nnUNetv2_plan_and_preprocess" in found
+    assert "labels: 2 cases in imagesTr have no label (unlabeled_00, unlabeled_01); move their images" in found
+    (dataset.raw / "dataset.json").write_text("{")
+    assert "dataset.json cannot be read" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
 def test_memory_estimate_is_that_of_the_cost_model_for_both_networks(planned_dataset, monkeypatch) -> None:
     monkeypatch.setenv("nnUNet_mn_backbone", "efficientnet-lite0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,6 +1,7 @@
 """The image files of a raw dataset: of its training cases, and of a folder of unlabeled images."""
 
 import functools
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,21 @@ class RawImages:
         self.folder, self.description = folder, description
         self.ending: str = description["file_ending"]
 
+    @classmethod
+    def read(cls, folder: Path) -> "RawImages":
+        """Those of a dataset's folder in nnUNet_raw. Raises an MNError if its dataset.json cannot be used."""
+        file = folder / "dataset.json"
+        try:
+            content: dict[str, Any] = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise MNError(
+                f"{file} cannot be read ({error}); write it as nnU-Net's dataset format says: even without a label the "
+                f"reader needs its channel_names and file_ending"
+            ) from error
+        if "file_ending" not in content or not {"channel_names", "modality"} & content.keys():
+            raise MNError(f"{file} lacks channel_names or file_ending; write it as nnU-Net's dataset format says")
+        return cls(folder, content)
+
     @functools.cached_property
     def _training_files(self) -> dict[str, list[str]]:
         if listed := self.description.get("dataset"):
@@ -38,6 +54,11 @@ class RawImages:
         if listed := self.description.get("dataset"):
             return self.folder / os.path.expandvars(str(listed[name].get("label", "")))
         return self.folder / "labelsTr" / f"{name}{self.ending}"
+
+    @property
+    def without_label(self) -> list[str]:
+        """Names of the training cases that have no label. nnU-Net's preprocessing ends at the first of them."""
+        return [name for name in self.training_cases if not self.label_of(name).is_file()]
 
     @property
     def has_training_images(self) -> bool:

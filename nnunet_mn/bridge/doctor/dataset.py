@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
 from nnunet_mn.bridge.cases.images import fault_of_path, name_some
 from nnunet_mn.bridge.cases.manifest import Manifest, complete_cases
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
+from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import listed_split, listed_unlabeled, roles_in_training
 from nnunet_mn.bridge.cases.sources import USUAL, filled_folders
 from nnunet_mn.bridge.cases.splits import Split, read_splits
@@ -28,10 +30,15 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
     """Rows about one dataset and one configuration of its plans."""
     try:
         folders = find_dataset(number_or_name)
+    except MNError as error:
+        yield Row("bad", "dataset", str(error))
+        return
+    try:
         planned = load_planned(folders, plans=plans, configuration=configuration)
         splits, warnings = read_splits(folders.preprocessed, folders.raw)
     except MNError as error:
         yield Row("bad", "dataset", str(error))
+        yield from examine("labels", functools.partial(check_labels, folders.raw))
         return
     yield from examine("plans", functools.partial(check_plans, planned))
     yield from examine("GPU memory", functools.partial(check_memory, planned))
@@ -42,6 +49,15 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
     for fold in range(len(splits)) if splits is not None else ("all",):
         yield from examine(f"fold {fold}", functools.partial(check_fold, planned, splits, fold))
     yield from examine("unlabeled", functools.partial(check_preprocessed, planned))
+
+
+def check_labels(folder: Path | None) -> list[Row]:
+    """Whether nnU-Net can preprocess a raw dataset, if it is here: every case in imagesTr needs a label for that."""
+    without = RawImages.read(folder).without_label if folder is not None else []
+    if not without:
+        return []
+    finding = f"{len(without)} cases in imagesTr have no label ({name_some(without)}); move their images to imagesUn"
+    return [Row("bad", "labels", f"{finding}, for nnU-Net's preprocessing wants a label for each")]
 
 
 def _note(topic: str, text: str) -> Row:

@@ -1,6 +1,5 @@
 """Who can be suggested for labeling: the cases of a raw dataset without a label in a fold. Needs no torch."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool =
     Raises:
         MNError: when the raw dataset is not here, has no dataset.json, or no case can be suggested.
     """
-    raw = RawImages(_raw_folder(folders), _description(folders))
+    raw = RawImages.read(_raw_folder(folders))
     splits, warnings = splits_for_planning(folders.preprocessed, raw.folder)
     split = _entry(splits, fold)
     of_folder, more = raw.in_folder(IMAGES_UN.name)
@@ -82,20 +81,6 @@ def _raw_folder(folders: DatasetFolders) -> Path:
     if folders.raw is None:
         raise MNError(f"{folders.name} is not in nnUNet_raw here; run this where the raw data are")
     return folders.raw
-
-
-def _description(folders: DatasetFolders) -> dict[str, Any]:
-    file = _raw_folder(folders) / "dataset.json"
-    try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise MNError(
-            f"{file} cannot be read ({error}); write it as nnU-Net's dataset format says: even without a label the "
-            f"reader needs its channel_names and file_ending"
-        ) from error
-    if "file_ending" not in content or not {"channel_names", "modality"} & content.keys():
-        raise MNError(f"{file} lacks channel_names or file_ending; write it as nnU-Net's dataset format says")
-    return content
 
 
 def _entry(splits: list[Split] | None, fold: int) -> Split | None:
