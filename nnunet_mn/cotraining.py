@@ -169,6 +169,8 @@ class CoTrainer:
         """Let the 3D network learn from one pass. Its activations are gone when this returns."""
         with self.autocast():
             outputs = self.student_3d.network(volumes[one.first : one.last])
+            if isinstance(outputs, Tensor):  # without deep supervision
+                outputs = [outputs]
             masks = self.teacher(volumes[one.first + one.n_labeled : one.last], outputs[0][one.n_labeled :].detach())
         targets = [target[one.first : one.last] for target in targets]
         self.student_3d.learn(outputs, combine_scales(targets, masks.for_3d, self.labels), weight=one.weight)

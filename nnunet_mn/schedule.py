@@ -35,8 +35,9 @@ class Schedule:
 
     @classmethod
     def of(cls, config: MNConfig, *, total: int) -> "Schedule":
-        """The schedule of the settings, for a training of `total` iterations."""
-        return cls(total=total, supervised=round(config.supervised_fraction * total), kind=config.schedule)
+        """The schedule of the settings, for a training of `total` iterations. The last one co-trains at least."""
+        supervised = min(round(config.supervised_fraction * total), total - 1)
+        return cls(total=total, supervised=supervised, kind=config.schedule)
 
     def learning_rate_factor(self, iteration: float) -> float:
         """The learning rate at an iteration as a share of its peak."""

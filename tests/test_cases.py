@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.images import fault_of_path
 from nnunet_mn.bridge.cases.manifest import ImageFile, Record, append
-from nnunet_mn.bridge.cases.roles import Roles, roles_in_training, roles_of_all_folds, roles_of_fold
+from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training, roles_of_all_folds, roles_of_fold
 from nnunet_mn.bridge.cases.sources import SOURCES
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
@@ -137,12 +139,27 @@ def test_a_listed_fold_passes_unchanged() -> None:
 
 
 @pytest.mark.parametrize("fold", ["all", 7])
-def test_where_stock_trains_on_everything_all_unlabeled_lists_are_taken_out(fold: int | str) -> None:
+def test_for_folds_that_the_file_lacks_all_unlabeled_lists_are_taken_out(fold: int | str) -> None:
     splits = [entry(unlabeled=["u"]), entry(unlabeled=["w"])]
     roles = roles_of_fold(splits, fold, train=["a", "u"], val=["v", "w"])
     assert split_of(roles) == (["a"], ["v"])
     assert roles.unlabeled == ("u", "w")
-    assert "2" in roles.warnings[0]
+    assert "2 cases" in roles.warnings[0]
+    assert ("random 80:20 split" in roles.warnings[0]) is (fold != "all")
+
+
+@pytest.mark.parametrize("fold", [0, 1, 7])
+def test_split_without_a_trainer_is_that_of_nnunets_trainer(planned_dataset: Callable[..., Any], fold: int) -> None:
+    dataset = planned_dataset()
+    stock = get_trainer_from_args(str(dataset.number), "3d_fullres", fold, device=torch.device("cpu"))
+    splits, _ = read_splits(dataset.preprocessed, dataset.raw)
+    cases = sorted([*dataset.labeled, *dataset.val, *dataset.unlabeled])
+    assert splits is not None
+    assert len(splits) == 1
+    train, val = listed_split(splits, fold, cases)
+    assert (list(train), list(val)) == tuple(map(list, stock.do_split()))
+    roles = roles_in_training(splits, fold, cases, lambda: listed_split(splits, fold, cases))
+    assert roles == roles_in_training(splits, fold, cases, stock.do_split)
 
 
 def test_without_validation_cases_the_labeled_ones_serve() -> None:

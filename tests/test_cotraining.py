@@ -45,9 +45,13 @@ def _trainer(
     dropout: float = 0.0,
     seed: int = 0,
     teacher: type[Teacher] = OtherNetwork,
+    network_3d: nn.Module | None = None,
 ) -> CoTrainer:
     torch.manual_seed(seed)
-    student_3d = _student(TinyNetwork(scales=2, dropout=dropout), weights=(0.7, 0.3))
+    if network_3d is None:
+        student_3d = _student(TinyNetwork(scales=2, dropout=dropout), weights=(0.7, 0.3))
+    else:
+        student_3d = _student(network_3d)
     student_2d = _student(TinyNetwork())
     sampler = SliceSampler(axes=axes, step=slice_step, generator=torch.Generator().manual_seed(seed))
     return CoTrainer(
@@ -113,6 +117,20 @@ def test_without_unlabeled_samples_nobody_teaches() -> None:
     trainer = _trainer(dropout=0.5)
     trainer.step(*_batch(), n_labeled=4)
     assert trainer.student_3d.network.calls == trainer.student_2d.network.calls == [(4, True, True)]
+
+
+def test_a_network_without_deep_supervision_gives_one_output() -> None:
+    class OneOutput(TinyNetwork):
+        def forward(self, volume: Tensor) -> Tensor:  # type: ignore[override]  # as nnU-Net's networks then do
+            return super().forward(volume)[0]
+
+    volumes, targets = _batch()
+    losses = []
+    for kind in (TinyNetwork, OneOutput):
+        torch.manual_seed(0)
+        trainer = _trainer(network_3d=kind())
+        losses.append(trainer.step(volumes, targets[:1], 2))
+    assert losses[0] == losses[1]
 
 
 def test_a_batch_may_be_all_unlabeled() -> None:

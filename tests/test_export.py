@@ -86,6 +86,16 @@ def test_card_lies_in_the_zip_and_beside_it(trained: Path, tmp_path: Path) -> No
     assert "| `iterations_per_epoch` | `2` |" in card
 
 
+def test_card_of_a_student_names_the_network_that_taught_it(model: Path, tmp_path: Path) -> None:
+    file = model / "fold_0" / "checkpoint_final.pth"
+    content = load(file)
+    content["mn"]["teacher_backbone"] = "nvidia/segformer-b2-finetuned-ade-512-512"
+    torch.save(content, file)
+    export_model(model, tmp_path / "model.zip")
+    card = (tmp_path / "model.model_card.md").read_text()
+    assert "`nvidia/segformer-b2-finetuned-ade-512-512`; license of its weights: NVIDIA" in card
+
+
 def test_model_folder_stays_as_it_was(model: Path, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in model.rglob("*") if file.is_file()}
     export_model(model, tmp_path / "model.zip")

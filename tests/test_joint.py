@@ -1,5 +1,7 @@
 """`nnunet-mn join`, and stock nnU-Net's commands with the model that it writes."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -244,6 +246,27 @@ def test_an_existing_joint_model_is_replaced_only_by_force(copied: ModelFolders)
     assert (copied.joint / "mine").exists()
     join(copied, ["0"], force=True)
     assert not (copied.joint / "mine").exists()
+
+
+@only_classes
+def test_a_full_disk_ends_it_with_a_sentence(copied: ModelFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:669] . unexpected pos 704 vs 598")  # as torch does
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(MNError, match=r"cannot be written \(.*unexpected pos.*\); free some space"):
+        join(copied, ["0"])
+    assert not copied.joint.exists()
+
+
+@only_classes
+def test_it_needs_no_locks(copied: ModelFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    join(copied, ["0"], keep=True)
+    assert (copied.joint / "fold_0" / CHECKPOINT).is_file()
 
 
 @only_classes

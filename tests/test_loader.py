@@ -16,6 +16,7 @@ from nnunet_mn.bridge.training.loader import (
     MixedLoader,
     make_repeatable,
 )
+from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
@@ -147,6 +148,19 @@ def test_unlabeled_cases_without_locations_are_cropped_at_random_and_without_a_w
     assert len(corners) > 20
     for _ in range(5):
         next(loader)  # warnings are errors here
+
+
+def test_a_damaged_mask_of_a_teacher_is_named_and_no_case(
+    make_loader: Callable[..., MixedLoader], tmp_path: Path
+) -> None:
+    loader = make_loader(fraction=1)
+    masks = StoredMasks(tmp_path, "0123456789abcdef")
+    masks.folder.mkdir()
+    for i in range(3):
+        (masks.folder / f"unlabeled_{i}.npz").write_bytes(b"damaged")
+    loader._data.masks = masks
+    with pytest.raises(MNError, match=r"^the teacher's mask .*\.npz cannot be read .*delete it and continue with --c$"):
+        next(loader)
 
 
 @pytest.mark.parametrize("damage", ["labeled_1.pkl", "unlabeled_2.b2nd", "unlabeled_0_seg.b2nd"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnunet_mn.config import Rounding, ScheduleKind
+from nnunet_mn.config import MNConfig, Rounding, ScheduleKind
 from nnunet_mn.schedule import DistillationSchedule, EpochStartRates, Schedule, UnlabeledCounts, scale_learning_rates
 
 
@@ -23,6 +23,15 @@ def test_rates_at_epoch_starts_are_those_of_nnunet() -> None:
         rates.step(epoch)
         poly.step(epoch)
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(("fraction", "total"), [(0.9, 2), (0.999, 250), (0.5, 1)])
+@pytest.mark.parametrize("kind", ["poly", "cosine"])
+def test_a_short_training_ends_with_a_step_of_cotraining(fraction: float, total: int, kind: ScheduleKind) -> None:
+    schedule = Schedule.of(MNConfig(supervised_fraction=fraction, schedule=kind), total=total)
+    assert schedule.supervised == total - 1
+    assert 0 <= schedule.unlabeled_fraction(total - 1) <= 1
+    assert 0 <= schedule.learning_rate_factor(total - 1) <= 1
 
 
 def test_groups_keep_the_ratio_of_their_peaks() -> None:

@@ -34,6 +34,16 @@ def test_more_than_a_tenth_of_an_epoch_ends_the_training_and_names_the_most_freq
         skips.look(["bad"])
 
 
+def test_one_skipped_update_of_a_short_epoch_ends_nothing() -> None:
+    skips, first, _, lines = _watched(8)
+    first.skipped += 1
+    skips.look(["a"])
+    assert len(lines) == 1
+    first.skipped += 1
+    with pytest.raises(MNError, match="2 of the epoch's 8 updates"):
+        skips.look(["a"])
+
+
 def test_each_epoch_and_each_network_is_counted_apart() -> None:
     skips, first, second, lines = _watched(10)
     for _ in range(3):

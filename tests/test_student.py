@@ -4,15 +4,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.join import ModelFolders, join
-from nnunet_mn.bridge.training.stored_masks import StoredMasks
+from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
 from nnunet_mn.errors import MNError
 from nnunet_mn.slices import SliceSampler
 
@@ -63,6 +65,7 @@ def test_a_student_learns_from_a_finished_training_and_leaves_an_ordinary_model(
     mn = mn_part(content, site.fold)
     assert mn["trainer"] == STUDENT
     assert "network_2d" not in mn
+    assert mn["teacher_backbone"] == "efficientnet-lite0"
     with pytest.raises(MNError, match=f"was written by {STUDENT} and holds no 2D network; name a training of both"):
         join(replace(_folders(site), trainer=STUDENT), ["0"])
     # as many on top as labeled ones, but in the last tenth
@@ -131,16 +134,78 @@ def test_a_teacher_of_other_labels_is_refused(site: Any, train: Any) -> None:
 
 def test_a_stored_mask_may_have_labels_beyond_the_segmentations_type(tmp_path: Path) -> None:
     masks = StoredMasks(tmp_path, "0123456789abcdef")
-    masks.write("a", np.array([[[0, 200]]]))
+    masks.write("a", np.array([[[0, 200]]]), np.zeros((1, 1, 1, 2)))
     assert masks.of("a", np.array([[[[-1, 0]]]], np.int8)).tolist() == [[[[-1, 200]]]]
 
 
 def test_a_damaged_stored_mask_is_named(tmp_path: Path) -> None:
     masks = StoredMasks(tmp_path, "0123456789abcdef")
-    masks.write("a", np.zeros((1, 1, 2)))
+    masks.write("a", np.zeros((1, 1, 2)), np.zeros((1, 1, 1, 2)))
     (masks.folder / "a.npz").write_bytes(b"damaged")
     with pytest.raises(MNError, match=r"a\.npz cannot be read .*delete it and continue with --c"):
         masks.of("a", np.zeros((1, 1, 1, 2)))
+
+
+def test_stored_masks_are_made_anew_for_changed_images_and_damaged_files(tmp_path: Path) -> None:
+    images = {name: np.full((1, 4, 5, 6), fill, np.float32) for name, fill in (("a", 1), ("b", 2), ("c", 3), ("d", 4))}
+    cases: Any = SimpleNamespace(identifiers=list(images), load_case=lambda name: (images[name],))
+    masks = StoredMasks(tmp_path, "0123456789abcdef")
+    predicted: list[float] = []
+
+    def predict(image: torch.Tensor) -> np.ndarray:
+        predicted.append(float(image.max()))
+        return np.zeros(image.shape[1:], np.uint8)
+
+    assert store(masks, cases, predict) == 4
+    assert store(masks, cases, predict) == 0
+    images["b"] = np.full((1, 4, 5, 7), 5, np.float32)
+    images["c"] = np.full((1, 4, 5, 6), 6, np.float32)
+    (masks.folder / "d.npz").write_bytes(b"damaged")
+    assert store(masks, cases, predict) == 3
+    assert predicted[4:] == [5, 6, 4]
+
+
+def test_labels_are_found_from_logits_on_a_card(tmp_path: Path) -> None:
+    class OnCard(torch.Tensor):
+        def numpy(self, *_: Any, **__: Any) -> np.ndarray:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+        def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+    labels = LabelManager({"background": 0, "organ": 1}, None)
+    logits = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 4, 5).as_subclass(OnCard)
+    assert (to_labels(logits, labels) == np.ones((3, 4, 5))).all()
+
+
+def test_a_joint_model_of_an_earlier_training_is_refused(site: Any, train: Any) -> None:
+    join(_folders(site), ["0"])
+    file = _folders(site).finished("0")
+    content = torch.load(file, weights_only=False)
+    content["network_weights"] = {name: one + 1 for name, one in content["network_weights"].items()}
+    torch.save(content, file)
+    code, output = train(site)
+    assert code != 0
+    assert f"is of another training than {file}; run 'nnunet-mn join --force'" in output.splitlines()[-1]
+
+
+def test_a_teacher_of_another_configuration_is_refused(site: Any, train: Any) -> None:
+    file = _folders(site).finished("0")
+    content = torch.load(file, weights_only=False)
+    content["init_args"]["configuration"] = "3d_lowres"
+    torch.save(content, file)
+    code, output = train(site)
+    assert code != 0
+    assert "was trained with the configuration 3d_lowres, but the student has 3d_fullres" in output.splitlines()[-1]
+
+
+def test_a_dataset_may_have_the_older_name_of_channels(site: Any, train: Any) -> None:
+    for folder in (site.preprocessed, site.raw, _folders(site).trained):
+        description = json.loads((folder / "dataset.json").read_text())
+        description["modality"] = description.pop("channel_names")
+        (folder / "dataset.json").write_text(json.dumps(description))
+    code, output = train(site)
+    assert code == 0, output
 
 
 def test_a_stopped_student_goes_on_but_not_with_another_teacher(site: Any, train: Any) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from nnunet_mn import cli
 from nnunet_mn.bridge.cases.dataset import find_dataset
 from nnunet_mn.bridge.suggesting.candidates import find_candidates
 from nnunet_mn.bridge.suggesting.features import CACHE
+from nnunet_mn.bridge.suggesting.run import read_estimates
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.build import load_backbone
 from nnunet_mn.networks.description import describe
+from nnunet_mn.report.tables import as_json, rows_of
 
 from .conftest import TinyDataset, make_volume
 
@@ -133,17 +137,42 @@ def test_images_in_imagesun_are_not_listed_as_unlabeled(bare) -> None:
     assert split == {"train": names, "val": [], "unlabeled": sorted(set(bare.labeled) - set(names))}
 
 
-def test_report_of_a_training_leads_the_choice(tiny_dataset, tmp_path: Path) -> None:
+def write_report(file: Path, content: Any) -> Path:
+    """The JSON file of a report with this content."""
+    file.write_text(as_json(content.training, list(rows_of(content.val, content.official, content.ranked))))
+    return file
+
+
+def test_report_of_a_training_leads_the_choice(tiny_dataset, tmp_path: Path, report_content: ModuleType) -> None:
     dataset = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=3)
-    worst = dataset.unlabeled[1]
-    rows = [{"case": name, "estimated_dice": 0.2 if name == worst else 0.999} for name in dataset.unlabeled[:2]]
-    report = tmp_path / "report.json"
-    report.write_text(json.dumps({"unlabeled": rows, "more": 1}))
+    good, worst, _ = dataset.unlabeled
+    cases = [report_content.case(good, shift=0, sure=0.999), report_content.case(worst, shift=0.6)]
+    report = write_report(tmp_path / "report.json", report_content.content(cases))
     result = run(dataset, "-n", "1", "--json", "--report", str(report))
     assert [case["case"] for case in json.loads(result.stdout)] == [worst]
     assert f"WARNING: the report says nothing of {dataset.unlabeled[2]}; they are left out" in result.stderr
     report.write_text("[]")
     assert "is no JSON of a report" in refusal(dataset, "--report", str(report))
+
+
+def test_estimate_of_a_case_is_the_mean_of_its_structures_as_far_as_there_are_any(
+    tmp_path: Path, report_content: ModuleType
+) -> None:
+    whole = report_content.case("whole")
+    without = {name: replace(numbers, estimate=None) for name, numbers in whole.structures.items()}
+    half = replace(whole, name="half", structures={**whole.structures, "head": without["head"]})
+    content = report_content.content([whole, half, replace(whole, name="nothing", structures=without)])
+    assert read_estimates(write_report(tmp_path / "report.json", content)) == pytest.approx(
+        {one.case.name: one.estimate for one in content.ranked if one.estimate is not None}
+    )
+    assert [one.case.name for one in content.ranked if one.estimate is None] == ["nothing"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"cases": 1}', '{"cases": ["a"]}', '{"cases": [{"case": "a"}]}'])
+def test_file_that_is_no_report_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(MNError, match=r"report\.json is no JSON of a report"):
+        read_estimates(tmp_path / "report.json")
 
 
 def test_candidates_of_the_list_in_dataset_json(tiny_dataset) -> None:

@@ -49,7 +49,7 @@ from nnunet_mn.bridge.training import (
 from nnunet_mn.bridge.training.join import ModelFolders, join, joined_plans
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.bridge.training.stopping import Stopping
-from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
+from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
@@ -637,7 +637,7 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
         )
         try:
             self.print_to_log_file(f"wrote the joint model {join(folders, [str(self.fold)], keep=True)}")
-        except MNError as error:
+        except (MNError, OSError) as error:
             self.print_to_log_file(f"WARNING: the joint model was not written: {error}")
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
@@ -708,12 +708,9 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
             return None
         masks = StoredMasks(Path(self.output_folder), self.teacher_hash)
         predict = foreground.sliding_window(self, self.joint)
-
-        def labels_of(image: torch.Tensor) -> np.ndarray:
-            found: torch.Tensor = self.label_manager.convert_logits_to_segmentation(predict(image))
-            return found.cpu().numpy()
-
-        n = store(masks, self.unlabeled_cases, labels_of, ranks=self.ranks)
+        n = store(
+            masks, self.unlabeled_cases, lambda image: to_labels(predict(image), self.label_manager), ranks=self.ranks
+        )
         self.print_to_log_file(
             f"the teacher's masks of {len(self.unlabeled_cases.identifiers)} cases are stored in "
             f"{masks.folder}; {n} of them were missing"
@@ -729,6 +726,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
         return {
             "teacher_hash": self.teacher_hash,
+            "teacher_backbone": self.joint.network_2d.network.spec.facts.name,
             "slices": self.cotrainer.sampler.generator.get_state(),
             "skipped": [self.cotrainer.student_3d.skipped],
         }

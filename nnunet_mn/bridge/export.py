@@ -133,10 +133,11 @@ def _trained_fold(fold: Path, mn: Mapping[str, Any], class_names: Mapping[str, A
     summary = json.loads((fold / "validation" / "summary.json").read_bytes())
     names = {_key(value): name for name, value in class_names.items()}
     dice = {names.get(key, key): scores["Dice"] for key, scores in summary["mean"].items()}
+    taught = {"backbone": mn["teacher_backbone"]} if "teacher_backbone" in mn else {}  # a student's own is not used
     return TrainedFold(
         name=fold.name,
         cases=mn.get("cases", {}),
-        config=mn["config"],
+        config={**mn["config"], **taught},
         versions=mn["versions"],
         dice={**dice, "foreground": summary["foreground_mean"]["Dice"]},
         n_validated=len(summary["metric_per_case"]),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from nnunet_mn.bridge.cases.splits import PARTS, SPLITS, Split
 from nnunet_mn.errors import MNError
 
@@ -79,9 +81,10 @@ def roles_of_fold(splits: list[Split] | None, fold: int | str, *, train: Iterabl
     labeled, held_out = (tuple(str(name) for name in names if name not in removed) for names in (train, val))
     warnings = []
     if removed:
+        does = "trains on every case" if fold == "all" else "draws a random 80:20 split of every case"
         warnings.append(
-            f"WARNING: fold {fold} has no entry in {SPLITS}, so nnU-Net trains on every case. The {len(removed)} cases "
-            f"that any fold calls unlabeled are left out of training and validation"
+            f"WARNING: fold {fold} has no entry in {SPLITS}, so nnU-Net {does}. The {len(removed)} cases that any fold "
+            f"calls unlabeled are left out of training and validation"
         )
     if not labeled:
         raise MNError(f"fold {fold} has no labeled case to train on; put at least one into 'train' of {SPLITS}")
@@ -121,9 +124,21 @@ def roles_of_all_folds(splits: list[Split] | None, cases: Collection[str] = ()) 
 def listed_split(
     splits: list[Split] | None, fold: int | str, cases: Sequence[str]
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """nnU-Net's training and validation cases by the split file. Without an entry for the fold, both are all cases."""
-    entry = _entry(splits, fold)
-    return (cases, cases) if entry is None else (entry["train"], entry["val"])
+    """nnU-Net's training and validation cases by the split file, as its `do_split` gives them.
+
+    Args:
+        splits, fold: from `read_splits`; a number or "all". Without a split file, both are all cases.
+        cases: all preprocessed training cases. The random split of a fold that the file lacks depends on them.
+    """
+    if (entry := _entry(splits, fold)) is not None:
+        return entry["train"], entry["val"]
+    return (cases, cases) if splits is None or isinstance(fold, str) else _random_split(fold, sorted(cases))
+
+
+def _random_split(fold: int, cases: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The seeded 80:20 split that nnU-Net's `do_split` draws for a fold that the split file lacks."""
+    drawn = np.random.RandomState(12345 + fold).choice(len(cases), int(0.8 * len(cases)), replace=False).tolist()
+    return [cases[i] for i in drawn], [case for i, case in enumerate(cases) if i not in drawn]
 
 
 def listed_unlabeled(splits: list[Split] | None, fold: int | str) -> list[str]:
@@ -133,7 +148,7 @@ def listed_unlabeled(splits: list[Split] | None, fold: int | str) -> list[str]:
 
 
 def _entry(splits: list[Split] | None, fold: int | str) -> Split | None:
-    """The entry of a fold, or None if stock nnU-Net would train on every preprocessed case."""
+    """The entry of a fold, or None if stock nnU-Net would draw from every preprocessed case."""
     return splits[fold] if splits is not None and isinstance(fold, int) and fold < len(splits) else None
 
 

@@ -1,7 +1,9 @@
 """Masks and maps of uncertainty as files with the image's own geometry."""
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,21 +37,27 @@ def write_masks(
     for file in (mask, uncertainty):
         file.parent.mkdir(parents=True, exist_ok=True)
     if not mask.exists():
-        part = _beside(mask, ending)
-        export_prediction_from_logits(
-            predicted.logits, properties, made_by.configuration, made_by.plans, made_by.description,
-            str(part).removesuffix(ending), num_threads_torch=1,
-        )  # fmt: skip
-        part.replace(mask)
+        with _moved_to(mask) as part:
+            export_prediction_from_logits(
+                predicted.logits, properties, made_by.configuration, made_by.plans, made_by.description,
+                str(part).removesuffix(ending), num_threads_torch=1,
+            )  # fmt: skip
     if not uncertainty.exists():
-        part = _beside(uncertainty, ending)
-        _write_map(part, predicted, properties, made_by)
-        part.replace(uncertainty)
+        with _moved_to(uncertainty) as part:
+            _write_map(part, predicted, properties, made_by)
 
 
-def _beside(file: Path, ending: str) -> Path:
-    """A temporary file. Its ending tells nnU-Net's writers the format."""
-    return file.with_name(f".{os.getpid()}.tmp{ending}")
+@contextmanager
+def _moved_to(file: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder. What is written there is moved beside `file`, and `file` last.
+
+    Some of nnU-Net's writers put a second file beside the image: that for TIFF keeps the spacing in NAME.json.
+    """
+    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=file.parent) as folder:
+        part = Path(folder) / file.name
+        yield part
+        for written in sorted(Path(folder).iterdir(), key=lambda one: one == part):
+            written.replace(file.with_name(written.name))
 
 
 def _write_map(file: Path, predicted: Predicted, properties: dict[str, Any], made_by: BothPredictor) -> None:

@@ -45,7 +45,7 @@ def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
         OSError: when nothing can be written there.
     """
     staging = part.file(f".staging-{uuid.uuid4().hex}")
-    why = _why_no_lock(part.file(".lock"))
+    why = why_no_lock(part.file(".lock"))
     with contextlib.nullcontext() if why is not None else _locked(part.file(".lock"), log):
         try:
             if why is None:
@@ -73,7 +73,7 @@ def _locked(file: Path, log: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def _why_no_lock(file: Path) -> str | None:
+def why_no_lock(file: Path) -> str | None:
     """The system's reason if a file cannot be locked at all. A lock of another process is none.
 
     filelock cannot be asked: by its version it waits forever, warns, or raises one of several errors.

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
@@ -57,18 +58,24 @@ def suggest_cases(
 
 
 def read_estimates(report: Path) -> dict[str, float]:
-    """The estimated Dice of unlabeled cases from the JSON of a report.
+    """The estimated Dice of unlabeled cases from the JSON of a report: the mean of those of their structures.
+
+    Structures without an estimate do not count. A case that has none is left out.
 
     Raises:
         MNError: when it is none.
     """
+    estimates: dict[str, list[float]] = {}
     try:
-        listed: list[dict[str, Any]] = json.loads(report.read_bytes())["unlabeled"]
-        return {str(case["case"]): float(case["estimated_dice"]) for case in listed}
+        rows: list[dict[str, Any]] = json.loads(report.read_bytes())["cases"]
+        for row in rows:
+            if row["role"] == "unlabeled" and row["estimated_dice"] is not None:
+                estimates.setdefault(str(row["case"]), []).append(float(row["estimated_dice"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MNError(
             f"{report} is no JSON of a report ({type(error).__name__}: {error}); give the file that it wrote"
         ) from error
+    return {case: fmean(of_structures) for case, of_structures in estimates.items()}
 
 
 def write_chosen(

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from filelock import FileLock
 
+from nnunet_mn.bridge.preprocessing.lock import why_no_lock
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
 from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER, check_network
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
@@ -90,8 +91,8 @@ def join(
     files = [folders.finished(fold) for fold in dict.fromkeys(folds)]
     if folders.joint.exists() and not (force or keep):
         raise MNError(f"{folders.joint} exists; give --force to replace it, and -f with all folds that it is to hold")
-    lock = FileLock(folders.joint.with_name(f".{folders.joint.name}.lock"))
-    with lock if keep else nullcontext(), _staged(folders.joint) as staging:
+    lock = folders.joint.with_name(f".{folders.joint.name}.lock")
+    with FileLock(lock) if keep and why_no_lock(lock) is None else nullcontext(), _staged(folders.joint) as staging:
         for name in _OF_MODEL:
             if (folders.trained / name).is_file():
                 shutil.copyfile(folders.trained / name, staging / name)
@@ -160,7 +161,10 @@ def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: floa
     _write_plans(model.plans.plans, staging, file)
     fold = staging / file.parent.name
     fold.mkdir()
-    torch.save(_checkpoint(checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
+    try:
+        torch.save(_checkpoint(checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
+    except RuntimeError as error:  # of torch's zip writer, on a full disk
+        raise OSError(str(error)) from error
     if (file.parent / "progress.png").is_file():  # nnU-Net's export insists on it
         shutil.copyfile(file.parent / "progress.png", fold / "progress.png")
 

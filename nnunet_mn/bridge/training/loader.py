@@ -177,6 +177,8 @@ class MixedLoader(TellingLoader):
                 setattr(self, shape, (len(keys), *getattr(self, shape)[1:]))
         try:
             batch: dict[str, Any] = super().generate_train_batch()
+        except MNError:  # of a stored mask; it names the file
+            raise
         except UNREADABLE as error:
             raise self._blame(error) from error
         return batch

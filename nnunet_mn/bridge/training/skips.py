@@ -40,7 +40,7 @@ class Skips:
             cases: of the batch, on all ranks.
 
         Raises:
-            MNError: when a student has skipped more than a tenth of an epoch's updates.
+            MNError: when a student has skipped more than a tenth of an epoch's updates, and more than one.
         """
         names = sorted(set(cases))
         for i, student in enumerate(self.students):
@@ -53,7 +53,7 @@ class Skips:
                 f"WARNING: an update of the {student.name} network was skipped, since its loss or gradient was not "
                 f"finite; the batch held {', '.join(names)}"
             )
-            if self._n[i] > MOST_SKIPPED * self.updates:
+            if self._n[i] > max(1, MOST_SKIPPED * self.updates):  # one is never too many
                 raise MNError(self._refusal(i))
 
     def _refusal(self, i: int) -> str:

@@ -1,12 +1,14 @@
 """Masks of unlabeled cases from a finished teacher. They are stored once and then read as labels."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,19 +50,23 @@ class StoredMasks:
             ) from error
         return np.where(segmentation < 0, segmentation, mask[None])
 
-    def has(self, case: str) -> bool:
-        """Whether the mask is there."""
-        return self._file(case).is_file()
+    def has(self, case: str, image: np.ndarray) -> bool:
+        """Whether the mask is there, and was made for this image `(C, Z, Y, X)`."""
+        try:
+            with np.load(self._file(case)) as stored:
+                return str(stored["made_for"]) == _stamp(image)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # missing, damaged or of an earlier version
+            return False
 
-    def write(self, case: str, mask: np.ndarray) -> None:
-        """Store labels `(Z, Y, X)`, whole or not at all.
+    def write(self, case: str, mask: np.ndarray, image: np.ndarray) -> None:
+        """Store labels `(Z, Y, X)` of an image `(C, Z, Y, X)`, whole or not at all.
 
         Raises:
             MNError: if the file cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_arrays(self._file(case), {"mask": mask.astype(np.int16)})
+            write_arrays(self._file(case), {"mask": mask.astype(np.int16), "made_for": np.array(_stamp(image))})
         except OSError as error:
             raise MNError(
                 f"the teacher's mask {self._file(case)} could not be written ({error}): free some space and continue "
@@ -69,6 +75,19 @@ class StoredMasks:
 
     def _file(self, case: str) -> Path:
         return self.folder / f"{case}.npz"
+
+
+def _stamp(image: np.ndarray) -> str:
+    """Tells a changed image: its shape, and a hash of its middle slices along each axis."""
+    z, y, x = (size // 2 for size in image.shape[1:])
+    middle = (np.asarray(plane, np.float32).tobytes() for plane in (image[:, z], image[:, :, y], image[:, :, :, x]))
+    return f"{tuple(image.shape)} {sha256(b''.join(middle)).hexdigest()}"
+
+
+def to_labels(logits: Tensor, label_manager: LabelManager) -> np.ndarray:
+    """Labels `(Z, Y, X)` from logits `(C, Z, Y, X)` on any device."""
+    found: Tensor = label_manager.convert_logits_to_segmentation(logits.cpu())  # nnU-Net makes arrays on its way
+    return found.numpy()
 
 
 def store(
@@ -89,12 +108,12 @@ def store(
     Returns:
         The number of cases that were missing.
     """
-    missing = [name for name in sorted(cases.identifiers) if not masks.has(name)]
+    missing = [name for name in sorted(cases.identifiers) if not masks.has(name, cases.load_case(name)[0])]
     rank, n_ranks = (0, 1) if ranks.group is None else (dist.get_rank(ranks.group), dist.get_world_size(ranks.group))
     ranks.any(False)  # all have looked
     for first in tqdm(range(0, len(missing), n_ranks), desc="masks of the teacher", disable=rank > 0):
         for name in missing[first + rank : first + rank + 1]:  # empty when no names are left
-            image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
-            masks.write(name, predict(image))
+            image = np.asarray(cases.load_case(name)[0][:], dtype=np.float32)
+            masks.write(name, predict(torch.from_numpy(image)), image)
         ranks.any(False)  # the others have theirs, too
     return len(missing)

@@ -1,7 +1,8 @@
 """The teacher of a student: a frozen joint model, from its own folder or from the M&N training behind it."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.training.checkpoint import check_network
@@ -21,7 +22,6 @@ from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import hash_of
 
 _SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
-_OF_DATASET = ("labels", "channel_names")
 
 
 class TeacherModel(NamedTuple):
@@ -42,11 +42,16 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPla
         like: the student's plans.
 
     Raises:
-        MNError: when there is no finished training, or the teacher was trained on other patches, images or labels.
+        MNError: when there is no finished training, the teacher was trained on other patches, images or labels, or the
+            joint model is not of the training beside it.
     """
     file = _checkpoint(folders, fold, config.teacher_folder)
+    content = read_by_environment(file)
+    _check_configuration(content, file, folders.configuration)
     if file.parents[1].name.startswith(JOINT_TRAINER):
-        model = _from_joint(file, folders.configuration)
+        model = _from_joint(file, content, folders.configuration)
+        if config.teacher_folder is None:
+            _check_of_training(model.network, file, folders.trained / f"fold_{fold}" / CHECKPOINT)
     else:
         model = joint_model(file, read_trained(file), folders.configuration)
     _check_like(model.plans, like, file)
@@ -66,11 +71,34 @@ def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
     return file
 
 
-def _from_joint(file: Path, configuration: str) -> JointModel:
-    content, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
-    plans = TrainedPlans(content, description, configuration)
+def _check_configuration(content: Mapping[str, Any], file: Path, configuration: str) -> None:
+    trained = content["init_args"]["configuration"]
+    if trained != configuration:
+        raise MNError(
+            f"the teacher {file} was trained with the configuration {trained}, but the student has {configuration}; "
+            f"name a teacher of the same one"
+        )
+
+
+def _check_of_training(joint: Joint, file: Path, trained: Path) -> None:
+    """Raise an MNError if the joint model of this fold is of an earlier training, or of a trainer of another length."""
+    if not trained.is_file():
+        return
+    weights = {
+        name.removeprefix("module."): one for name, one in read_by_environment(trained)["network_weights"].items()
+    }
+    if hash_of(joint.network_3d.state_dict().items()) != hash_of(weights.items()):
+        raise MNError(
+            f"the joint model {file} is of another training than {trained}; run 'nnunet-mn join --force' for this one, "
+            f"or name one of both folders in nnUNet_mn_teacher_folder"
+        )
+
+
+def _from_joint(file: Path, content: Mapping[str, Any], configuration: str) -> JointModel:
+    joined, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
+    plans = TrainedPlans(joined, description, configuration)
     network = plans.build()
-    weights = read_by_environment(file)["network_weights"]
+    weights = content["network_weights"]
     check_network(weights, network, file)
     network.load_state_dict(weights)
     return JointModel(network, plans)
@@ -81,11 +109,12 @@ def _check_like(theirs: TrainedPlans, ours: TrainedPlans, file: Path) -> None:
     one, other = (
         {
             **plans.plans["configurations"][plans.configuration],
-            **{name: plans.description[name] for name in _OF_DATASET},
+            "labels": str(plans.description["labels"]),  # with regions their order counts
+            "channels": plans.description.get("channel_names", plans.description.get("modality")),
         }
         for plans in (theirs, ours)
     )
-    for name in (*_SHARED, *_OF_DATASET):
+    for name in (*_SHARED, "labels", "channels"):
         if one.get(name) != other.get(name):
             raise MNError(
                 f"the teacher {file} was trained with {name} {one.get(name)}, but the student's plans have "
