@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.device import check_device, check_is_card, fused, prepare_torch, without_search
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
+from nnunet_mn.networks import Network2D
 from nnunet_mn.report.progress import plot_progress
 from nnunet_mn.schedule import (
     DistillationSchedule,
@@ -724,9 +725,10 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         state.refuse_to_continue(mn, self.mn_config, batch_size=self.counts.batch_size, fields=("optimizer_3d",))
 
     def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
+        teacher_2d = cast(Network2D, self.joint.network_2d.network)
         return {
             "teacher_hash": self.teacher_hash,
-            "teacher_backbone": self.joint.network_2d.network.spec.facts.name,
+            "teacher_backbone": teacher_2d.spec.facts.name,
             "slices": self.cotrainer.sampler.generator.get_state(),
             "skipped": [self.cotrainer.student_3d.skipped],
         }
