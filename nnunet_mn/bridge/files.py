@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and ask whether they can be locked."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: filelock needs no flock there
+    fcntl = None  # type: ignore[assignment]  # not on Windows
 
 
 def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:
@@ -43,3 +48,20 @@ def _replace(file: Path, write: Callable[[BinaryIO], object], *, mode: int | Non
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def why_no_lock(file: Path) -> str | None:
+    """The system's reason if a file cannot be locked at all. A lock of another process is none.
+
+    filelock cannot be asked: by its version it waits forever, warns, or raises one of several errors.
+    """
+    if fcntl is None:
+        return None
+    with file.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return None  # locked
+        except OSError as error:
+            return error.strerror
+    return None

@@ -10,12 +10,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from nnunet_mn.bridge.files import why_no_lock
 from nnunet_mn.errors import MNError
-
-try:
-    import fcntl
-except ImportError:  # Windows: filelock needs no flock there
-    fcntl = None  # type: ignore[assignment]  # not on Windows
 
 
 class Part(NamedTuple):
@@ -71,23 +67,6 @@ def _locked(file: Path, log: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def why_no_lock(file: Path) -> str | None:
-    """The system's reason if a file cannot be locked at all. A lock of another process is none.
-
-    filelock cannot be asked: by its version it waits forever, warns, or raises one of several errors.
-    """
-    if fcntl is None:
-        return None
-    with file.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return None  # locked
-        except OSError as error:
-            return error.strerror
-    return None
 
 
 def _refuse_company(part: Part, own: Path, why: str) -> None:

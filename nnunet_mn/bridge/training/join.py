@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from filelock import FileLock
 
-from nnunet_mn.bridge.preprocessing.lock import why_no_lock
+from nnunet_mn.bridge.files import why_no_lock
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
 from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER, check_network
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
