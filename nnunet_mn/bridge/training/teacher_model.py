@@ -46,14 +46,15 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPla
             joint model is not of the training beside it.
     """
     file = _checkpoint(folders, fold, config.teacher_folder)
-    content = read_by_environment(file)
+    is_joint = file.parents[1].name.startswith(JOINT_TRAINER)
+    content = read_by_environment(file) if is_joint else read_trained(file)
     _check_configuration(content, file, folders.configuration)
-    if file.parents[1].name.startswith(JOINT_TRAINER):
+    if is_joint:
         model = _from_joint(file, content, folders.configuration)
         if config.teacher_folder is None:
             _check_of_training(model.network, file, folders.trained / f"fold_{fold}" / CHECKPOINT)
     else:
-        model = joint_model(file, read_trained(file), folders.configuration)
+        model = joint_model(file, content, folders.configuration)
     _check_like(model.plans, like, file)
     return TeacherModel(model.network, file, hash_of(model.network.state_dict().items()))
 
