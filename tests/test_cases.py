@@ -462,6 +462,13 @@ def test_broken_record_of_names_is_named_and_written_anew(tmp_path: Path) -> Non
     assert names(find(None, tmp_path / "x")) == ["u"]
 
 
+def test_record_of_names_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn", "u")
+    (tmp_path / "x_unlabeled.wanted.json").mkdir()
+    with pytest.raises(MNError, match=r"x_unlabeled.wanted.json cannot be written \(Is a directory\)"):
+        write_wanted(tmp_path / "x_unlabeled", find(tmp_path).held)
+
+
 def test_raw_data_without_images_are_as_none(tmp_path: Path) -> None:
     raw, folder = tmp_path / "raw", tmp_path / "x"
     touch(raw / "imagesTr", "a", "v", "u")

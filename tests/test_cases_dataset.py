@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.dataset import DatasetFolders, find_dataset
 from nnunet_mn.errors import MNError
 
 
@@ -49,6 +49,17 @@ def test_number_of_two_datasets_is_refused(roots) -> None:
         MNError, match=r"2 datasets fit \(Dataset004_Heart, Dataset004_Liver\) '4' .*rename all but one"
     ):
         find_dataset("4")
+
+
+def test_an_archive_beside_a_dataset_is_none(roots) -> None:
+    raw, _ = roots
+    (raw / "Dataset004_Heart.zip").touch()
+    assert find_dataset("4").name == "Dataset004_Heart"
+
+
+@pytest.mark.parametrize(("name", "number"), [("Dataset004_Heart", "4"), ("Dataset1000_Big", "1000")])
+def test_the_number_is_that_of_nnunets_commands(name: str, number: str) -> None:
+    assert DatasetFolders(name, None, Path()).number == number
 
 
 def test_missing_folder_variable_is_told(roots, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -216,6 +217,40 @@ def test_healthy_dataset_is_counted(planned_dataset) -> None:
 def test_plans_that_cannot_be_trained_are_bad(planned_dataset, plans: str, configuration: str, finding: str) -> None:
     rows = check_dataset(planned_dataset().name, plans=plans, configuration=configuration)
     assert finding in findings(rows, "bad")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "finding"),
+    [
+        ("nnUNetPlans", {"patch_size": [17, 16, 16]}, "they must be multiples of"),
+        ("nnUNetPlans", {"patch_size": "all"}, "patch_size in configuration '3d_fullres' of the plans is 'all'"),
+        ("nnUNetPlans", {"batch_size": None}, "batch_size in configuration '3d_fullres' of the plans is None"),
+        ("nnUNetPlans", {"inherits_from": "nothing"}, "of the plans cannot be read"),
+        ("nnUNetPlans", {"mn": ["epochs"]}, "must be a dictionary of settings"),
+        ("nnUNetPlans", None, "nnUNetPlans.json lacks configurations; run"),
+        ("dataset", None, "dataset.json lacks file_ending, labels; run"),
+    ],
+)
+def test_broken_plans_and_descriptions_are_bad(
+    planned_dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    change: dict[str, Any] | None,
+    finding: str,
+) -> None:
+    dataset = planned_dataset()
+    folder = tmp_path / dataset.name
+    folder.mkdir()
+    for one in ("nnUNetPlans.json", "dataset.json"):
+        shutil.copy(dataset.preprocessed / one, folder)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    file = folder / f"{name}.json"
+    content = [] if change is None else json.loads(file.read_text())
+    if change is not None:
+        content["configurations"]["3d_fullres"] |= change
+    file.write_text(json.dumps(content))
+    assert finding in findings(check_dataset(dataset.name, **DOCTOR), "bad")
 
 
 def test_training_images_without_a_label_are_bad_before_nnunet_plans(tiny_dataset) -> None:

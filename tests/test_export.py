@@ -146,6 +146,12 @@ def test_folder_that_is_no_model_is_refused(tmp_path: Path, name: str) -> None:
         export_model(tmp_path / name, tmp_path / "model.zip")
 
 
+def test_model_behind_a_link_is_exported(model: Path, tmp_path: Path) -> None:
+    elsewhere = model.rename(tmp_path / "run_17")
+    model.symlink_to(elsewhere)
+    assert export_model(model, tmp_path / "model.zip") == ["fold_0"]
+
+
 def test_command_says_what_it_exported(trained: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(trained), "-o", str(tmp_path / "model.zip")])
     assert "(fold_0)" in result.output

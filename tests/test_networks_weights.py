@@ -1,5 +1,6 @@
 import json
 import pickle
+import shlex
 import shutil
 from collections.abc import Iterable
 from copy import deepcopy
@@ -232,6 +233,11 @@ def test_fetching_says_what_to_export(
     assert [file.name for file in files] == ["model.safetensors"]
     assert "HF_HUB_OFFLINE=1" in exports
     assert str(tmp_path / "weights") in exports if to_folder else f"HF_HUB_CACHE={cache}" in exports
+    if to_folder:
+        _, exports = fetch_backbone("owner/model", to=tmp_path / "my weights")
+        assert f"nnUNet_mn_backbone={tmp_path / 'my weights' / 'owner--model'}" in shlex.split(
+            exports
+        )  # as a shell does
 
 
 @pytest.mark.parametrize(

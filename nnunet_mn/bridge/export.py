@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -74,7 +75,7 @@ def export_model(folder: Path, output: Path) -> list[str]:
 
 
 def _model(folder: Path) -> _Model:
-    folder = folder.resolve()
+    folder = Path(os.path.abspath(folder))  # a link keeps its name
     parts = folder.name.split("__")
     if not folder.is_dir() or len(parts) != 3 or not folder.parent.name.startswith("Dataset"):
         raise MNError(f"{folder} is no model folder; give nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
@@ -151,7 +152,7 @@ def _key(label: Any) -> str:
 
 def _put(made: Path, card: str, output: Path, card_file: Path) -> None:
     """Give both files their places, each whole."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary = output.with_name(f".{output.name}.{uuid4().hex}.tmp")
     try:
         shutil.copyfile(made, temporary)
         temporary.replace(output)

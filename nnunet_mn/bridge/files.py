@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _replace(file: Path, write: Callable[[BinaryIO], object], *, mode: int | None = None) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{uuid4().hex}.tmp")  # containers that share a disk have equal process ids
     try:
         with temporary.open("wb") as stream:
             write(stream)

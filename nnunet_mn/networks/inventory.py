@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -127,9 +128,9 @@ def _exports(source: str, folder: Path, *, is_cache: bool) -> str:
     """A line of shell: with it a training finds the fetched weights without a network."""
     if is_cache:
         hub = folder.parents[2]  # .../hub/models--<owner>--<name>/snapshots/<revision>
-        return f"export HF_HUB_CACHE={hub} HF_HUB_OFFLINE=1 nnUNet_mn_backbone={source}"
+        return f"export HF_HUB_CACHE={quote(str(hub))} HF_HUB_OFFLINE=1 nnUNet_mn_backbone={quote(source)}"
     backbone = f"{source}@{weight_files(folder)[0].resolve()}" if source.startswith(_TIMM) else str(folder.resolve())
-    return f"export HF_HUB_OFFLINE=1 nnUNet_mn_backbone={backbone}"
+    return f"export HF_HUB_OFFLINE=1 nnUNet_mn_backbone={quote(backbone)}"
 
 
 def try_out(config: MNConfig) -> tuple[Network2D, Tensor]:

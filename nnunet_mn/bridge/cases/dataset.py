@@ -24,6 +24,11 @@ class DatasetFolders:
     raw: Path | None
     preprocessed: Path
 
+    @property
+    def number(self) -> str:
+        """As nnU-Net's commands take it."""
+        return self.name.removeprefix("Dataset").partition("_")[0].lstrip("0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFolders:
@@ -66,7 +71,8 @@ def results_of(number_or_name: str) -> Path:
 def _only_name(number_or_name: str, roots: list[Path]) -> str:
     """The name of the only dataset in these folders that fits."""
     prefix = f"Dataset{int(number_or_name):03d}_" if number_or_name.isdecimal() else number_or_name
-    names = {path.name for root in roots for path in root.glob("Dataset*") if _fits(path.name, prefix)}
+    found = (path for root in roots for path in root.glob("Dataset*") if _fits(path.name, prefix))
+    names = {path.name for path in found if path.is_dir()}  # archives may lie beside them
     where = f"'{number_or_name}' in {' and '.join(map(str, roots))}"
     if not names:
         raise MNError(f"no dataset fits {where}; give one by its number or its whole name")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, DatasetFolders
@@ -45,26 +46,59 @@ def load_planned(folders: DatasetFolders, *, plans: str, configuration: str) -> 
     Raises:
         MNError: when one of them is missing or broken.
     """
-    hint = f"run 'nnUNetv2_plan_and_preprocess -d {int(folders.name[7:10])} -c {configuration}'"
-    found = PlansManager(_read_json(folders.preprocessed / f"{plans}.json", hint))
-    if configuration not in found.available_configurations:
+    hint = f"run 'nnUNetv2_plan_and_preprocess -d {folders.number} -c {configuration}'"
+    file = folders.preprocessed / f"{plans}.json"
+    found = _read_json(file, hint, {"configurations"})
+    planned = planned_configuration(found, configuration)
+    description = _read_json(folders.preprocessed / "dataset.json", hint, {"file_ending", "labels"})
+    return PlannedDataset(folders, PlansManager(found), configuration, planned, description)
+
+
+def planned_configuration(plans: dict[str, Any], configuration: str) -> ConfigurationManager:
+    """A configuration of the plans with whole, positive sizes.
+
+    Raises:
+        MNError: naming the wrong entry of the plans.
+    """
+    known = plans.get("configurations")
+    if not isinstance(known, dict) or configuration not in known:
+        names = ", ".join(known) if isinstance(known, dict) else "none"
+        raise MNError(f"the plans have no configuration '{configuration}'; they have: {names}")
+    try:
+        planned = PlansManager(plans).get_configuration(configuration)
+    except Exception as error:  # `inherits_from` may be anything
+        raise MNError(f"configuration '{configuration}' of the plans cannot be read ({error}); plan again") from error
+    _check_sizes(planned.configuration, f"configuration '{configuration}' of the plans")
+    return planned
+
+
+def _check_sizes(found: dict[str, Any], where: str) -> None:
+    if not isinstance(found.get("mn", {}), dict):
+        raise MNError(f"'mn' in {where} is {found['mn']!r}, but must be a dictionary of settings; correct it")
+    batch, patch = found.get("batch_size"), found.get("patch_size")
+    if type(batch) is not int or batch < 1:
+        raise MNError(f"batch_size in {where} is {batch!r}, but must be a whole number of samples; correct it")
+    if not isinstance(patch, (list, tuple)) or not all(type(n) is int and n > 0 for n in patch):
+        raise MNError(f"patch_size in {where} is {patch!r}, but must be a list of numbers of voxels; correct it")
+    strides = found.get("architecture", {}).get("arch_kwargs", {}).get("strides")
+    if not isinstance(strides, (list, tuple)):
+        return  # a network of another kind
+    divisor = np.prod([np.broadcast_to(stride, len(patch)) for stride in strides], axis=0)
+    if np.any(np.mod(patch, divisor)):
         raise MNError(
-            f"{plans} have no configuration '{configuration}'; use {', '.join(found.available_configurations)}"
+            f"patch_size in {where} is {list(patch)}, but its network halves the axes so often that they must be "
+            f"multiples of {divisor.tolist()}; correct it"
         )
-    return PlannedDataset(
-        folders,
-        found,
-        configuration,
-        found.get_configuration(configuration),
-        _read_json(folders.preprocessed / "dataset.json", hint),
-    )
 
 
-def _read_json(file: Path, hint: str) -> dict[str, Any]:
+def _read_json(file: Path, hint: str, needed: set[str]) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise MNError(f"{file} does not exist; {hint}") from error
     except (OSError, ValueError) as error:
         raise MNError(f"{file} cannot be read ({error}); {hint}") from error
+    missing = sorted(needed - content.keys() if isinstance(content, dict) else needed)
+    if missing:
+        raise MNError(f"{file} lacks {', '.join(missing)}; {hint}")
     return content

@@ -43,7 +43,10 @@ def write_wanted(folder: Path, held: Mapping[str, list[str]]) -> None:
         old = None
     new = {**(old or {}), **held}
     if held and new != old and os.access(folder.parent, os.W_OK):
-        write_whole(_file(folder), json.dumps(new, indent=1) + "\n")
+        try:
+            write_whole(_file(folder), json.dumps(new, indent=1) + "\n")
+        except OSError as error:
+            raise MNError(f"{_file(folder)} cannot be written ({error.strerror}); free some space there") from error
 
 
 def _file(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """The cost of a planned M&N training: GPU memory of both networks in both phases of a step, and arithmetic.
 
-A step has two phases (`CoTrainer.step`). The first trains the 3D network, the second the 2D network, each with the
-other's pseudo-masks. Weights and optimizers of both stay on the card all the time.
+A step has two phases (`CoTrainer.step`). The first trains the 3D network, the second the 2D network, each with
+the teacher's pseudo-masks. Weights and optimizers of both stay on the card all the time.
 """
 
 import math
@@ -137,7 +137,7 @@ class PlanCost:
         return (1 + on_top) * (of_3d + of_2d) + teacher * slice_.forward
 
     def gpu_hours(self, slices_per_forward: int) -> float:
-        """Hours for 1,000 epochs on the card named above, at least: its arithmetic at the pace of nnU-Net's trainings.
+        """Hours for 1,000 epochs on the card named above, roughly: its arithmetic at the pace of nnU-Net's trainings.
 
         The 2D network has smaller kernels than the 3D one, and more of them. Its pace has not been measured.
         """

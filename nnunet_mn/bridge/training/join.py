@@ -1,13 +1,13 @@
 """The joint model: a folder in nnUNet_results from which stock nnU-Net predicts with both networks."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import torch
 from filelock import FileLock
@@ -239,7 +239,8 @@ def _checkpoint(source: Mapping[str, Any], plans: dict[str, Any], weights: dict[
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A folder beside the target. It takes the target's place at the end, unless something was raised."""
-    staging, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    own = uuid4().hex
+    staging, old = (target.with_name(f".{target.name}.{own}.{kind}") for kind in ("new", "old"))
     try:
         staging.mkdir()
         yield staging
