@@ -235,9 +235,8 @@ def test_fetching_says_what_to_export(
     assert str(tmp_path / "weights") in exports if to_folder else f"HF_HUB_CACHE={cache}" in exports
     if to_folder:
         _, exports = fetch_backbone("owner/model", to=tmp_path / "my weights")
-        assert f"nnUNet_mn_backbone={tmp_path / 'my weights' / 'owner--model'}" in shlex.split(
-            exports
-        )  # as a shell does
+        read_by_a_shell = shlex.split(exports)
+        assert f"nnUNet_mn_backbone={tmp_path / 'my weights' / 'owner--model'}" in read_by_a_shell
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,7 @@ def load_planned(folders: DatasetFolders, *, plans: str, configuration: str) -> 
         MNError: when one of them is missing or broken.
     """
     hint = f"run 'nnUNetv2_plan_and_preprocess -d {folders.number} -c {configuration}'"
-    file = folders.preprocessed / f"{plans}.json"
-    found = _read_json(file, hint, {"configurations"})
+    found = _read_json(folders.preprocessed / f"{plans}.json", hint, {"configurations"})
     planned = planned_configuration(found, configuration)
     description = _read_json(folders.preprocessed / "dataset.json", hint, {"file_ending", "labels"})
     return PlannedDataset(folders, PlansManager(found), configuration, planned, description)

@@ -142,7 +142,7 @@ def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, w
     """
     plans, description = (read_json(file.parents[1] / name) for name in ("plans.json", "dataset.json"))
     trained = TrainedPlans(plans, description, configuration)
-    stored = checkpoint["mn"]["config"]  # an earlier version lacks newer settings; their defaults built its networks
+    stored = checkpoint["mn"]["config"]  # 0.1.0 has no dropout_2d, which changes no prediction
     config = MNConfig(**{name: stored[name] for name in _OF_NETWORKS if name in stored})
     network_2d = _trained_network_2d(checkpoint["mn"], config, trained, file)
     joined = trained.joined(network_2d.spec.to_json(), config, weight_2d=weight_2d)
