@@ -2,8 +2,12 @@
 
 import json
 import os
+import resource
 import shutil
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from typer.testing import CliRunner
 
 from nnunet_mn.bridge.export import CARD, CHECKPOINT, export_model
-from nnunet_mn.bridge.model_card import TrainedFold, model_card
+from nnunet_mn.bridge.model_card import FoldOnCard, model_card
 from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN_1epoch
@@ -161,12 +165,83 @@ def test_command_says_what_it_exported(trained: Path, tmp_path: Path) -> None:
 def test_card_lists_every_fold_and_says_what_is_not_recorded() -> None:
     common = {"config": {"backbone": "b"}, "versions": {"torch": "2"}, "dice": {"a": 0.5}, "n_validated": 3}
     folds = [
-        TrainedFold(name="fold_0", cases={"labeled": 4, "unlabeled": 9, "val": 3}, **common),
-        TrainedFold(name="fold_1", cases={}, **common),
+        FoldOnCard(name="fold_0", cases={"labeled": 4, "unlabeled": 9, "val": 3}, **common),
+        FoldOnCard(name="fold_1", cases={}, **common),
     ]
-    card = model_card("A", folds, license="MIT")
+    card = model_card("A", folds)
     assert "| fold_0 | 4 | 9 | 3 |" in card
     assert "| fold_1 | not recorded | not recorded | not recorded |" in card
+
+
+def test_card_says_which_fold_had_which_2d_network_and_settings() -> None:
+    common: dict[str, Any] = {"cases": {}, "dice": {"a": 0.5}, "n_validated": 3}
+    free = {"backbone": "efficientnet-lite0", "seed": 1}
+    other = {"backbone": "nvidia/segformer-b2-finetuned-ade-512-512", "seed": 1, "slice_step": 2}
+    trained = [("fold_0", free, {"torch": "2"}), ("fold_1", other, {"torch": "3"}), ("fold_2", free, {"torch": "2"})]
+    folds = [FoldOnCard(name=name, config=config, versions=versions, **common) for name, config, versions in trained]
+    card = model_card("A", folds)
+    assert "- `efficientnet-lite0`; license of its weights: Apache-2.0 (fold_0, fold_2)" in card
+    assert "- `nvidia/segformer-b2-finetuned-ade-512-512`; license of its weights: NVIDIA" in card
+    assert "| `seed` | `1` |" in card
+    assert "| `slice_step` | `not recorded` (fold_0, fold_2), `2` (fold_1) |" in card
+    assert "torch 2 (fold_0, fold_2) and 3 (fold_1)" in card
+
+
+def test_export_needs_no_room_for_temporary_files_elsewhere(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert export_model(trained, tmp_path / "model.zip") == ["fold_0"]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more than so many bytes into a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_is_a_sentence_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+    with files_of_at_most(20_000), pytest.raises(MNError, match=r"model\.zip cannot be written .*free some space"):
+        export_model(trained, tmp_path / "model.zip")  # the weights take more
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_log_of_a_failed_stock_export_stays(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunet_mn.bridge.export._OF_MODEL", ("plans.json", "dataset.json"))  # stock needs a third
+    log = tmp_path / "model.export.log"
+    with pytest.raises(MNError, match=f"failed .*all it said is in {log}"):
+        export_model(trained, tmp_path / "model.zip")
+    assert list(tmp_path.iterdir()) == [log]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fold_0/validation/summary.json", "run nnUNetv2_train with --val"),
+        ("plans.json", "put back"),
+        ("dataset.json", "put back"),
+        ("dataset_fingerprint.json", "put back"),
+    ],
+)
+@pytest.mark.parametrize("content", ['{"mean": {"1"', "[]"])
+def test_half_written_file_is_refused_by_name(model: Path, tmp_path: Path, name: str, said: str, content: str) -> None:
+    (model / name).write_text(content)
+    with pytest.raises(MNError, match=f"{model / name} .*{said}"):
+        export_model(model, tmp_path / "model.zip")
+    assert {file.name for file in tmp_path.iterdir()} == {model.parent.name}
+
+
+def test_summary_without_scores_is_refused(model: Path, tmp_path: Path) -> None:
+    summary = model / "fold_0" / "validation" / "summary.json"
+    for content in ("{}", json.dumps({"mean": {"1": {}}, "foreground_mean": {}, "metric_per_case": []})):
+        summary.write_text(content)
+        with pytest.raises(MNError, match=f"{summary} lacks .*run nnUNetv2_train with --val"):
+            export_model(model, tmp_path / "model.zip")
 
 
 def test_regions_are_called_by_their_names(model: Path, tmp_path: Path) -> None:

@@ -280,6 +280,42 @@ def test_a_fold_joins_those_that_are_there(copied: ModelFolders) -> None:
 
 
 @only_classes
+def test_folds_of_another_trainer_are_refused(copied: ModelFolders) -> None:
+    shorter = replace(copied, trainer="nnUNetTrainerMN_5epochs")
+    shutil.copytree(copied.trained, shorter.trained)
+    (shorter.trained / "fold_0").rename(shorter.trained / "fold_1")
+    change(shorter, "1", trainer=shorter.trainer)
+    join(copied, ["0"])
+    with pytest.raises(MNError, match="holds folds of nnUNetTrainerMN, but this one is of nnUNetTrainerMN_5epochs; "):
+        join(shorter, ["1"], keep=True)
+    assert [folder.name for folder in copied.joint.glob("fold_*")] == ["fold_0"]
+
+
+@only_classes
+def test_remains_of_a_killed_join_are_removed_and_the_old_model_is_put_back(copied: ModelFolders) -> None:
+    join(copied, ["0"])
+    new, old, lock = (
+        copied.joint.with_name(f".{copied.joint.name}.{'0' * 32}.{end}") for end in ("new", "old", "lock")
+    )
+    lock.touch()
+    new.mkdir()
+    copied.joint.rename(old)
+    with pytest.raises(MNError, match="exists; give --force to replace it"):
+        join(copied, ["0"])
+    assert {entry.name for entry in copied.dataset.iterdir()} == {copied.trained.name, copied.joint.name}
+
+
+@only_classes
+@pytest.mark.parametrize(("content", "fault"), [('{"labels"', "cannot be read"), ("[]", "must hold"), ("{}", "lacks")])
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+def test_a_half_written_file_is_refused_by_name(copied: ModelFolders, name: str, content: str, fault: str) -> None:
+    (copied.trained / name).write_text(content)
+    with pytest.raises(MNError, match=f"{name} {fault}.*put back the file that the training wrote"):
+        join(copied, ["0"])
+    assert not copied.joint.exists()
+
+
+@only_classes
 def test_a_training_writes_its_joint_model_where_asked(
     model: Model, copy_site: Any, train: Any, tmp_path: Path
 ) -> None:

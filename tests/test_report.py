@@ -25,6 +25,7 @@ from nnunet_mn.bridge.training.join import ModelFolders, join
 from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.reference import usual_structures
+from nnunet_mn.report.validation import read_validation
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
 
@@ -208,6 +209,13 @@ def test_regions_and_several_channels(planned_dataset: Any, copy_site: Any, trai
     predicted = both.predict(load_case(next(found.cases("unlabeled"))).image)
     whole = np.isin(predicted.joint, (1, 2)).sum()
     assert predicted.sums.n_joint[0] == whole
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read is hard to make here")
+def test_a_summary_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").symlink_to("/proc/self/mem")
+    with pytest.raises(MNError, match=r"summary\.json cannot be read .*nnUNetv2_train with --val"):
+        read_validation(tmp_path, (), ".nii.gz")
 
 
 @pytest.mark.parametrize("kind", ["classes", "regions", "ignore"])

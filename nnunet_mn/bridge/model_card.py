@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_mn.networks.registry import license_of
+
 UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedFold:
+class FoldOnCard:
     """One fold's part of a model card.
 
     Args:
@@ -28,15 +30,16 @@ class TrainedFold:
     n_validated: int
 
 
-def model_card(title: str, folds: Sequence[TrainedFold], *, license: str) -> str:
-    """Write the page in Markdown.
+def model_card(title: str, folds: Sequence[FoldOnCard]) -> str:
+    """Write the page in Markdown. Where folds differ, it says which fold has what.
 
     Args:
         title: dataset and model folder.
-        folds: at least one; the settings of the first stand for all.
-        license: of the 2D network's pretrained weights.
+        folds: at least one.
     """
-    first = folds[0]
+    classes = dict.fromkeys(name for fold in folds for name in fold.dice)
+    settings = dict.fromkeys(name for fold in folds for name in fold.config)
+    packages = dict.fromkeys(name for fold in folds for name in fold.versions)
     return "\n".join(
         [
             f"# {title}",
@@ -50,29 +53,55 @@ def model_card(title: str, folds: Sequence[TrainedFold], *, license: str) -> str
             "",
             "## Final validation (mean Dice)",
             "",
-            *_table(["fold", "cases", *first.dice], [_scores(fold, list(first.dice)) for fold in folds]),
+            *_table(["fold", "cases", *classes], [_scores(fold, list(classes)) for fold in folds]),
             "",
             "## Pretrained 2D network",
             "",
-            f"`{first.config['backbone']}`; license of its weights: {license}. The 3D network was trained with its "
-            f"pseudo-masks. Does the license bind the 3D network too? The user has to judge.",
+            *(f"- {network}" for network in _by_fold(folds, [_network_2d(fold.config["backbone"]) for fold in folds])),
+            "",
+            "The 3D network was trained with its pseudo-masks. Does the license bind the 3D network too? The user has "
+            "to judge.",
             "",
             "## Settings and versions",
             "",
-            *_table(["setting", "value"], [[f"`{k}`", f"`{v}`"] for k, v in first.config.items()]),
+            *_table(["setting", "value"], [[f"`{name}`", _setting(folds, name)] for name in settings]),
             "",
-            ", ".join(f"{name} {version}" for name, version in first.versions.items()),
+            ", ".join(f"{name} {_version(folds, name)}" for name in packages),
             "",
         ]
     )
 
 
-def _counts(fold: TrainedFold) -> list[str]:
+def _network_2d(backbone: str) -> str:
+    return f"`{backbone}`; license of its weights: {license_of(backbone)}"
+
+
+def _setting(folds: Sequence[FoldOnCard], name: str) -> str:
+    return ", ".join(_by_fold(folds, [f"`{fold.config.get(name, UNKNOWN)}`" for fold in folds]))
+
+
+def _version(folds: Sequence[FoldOnCard], name: str) -> str:
+    return " and ".join(_by_fold(folds, [fold.versions.get(name, UNKNOWN) for fold in folds]))
+
+
+def _by_fold(folds: Sequence[FoldOnCard], texts: Sequence[str]) -> list[str]:
+    """The text that all folds have; else each text with the folds that have it."""
+    names: dict[str, list[str]] = {}
+    for fold, text in zip(folds, texts, strict=True):
+        names.setdefault(text, []).append(fold.name)
+    return list(names) if len(names) == 1 else [f"{text} ({', '.join(of)})" for text, of in names.items()]
+
+
+def _counts(fold: FoldOnCard) -> list[str]:
     return [fold.name, *(str(fold.cases.get(kind, UNKNOWN)) for kind in ("labeled", "unlabeled", "val"))]
 
 
-def _scores(fold: TrainedFold, names: Sequence[str]) -> list[str]:
-    return [fold.name, str(fold.n_validated), *(f"{fold.dice[name]:.4f}" for name in names)]
+def _scores(fold: FoldOnCard, names: Sequence[str]) -> list[str]:
+    return [fold.name, str(fold.n_validated), *(_score(fold.dice.get(name)) for name in names)]
+
+
+def _score(dice: float | None) -> str:
+    return UNKNOWN if dice is None else f"{dice:.4f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

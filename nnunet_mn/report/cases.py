@@ -15,7 +15,7 @@ from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.prediction.fold import Loaded
 from nnunet_mn.bridge.prediction.predictor import BothPredictor, Predicted
 from nnunet_mn.bridge.prediction.structures import masks_of
-from nnunet_mn.report.pictures import Picture, Shown, three_planes, thumbnail
+from nnunet_mn.report.pictures import Picture, Shown, small_picture, three_planes
 
 NETWORKS = ("3D", "2D", "joint")
 
@@ -88,7 +88,7 @@ def examine(
         role=role,
         structures=dict(_numbers(predicted, masks, truth, counted, made_by)),
         hd95={structure: or_none(value) for structure, value in hd95.items()},
-        thumbnail=thumbnail(shown, np.asarray(masks["joint"].any(0))),
+        thumbnail=small_picture(shown, np.asarray(masks["joint"].any(0))),
         planes=three_planes(shown, np.asarray(wrong)),
     )
 

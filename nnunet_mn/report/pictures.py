@@ -47,7 +47,7 @@ def three_planes(shown: Shown, where: NDArray[np.bool_]) -> list[Picture]:
     return [_picture(shown, axis, _fullest(where, axis), PLANE_PIXELS) for axis in range(3)]
 
 
-def thumbnail(shown: Shown, where: NDArray[np.bool_]) -> str:
+def small_picture(shown: Shown, where: NDArray[np.bool_]) -> str:
     """A small slice across the first axis, which has the largest spacing."""
     return _picture(shown, 0, _fullest(where, 0), THUMBNAIL_PIXELS).svg
 

@@ -37,7 +37,7 @@ def read_validation(folder: Path, structures: Sequence[Structure], ending: str) 
             }
             for case in cases
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise MNError(f"{file} cannot be read ({error}); run nnUNetv2_train with --val to write it anew") from error
 
 

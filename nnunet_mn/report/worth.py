@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Measured:
+class Scored:
     """Rank correlations of estimated and true Dice over the unlabeled cases, one for each training.
 
     Args:
@@ -24,6 +24,6 @@ class Measured:
 
 # From benchmarks/results/quality.json, which benchmarks/quality.py writes. A test compares.
 MEASURED = (
-    Measured("hippocampus MRI", "Dataset004_Hippocampus", 4, 136, (0.49, 0.56)),
-    Measured("left atrium MRI", "Dataset005_LeftAtrium", 4, 56, (0.67, 0.82)),
+    Scored("hippocampus MRI", "Dataset004_Hippocampus", 4, 136, (0.49, 0.56)),
+    Scored("left atrium MRI", "Dataset005_LeftAtrium", 4, 56, (0.67, 0.82)),
 )

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_imag
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
 from nnunet_mn.bridge.prediction.predictor import BothPredictor, Predicted
+from nnunet_mn.bridge.staging import staging_beside
 
 
 def mask_files(folder: Path, name: str, ending: str) -> tuple[Path, Path]:
@@ -53,10 +53,10 @@ def _moved_to(file: Path) -> Iterator[Path]:
 
     Some of nnU-Net's writers put a second file beside the image: that for TIFF keeps the spacing in NAME.json.
     """
-    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=file.parent) as folder:
-        part = Path(folder) / file.name
+    with staging_beside(file) as folder:
+        part = folder / file.name
         yield part
-        for written in sorted(Path(folder).iterdir(), key=lambda one: one == part):
+        for written in sorted(folder.iterdir(), key=lambda one: one == part):
             written.replace(file.with_name(written.name))
 
 

@@ -13,6 +13,13 @@ from nnunet_mn.bridge.training.assembly import slice_axes
 from nnunet_mn.config import MNConfig
 from nnunet_mn.networks.joint import Joint
 
+_TRAINER = "trained_by"
+
+
+def trainer_of(plans: Mapping[str, Any], configuration: str) -> str:
+    """The trainer of the folds in a joint model, by its plans."""
+    return str(plans["configurations"].get(configuration, {}).get("architecture", {}).get(_TRAINER, "another trainer"))
+
 
 @dataclass(frozen=True)
 class TrainedPlans:
@@ -38,13 +45,16 @@ class TrainedPlans:
         """Channels of the logits."""
         return int(self._labels.num_segmentation_heads)
 
-    def joined(self, network_2d: Mapping[str, Any], config: MNConfig, *, weight_2d: float) -> "TrainedPlans":
+    def joined(
+        self, network_2d: Mapping[str, Any], config: MNConfig, *, weight_2d: float, trainer: str
+    ) -> "TrainedPlans":
         """The same plans, but with both networks in the configuration.
 
         Args:
             network_2d: the description of the 2D network (`Spec.to_json`).
             config: of the training.
             weight_2d: of the 2D network in the mean of probabilities.
+            trainer: the name of the training's, for `trainer_of`.
         """
         configuration = self._configuration
         architecture = {
@@ -62,6 +72,7 @@ class TrainedPlans:
                 "slices_per_forward": config.slices_per_forward,
             },
             "_kw_requires_import": [],
+            _TRAINER: trainer,  # nnU-Net reads none but the keys above
         }
         plans = deepcopy(self.plans)
         plans["configurations"][self.configuration]["architecture"] = architecture

@@ -1,0 +1,71 @@
+"""The folders of a training in nnUNet_results, and the JSON files in them."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_mn.errors import MNError
+
+JOINT_TRAINER = "nnUNetTrainerMNJoint"
+CHECKPOINT = "checkpoint_final.pth"
+PUT_BACK = "put back the file that the training wrote"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolders:
+    """The folders of a training and of its joint model.
+
+    Args:
+        dataset: nnUNet_results/DATASET.
+        trainer, plans, configuration: their names.
+    """
+
+    dataset: Path
+    trainer: str
+    plans: str
+    configuration: str
+
+    @classmethod
+    def of(cls, folder: Path) -> "ModelFolders":
+        """Those of a training by its own folder. Raises an MNError if it is none."""
+        folder = Path(os.path.abspath(folder))  # a link keeps its name
+        parts = folder.name.split("__")
+        if not folder.is_dir() or len(parts) != 3 or not folder.parent.name.startswith("Dataset"):
+            raise MNError(f"{folder} is no model folder; give nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
+        return cls(dataset=folder.parent, trainer=parts[0], plans=parts[1], configuration=parts[2])
+
+    @property
+    def trained(self) -> Path:
+        """The folder of the training."""
+        return self.dataset / f"{self.trainer}__{self.plans}__{self.configuration}"
+
+    @property
+    def joint(self) -> Path:
+        """The folder of the joint model, beside it."""
+        return self.dataset / f"{JOINT_TRAINER}__{self.plans}__{self.configuration}"
+
+    def finished(self, fold: str) -> Path:
+        """The final checkpoint of a fold. Raises an MNError when its training has not ended."""
+        file = self.trained / f"fold_{fold}" / CHECKPOINT
+        if file.is_file():
+            return file
+        begun = " --c" if file.parent.is_dir() else ""
+        raise MNError(
+            f"fold {fold} has no finished training: there is no {file}; run 'nnUNetv2_train {self.dataset.name} "
+            f"{self.configuration} {fold} -tr {self.trainer} -p {self.plans}{begun}' to its end"
+        )
+
+
+def read_json(file: Path, *needed: str, remedy: str = PUT_BACK) -> dict[str, Any]:
+    """The content of a model folder's file. Raises an MNError with a remedy when it is no object with these keys."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MNError(f"{file} cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise MNError(f"{file} must hold a JSON object, but holds {str(content)[:60]!r}; {remedy}")
+    if missing := [key for key in needed if key not in content]:
+        raise MNError(f"{file} lacks {', '.join(missing)}; {remedy}")
+    return content
