@@ -24,7 +24,12 @@ from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.last_word import last_word
 from nnunet_mn.bridge.planning.cost import PlanCost
 from nnunet_mn.bridge.planning.cost_model import CostModel, written_settings
-from nnunet_mn.bridge.planning.fingerprint import MNFingerprintExtractor, fingerprint
+from nnunet_mn.bridge.planning.fingerprint import (
+    MNFingerprintExtractor,
+    check_description,
+    check_fingerprint,
+    fingerprint,
+)
 from nnunet_mn.bridge.training.assembly import label_space, slice_axes
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import environment_layer, resolve
@@ -62,6 +67,7 @@ class _MNPlanning(ExperimentPlanner):
     UNet_vram_target_GB: float
     _warnings: list[str]
 
+    @last_word
     def __init__(
         self,
         dataset_name_or_id: str | int,
@@ -73,6 +79,8 @@ class _MNPlanning(ExperimentPlanner):
     ) -> None:
         target = self.default_target_gib if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
         name = self.default_plans_name if plans_name is None else plans_name
+        check_description(dataset_name_or_id)
+        check_fingerprint(dataset_name_or_id)
         super().__init__(
             dataset_name_or_id, target, preprocessor_name, name, overwrite_target_spacing, suppress_transpose
         )

@@ -293,7 +293,14 @@ SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "field in plans": (lambda site: site.plans(mn={"lr2d": 1}), "'mn' in the plans' configuration .* 'lr2d' to 1"),
     "type in plans": (lambda site: site.plans(mn={"lr_2d": "fast"}), "sets 'lr_2d' to 'fast'"),
     "settings in plans that are no dictionary": (lambda site: site.plans(mn=["epochs"]), "'mn' in .* a dictionary"),
-    "batch of one": (lambda site: site.plans(batch_size=1), "plans a batch of 1, but M&N needs room for a labeled and"),
+    "batch of one": (
+        lambda site: site.plans(batch_size=1, mn={"batch": "replace"}),
+        "plans a batch of 1, but M&N needs room for a labeled and",
+    ),
+    "batch of one, rounded down": (
+        lambda site: site.plans(batch_size=1, mn={"rounding": "floor"}),
+        "a batch of 1, of which nnUNet_mn_rounding=floor leaves no unlabeled sample",
+    ),
     "batch in words": (lambda site: site.plans(batch_size="two"), "batch_size in .* is 'two'"),
     "patch that the network cannot halve": (lambda site: site.plans(patch_size=[17, 16, 16]), "must be multiples of"),
     "patch of words": (lambda site: site.plans(patch_size="all"), "patch_size in .* is 'all'"),

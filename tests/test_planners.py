@@ -237,6 +237,17 @@ def _fold(train: Iterable[str], val: Iterable[str], unlabeled: Iterable[str]) ->
     return {"train": list(train), "val": list(val), "unlabeled": list(unlabeled)}
 
 
+@pytest.mark.slow
+def test_a_batch_of_one_trains_with_an_unlabeled_sample_on_top(site_of: Callable[..., Any], train: Any) -> None:
+    site = site_of()
+    site.validate = False
+    site.plans(batch_size=1)
+    site.set(iterations_per_epoch=4)
+    code, output = train(site)
+    assert code == 0, output
+    assert "unlabeled share 0.250" in output  # the third of four samples has one beside it
+
+
 def test_cases_that_no_fold_calls_unlabeled_are_labeled() -> None:
     assert labeled_for_planning("abcd", [_fold("a", "b", "cd")]) == (["a", "b"], [])
     assert labeled_for_planning("abc", None) == (["a", "b", "c"], [])
@@ -288,6 +299,62 @@ def test_a_broken_labeled_image_is_named(tiny_dataset: Callable[..., Any], case:
     image = dataset.raw / "imagesTr" / f"{dataset.labeled[case]}_0000.nii.gz"
     image.write_bytes(b"no image")
     with pytest.raises(MNError, match=f"{image} cannot be read"):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+
+
+def _no_label(file: Path, _: Any) -> None:
+    file.unlink()
+
+
+def _smaller_label(file: Path, volume_tools: Any) -> None:
+    volume_tools.write(volume_tools.read(file)[1:], file)
+
+
+def _broken_label(file: Path, _: Any) -> None:
+    file.write_bytes(b"no label")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_no_label, r"'labeled_01' has no label .*labeled_01\.nii\.gz"),
+        (_smaller_label, r"'labeled_01' has a label of \(23, 20, 22\) voxels, but an image of \(24, 20, 22\)"),
+        (_broken_label, r"labelsTr.labeled_01\.nii\.gz cannot be read"),
+    ],
+)
+def test_a_faulty_label_is_named(
+    tiny_dataset: Callable[..., Any], volume_tools: Any, spoil: Callable[..., None], said: str
+) -> None:
+    dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, DatasetFingerprintExtractor, num_processes=1)
+    spoil(dataset.raw / "labelsTr" / "labeled_01.nii.gz", volume_tools)
+    with pytest.raises(MNError, match=said):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    with pytest.raises(MNError, match=said):
+        plan_experiment_dataset(dataset.number, MNPlanner)
+
+
+def test_a_case_whose_fault_shows_only_when_it_is_read_is_named(
+    tiny_dataset: Callable[..., Any], volume_tools: Any
+) -> None:
+    dataset = tiny_dataset(ending=".nrrd")  # of a NIfTI file, ITK reads NaN as 0
+    label = dataset.raw / "labelsTr" / "labeled_01.nrrd"
+    volume_tools.write(np.full_like(volume_tools.read(label), np.nan, dtype=np.float32), label)
+    with pytest.raises(MNError, match=r"image or label of 'labeled_01' cannot be used .*NaN"):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+
+
+def test_half_written_descriptions_are_named(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    fingerprint = dataset.preprocessed / "dataset_fingerprint.json"
+    fingerprint.write_text('{"spacings": [')
+    with pytest.raises(MNError, match=f"{fingerprint} cannot be read .*nnUNetv2_extract_fingerprint"):
+        plan_experiment_dataset(dataset.number, MNPlanner)
+    (dataset.raw / "dataset.json").write_text('{"labels": {')
+    with pytest.raises(MNError, match=r"dataset\.json cannot be read"):
+        plan_experiment_dataset(dataset.number, MNPlanner)
+    with pytest.raises(MNError, match=r"dataset\.json cannot be read"):
         extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
 
 
@@ -379,6 +446,17 @@ def test_slices_in_flight_follow_from_teaching_too(costs: CostModel) -> None:
     fitting = heavy.slices_that_fit(target)
     assert 1 <= fitting < cost.slices_that_fit(target)
     assert heavy.phase_3d_gib(fitting) <= target < heavy.phase_3d_gib(fitting + 1)
+
+
+def test_without_a_setting_half_of_a_cards_free_memory_is_for_slices(costs: CostModel) -> None:
+    cost = costs.of(ARCHITECTURE, (128, 256, 256), 2)  # 2^20 pixels are 16 of its slices
+    assert costs.slices_in_flight(cost, None) == 16
+    small, large = (costs.slices_in_flight(cost, gib) for gib in (24, 80))
+    assert 16 < small < large == cost.most_slices
+    while_teaching = cost.phase_3d_gib(1) - cost.slice.teaching / 2**30  # above what is held then
+    assert small * cost.slice.cost.saved > 0.5 * (24 - while_teaching) * 2**30
+    assert small * cost.slice.cost.saved < 0.5 * (24 - cost.phase_2d_gib(0)) * 2**30
+    assert costs.slices_in_flight(cost, 1) == 1  # a training tries, at least
 
 
 def test_a_patch_seen_along_all_axes_is_measured_where_its_slices_are_largest(costs: CostModel) -> None:

@@ -8,9 +8,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.errors import MNError
-
-SMALLEST_BATCH = 2  # a labeled and an unlabeled sample
 
 
 def check_co_trainable(planned: ConfigurationManager, configuration: str) -> None:
@@ -20,10 +19,24 @@ def check_co_trainable(planned: ConfigurationManager, configuration: str) -> Non
             f"M&N co-trains a 2D and a 3D network, which configuration '{configuration}' does not allow: use "
             f"3d_fullres or 3d_lowres"
         )
-    if planned.batch_size < SMALLEST_BATCH:
+    if planned.batch_size == 1:
+        _check_batch_of_one(planned, configuration)
+
+
+def _check_batch_of_one(planned: ConfigurationManager, configuration: str) -> None:
+    """Raise an MNError if no unlabeled sample would ever come. On top of a single labeled one there is room for one."""
+    plans = Layer(f"'mn' in the plans' configuration {configuration}", planned.configuration.get("mn", {}))
+    config = resolve(plans, environment_layer())
+    if config.batch == "replace" or config.student_masks == "stored":
         raise MNError(
-            f"configuration '{configuration}' plans a batch of {planned.batch_size}, but M&N needs room for a labeled "
-            f"and an unlabeled sample: set its batch_size to 2 or more in the plans"
+            f"configuration '{configuration}' plans a batch of 1, but M&N needs room for a labeled and an unlabeled "
+            f"sample where unlabeled ones replace labeled ones: set its batch_size to 2 or more in the plans, or "
+            f"nnUNet_mn_batch=add and nnUNet_mn_student_masks=online"
+        )
+    if config.rounding == "floor" and config.guidance == "number":
+        raise MNError(
+            f"configuration '{configuration}' plans a batch of 1, of which nnUNet_mn_rounding=floor leaves no "
+            f"unlabeled sample: set nnUNet_mn_rounding=auto, or its batch_size to 2 or more in the plans"
         )
 
 

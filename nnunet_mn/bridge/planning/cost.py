@@ -19,7 +19,7 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
-from nnunet_mn.slices import along_axis
+from nnunet_mn.slices import SHARE_OF_FREE_MEMORY, along_axis
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
 # A card's memory beside weights and saved tensors: the context and cuDNN's workspace, and gradients on their way. Both
@@ -125,6 +125,12 @@ class PlanCost:
         )
         fitting = (max(0, int(room // max(1, each))) for room, each, most in rooms if room < each * most)
         return min(fitting, default=self.most_slices)
+
+    def slices_on_card(self, card_gib: float) -> int:
+        """The slices in flight of a training without this setting: half of a card's free memory is for them."""
+        free = card_gib - max(self._peak(self._kept_in_phase_2d()), self._while_teaching())
+        fitting = int(SHARE_OF_FREE_MEMORY * free * GIB / max(1, self.slice.cost.saved))
+        return min(max(1, fitting), self.most_slices)
 
     def flops(self, slices_per_forward: int) -> float:
         """Floating-point operations of a step, on average over a training."""

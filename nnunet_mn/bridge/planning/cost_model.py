@@ -18,7 +18,7 @@ from nnunet_mn.bridge.planning.cost import (
     typical_2d_cost,
     views,
 )
-from nnunet_mn.bridge.planning.measure import Cost
+from nnunet_mn.bridge.planning.measure import GIB, Cost
 from nnunet_mn.bridge.training.assembly import label_space, slice_axes
 from nnunet_mn.config import PRESETS, MNConfig
 from nnunet_mn.networks import build_network_2d
@@ -92,9 +92,18 @@ class CostModel:
             config=self.config,
         )
 
-    def slices_in_flight(self, size: tuple[int, int]) -> int:
-        """How many slices of this height and width a training has in flight with these settings."""
-        return self.config.slices_per_forward or max(1, PIXELS_PER_FORWARD // self._input_pixels(*size))
+    def slices_in_flight(self, cost: PlanCost, card_gib: float | None) -> int:
+        """How many slices of the largest view a training has in flight with these settings.
+
+        Args:
+            cost: of the plans.
+            card_gib: memory of the card; None: unknown.
+        """
+        if self.config.slices_per_forward is not None:
+            return self.config.slices_per_forward
+        if card_gib is not None:
+            return cost.slices_on_card(card_gib)
+        return max(1, PIXELS_PER_FORWARD // self._input_pixels(*cost.largest[1:]))
 
     def _input_pixels(self, height: int, width: int) -> int:
         return height * width if self._network is None else self._network.input_pixels(height, width)
@@ -110,6 +119,8 @@ class CostModel:
 def cost_of_planned(planned: PlannedDataset) -> tuple[PlanCost, list[str]]:
     """The cost of training a planned configuration. Its settings hold the slices in flight.
 
+    Without such a setting they depend on the first card here. Where none is, they are those of a CPU.
+
     Returns:
         The cost, and warnings.
 
@@ -121,7 +132,8 @@ def cost_of_planned(planned: PlannedDataset) -> tuple[PlanCost, list[str]]:
     plan = planned.configuration_manager.configuration
     axes = slice_axes(model.config, plan["spacing"])
     cost = model.of(plan["architecture"], plan["patch_size"], plan["batch_size"], axes=axes)
-    slices = model.slices_in_flight(cost.largest[1:])
+    card_gib = torch.cuda.mem_get_info(0)[1] / GIB if torch.cuda.is_available() else None
+    slices = model.slices_in_flight(cost, card_gib)
     return replace(cost, config=replace(model.config, slices_per_forward=slices)), model.warnings
 
 

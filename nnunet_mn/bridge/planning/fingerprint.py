@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.headers import Header, fault_of_unit, read_headers
 from nnunet_mn.bridge.cases.images import fault_of_path, name_some
+from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
 from nnunet_mn.bridge.cases.splits import splits_for_planning
 from nnunet_mn.bridge.last_word import last_word
+from nnunet_mn.bridge.model_folders import read_json
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
 
 FEW_HEADERS = 1000  # are read sooner than processes start
-REMEDY = "mend the image, or take the case out of the dataset"
+REMEDY = "mend the file, or take its case out of the dataset"
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 
@@ -33,13 +36,15 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):
         dataset_name_or_id, num_processes, verbose: as stock's.
 
     Raises:
-        MNError: when no case is labeled, a labeled image cannot be read, or the split file is broken.
+        MNError: when no case is labeled, an image or a label of a labeled case cannot be read, their shapes differ, or
+            the split file or dataset.json is broken.
     """
 
     dataset: dict[str, Any]
 
     @last_word
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
+        check_description(dataset_name_or_id)
         super().__init__(dataset_name_or_id, num_processes, verbose)
         preprocessed = Path(nnUNet_preprocessed) / self.dataset_name
         splits, self.warnings = splits_for_planning(preprocessed, Path(self.input_folder))
@@ -62,26 +67,44 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):
 
     @last_word
     def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
-        """Check the headers of the labeled images, then write the fingerprint as stock does."""
+        """Check the headers of the labeled cases, then write the fingerprint as stock does."""
         self.headers()
-        found: dict[str, Any] = super().run(overwrite_existing)
+        try:
+            found: dict[str, Any] = super().run(overwrite_existing)
+        except Exception:
+            self.analyze()  # stock does not name the case, but this does
+            raise
         return found
 
     def headers(self) -> dict[str, Header]:
         """Headers of the labeled images by case name.
 
         Raises:
-            MNError: when one cannot be read.
+            MNError: when one cannot be read, or its label is missing or of another shape.
         """
         images = {name: [Path(image) for image in files["images"]] for name, files in self.dataset.items()}
         headers, unreadable = _headers(self, images)
         unreadable |= other_units(headers, headers.values())
+        unreadable |= self._faulty_labels(headers)
         if unreadable:
             raise MNError(
                 f"{len(unreadable)} labeled case(s) cannot be planned for: {name_some(list(unreadable.values()))}; "
                 f"{REMEDY}"
             )
         return headers
+
+    def _faulty_labels(self, headers: Mapping[str, Header]) -> dict[str, str]:
+        """A sentence for each case whose label is missing, unreadable or of another shape than its image."""
+        labels = {name: Path(self.dataset[name]["label"]) for name in headers}
+        faults = {name: f"'{name}' has no label {file}" for name, file in labels.items() if not file.is_file()}
+        found, unreadable = _headers(self, {name: [file] for name, file in labels.items() if name not in faults})
+        shapes = {name: (header.shape, headers[name].shape) for name, header in found.items()}
+        other = {
+            name: f"'{name}' has a label of {own} voxels, but an image of {of_image}"
+            for name, (own, of_image) in shapes.items()
+            if own != of_image
+        }
+        return faults | unreadable | other
 
     def analyze(self) -> dict[str, tuple[Any, ...]]:
         """The results of stock's `analyze_case`, by case name."""
@@ -95,7 +118,24 @@ def _analyze(
     analyze_case: Callable[..., tuple[Any, ...]], reader: type[Any], samples: int, case: tuple[str, Mapping[str, Any]]
 ) -> tuple[str, tuple[Any, ...]]:
     name, files = case
-    return name, analyze_case(files["images"], files["label"], reader, samples)
+    try:
+        return name, analyze_case(files["images"], files["label"], reader, samples)
+    except Exception as error:  # every reader and file format has errors of its own
+        reason = " ".join(str(error).split())[-200:] or type(error).__name__
+        raise MNError(f"image or label of '{name}' cannot be used ({reason}); {REMEDY}") from error
+
+
+def check_description(dataset_name_or_id: str | int) -> None:
+    """Raise an MNError if a dataset's dataset.json is broken. Stock would not name the file."""
+    RawImages.read(Path(nnUNet_raw) / maybe_convert_to_dataset_name(dataset_name_or_id))
+
+
+def check_fingerprint(dataset_name_or_id: str | int) -> None:
+    """Raise an MNError if a dataset's fingerprint is broken. Stock would not name the file."""
+    name = maybe_convert_to_dataset_name(dataset_name_or_id)
+    file = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
+    if file.is_file():  # else stock says what to do
+        read_json(file, remedy=f"run 'nnUNetv2_extract_fingerprint -d {name} --clean' again")
 
 
 def fingerprint(
