@@ -260,8 +260,9 @@ def load_helper(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def train() -> Iterator[Any]:
-    """Runs `nnUNetv2_train` on a site, or another command: exit code and output."""
-    server = load_helper("training_site").Server()
+    """Runs `nnUNetv2_train` on a site, another command or Python files: exit code and output."""
+    helper = load_helper("training_site")
+    server = helper.Server({**os.environ, "nnUNet_extTrainer": str(helper.trainers_path())})
     yield server
     server.close()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -281,17 +282,24 @@ def test_scores_are_those_of_nnunets_evaluation(tmp_path: Path) -> None:
     assert replace(one, dice=scores.dice).mean_volume("report", "1") == 0.5
 
 
-def test_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+WRONG = (
+    (["--methods", "unet"], "there is no method 'unet'"),
+    (["--updates", "610"], "--updates is 610; take a multiple of 50"),
+    (["--settings", "lr_3d"], "--settings has 'lr_3d' without a value"),
+)
+
+
+def test_command_says_what_is_wrong_in_one_line(train: Any, tmp_path: Path) -> None:
     (tmp_path / "splits_final.json").write_text(json.dumps(SPLITS))
-    command = [sys.executable, str(BENCHMARKS / "accuracy.py"), "run", str(tmp_path), "--work", str(tmp_path / "work")]
-    for more, sentence in (
-        (["--methods", "unet"], "there is no method 'unet'"),
-        (["--updates", "610"], "--updates is 610; take a multiple of 50"),
-        (["--settings", "lr_3d"], "--settings has 'lr_3d' without a value"),
-    ):
-        done = subprocess.run([*command, *more], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"accuracy.py: {sentence}")
+    command = [BENCHMARKS / "accuracy.py", "run", tmp_path, "--work", tmp_path / "work"]
+    for more, sentence in WRONG[1:]:
+        ((code, said),) = train.python([*command, *more], output=tmp_path / "said.txt")
+        assert code == 2
+        assert said.startswith(f"accuracy.py: {sentence}")
+    more, sentence = WRONG[0]  # in a new Python, whose imports may say nothing before
+    done = subprocess.run([sys.executable, *command, *more], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"accuracy.py: {sentence}")
 
 
 def test_readme_and_page_quote_the_records() -> None:

@@ -1,9 +1,6 @@
 """`benchmarks/gpu.py` in small sizes on a CPU: all of its blocks, and one that fails."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,14 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 pytestmark = pytest.mark.slow
 
 
-def _run(out: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--out", str(out), *more]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return done.returncode, done.stdout + done.stderr, json.loads((out / "gpu.json").read_text())
+def _run(train: Any, out: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
+    command = [SCRIPT, "--device", "cpu", "--tiny", "--out", out, *more]
+    ((code, said),) = train.python(command, output=out / "said.txt")
+    return code, said, json.loads((out / "gpu.json").read_text())
 
 
-def test_every_block_runs_on_a_cpu(tmp_path: Path) -> None:
-    code, said, results = _run(tmp_path)
+def test_every_block_runs_on_a_cpu(train: Any, tmp_path: Path) -> None:
+    code, said, results = _run(train, tmp_path)
     assert code == 0, said
     found = {name: result["findings"] for name, result in results.items()}
     assert [result["ended"] for result in results.values()] == [0] * 9
@@ -39,9 +36,9 @@ def test_every_block_runs_on_a_cpu(tmp_path: Path) -> None:
     assert all(value > 0 for finding in found["estimates"].values() for value in finding.values())
 
 
-def test_a_block_that_fails_leaves_the_others_and_the_exit_code_says_so(tmp_path: Path) -> None:
+def test_a_block_that_fails_leaves_the_others_and_the_exit_code_says_so(train: Any, tmp_path: Path) -> None:
     (tmp_path / "segformer").write_text("a file where a folder would be")
-    code, said, results = _run(tmp_path, "--blocks", "gradients,environment")
+    code, said, results = _run(train, tmp_path, "--blocks", "gradients,environment")
     assert code == 1
     assert "gradients: whole block FAILED: error" in said
     assert "blocks with something wrong: gradients" in said

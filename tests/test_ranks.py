@@ -1,9 +1,6 @@
 """Two processes on parts of a batch do what one does on the whole of it."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,22 +24,11 @@ ONE_RANK = _load_script()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(train: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found; both run all cases once."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], outputs
+    ended = train.python(*((SCRIPT, str(rank), folder) for rank in (0, 1)), output=folder / "said.txt")
+    assert [code for code, _ in ended] == [0, 0], ended
     return [torch.load(folder / f"rank_{rank}.pt") for rank in (0, 1)]
 
 

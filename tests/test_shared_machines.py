@@ -266,16 +266,11 @@ def test_a_second_start_is_refused_and_leaves_the_files_of_the_first_alone(
     assert not running.file.exists()
 
 
-def test_trainings_survive_a_dozen_kills(site_of: Callable[..., Site]) -> None:
+def test_trainings_survive_a_dozen_kills(site_of: Callable[..., Site], train: Train, tmp_path: Path) -> None:
     site = site_of()
     folders = {name: str(site.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
-    done = subprocess.run(
-        [sys.executable, str(KILLS), "--kills", "12", "--dataset", str(int(site.name[7:10])), "--seed", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **folders},
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert re.search(r"^kills +12$", done.stdout, re.MULTILINE), done.stdout
-    assert re.search(r"^trainings that ended +[1-9]\d*, all equal to the bit$", done.stdout, re.MULTILINE), done.stdout
+    command = [KILLS, "--kills", "12", "--dataset", str(int(site.name[7:10])), "--seed", "1"]
+    ((code, said),) = train.python(command, output=tmp_path / "said.txt", **folders)
+    assert code == 0, said[-3000:]
+    assert re.search(r"^kills +12$", said, re.MULTILINE), said
+    assert re.search(r"^trainings that ended +[1-9]\d*, all equal to the bit$", said, re.MULTILINE), said

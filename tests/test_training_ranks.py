@@ -1,9 +1,6 @@
 """A whole training by two processes: one stops both, both go on, one writes."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training.ddp import own_seed
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
@@ -24,37 +20,27 @@ FIELDS = {"backbone": "efficientnet-lite0", "adaptation": "frozen", "batch": "re
           "checkpoint_every": 1}  # fmt: skip
 
 
-def _run(folder: Path, name: str, dataset: Any, *arguments: str, workers: str) -> list[tuple[int, str]]:
+def _run(train: Any, folder: Path, name: str, dataset: Any, *arguments: str, workers: str) -> list[tuple[int, str]]:
     environment = {
-        **os.environ,
         **{f"nnUNet_mn_{field}": str(value) for field, value in FIELDS.items()},
-        "nnUNet_extTrainer": str(trainers_path()),
         "nnUNet_results": str(folder / "results"),
         "nnUNet_n_proc_DA": workers,
-        "OMP_NUM_THREADS": "1",
     }
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(folder / name), str(dataset.number), *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0] for process in running]
-    return [(process.returncode, output) for process, output in zip(running, outputs, strict=True)]
+    ranks = [(SCRIPT, str(rank), folder / name, str(dataset.number), *arguments) for rank in (0, 1)]
+    return train.python(*ranks, output=folder / f"{name}.txt", **environment)  # type: ignore[no-any-return]
 
 
 def test_two_ranks_stop_together_go_on_together_and_agree_to_the_bit(
-    fresh_planned_dataset: Callable[..., Any], tmp_path: Path
+    fresh_planned_dataset: Callable[..., Any], train: Any, tmp_path: Path
 ) -> None:
     dataset = fresh_planned_dataset()
     plans = dataset.plans
     plans["configurations"]["3d_fullres"]["batch_size"] = 3
     (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    for code, output in _run(tmp_path, "first", dataset, "2", workers="1"):
+    for code, output in _run(train, tmp_path, "first", dataset, "2", workers="1"):
         assert code == 1, output
         assert "in epoch 0 after iteration 2 of 4; run the same command with --c to go on" in output
-    for code, output in _run(tmp_path, "second", dataset, "0", "--c", workers="0"):
+    for code, output in _run(train, tmp_path, "second", dataset, "0", "--c", workers="0"):
         assert code == 0, output
     first, second = (
         [torch.load(f"{tmp_path / name}.rank_{rank}", weights_only=False) for rank in (0, 1)]

@@ -1,7 +1,8 @@
-"""Runs nnU-Net's commands again and again in forks of one process, which saves the seconds that its imports take.
+"""Runs commands and scripts in forks of one process, which saves the seconds that the imports of nnU-Net take.
 
-Every line of standard input is a JSON object: the command, its arguments, its environment and the file for its output.
-The answer is the number of the process in one line and, when it has ended, its exit code in another.
+Every line of standard input is a JSON list of what runs at once. Each is an object: what kind of command it is, the
+command with its arguments, its environment and the file for its output. The answer is the number of each process in a
+line and, when they have ended, the exit code of each in another.
 
 Processes that nnU-Net spawns import this file as their main module. Nothing heavy is imported on its top for them.
 """
@@ -9,10 +10,13 @@ Processes that nnU-Net spawns import this file as their main module. Nothing hea
 import gc
 import json
 import os
+import runpy
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 # Read when nnU-Net and torch are imported. Threads of torch would not survive a fork.
@@ -32,12 +36,16 @@ def serve() -> dict[str, Any] | None:
     gc.collect()
     gc.freeze()  # a fork's garbage collector would else write to all that is shared, and each page would be copied
     for line in sys.stdin:
-        request: dict[str, Any] = json.loads(line)
-        process = os.fork()
-        if process == 0:
-            return request
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        processes = []
+        for request in json.loads(line):
+            process = os.fork()
+            if process == 0:
+                return request  # type: ignore[no-any-return]
+            processes.append(process)
+        for process in processes:
+            print(process, flush=True)
+        for process in processes:
+            print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
     return None
 
 
@@ -45,16 +53,14 @@ def _import_what_forks_share() -> None:
     os.environ |= FIXED
     for module in SHARED:
         import_module(module)
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    from nnunet_mn.bridge.registration import trainers_path
     from nnunet_mn.config import MNConfig
     from nnunet_mn.networks import build_network_2d
 
-    os.environ |= {"nnUNet_extTrainer": str(trainers_path())}
     with redirect_stdout(sys.stderr):  # the look-up tells where it looks, which would be taken for answers
-        recursive_find_trainer_class_by_name("nnUNetTrainerMN")
         build_network_2d(MNConfig(backbone="efficientnet-lite0"), in_channels=1, num_classes=2)
+        if "nnUNet_extTrainer" in os.environ:  # nnU-Net 2.8 and later
+            find_objects = import_module("nnunetv2.utilities.find_objects")
+            find_objects.recursive_find_trainer_class_by_name("nnUNetTrainerMN")
 
 
 def run(request: dict[str, Any]) -> None:
@@ -64,15 +70,23 @@ def run(request: dict[str, Any]) -> None:
     os.dup2(output, 2)
     os.environ.update(request["environment"])
     sys.argv = request["command"]
-    if request["validate"]:
-        (script,) = entry_points(group="console_scripts", name=sys.argv[0])
-        script.load()()
-    else:
-        train_alone()
+    KINDS[request["kind"]]()
 
 
-def train_alone() -> None:
-    """What `nnUNetv2_train` does, but for the validation that follows the training."""
+def command() -> None:
+    """A command of this Python environment."""
+    (script,) = entry_points(group="console_scripts", name=sys.argv[0])
+    sys.exit(script.load()())
+
+
+def python() -> None:
+    """A file, as Python runs it."""
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def train_alone(*, draw: bool = False) -> None:
+    """What `nnUNetv2_train` does, but for the validation that follows the training, and for the plots of each epoch."""
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
@@ -82,8 +96,18 @@ def train_alone() -> None:
         dataset, configuration, 0, trainer_name, continue_training=go_on, device=torch.device("cpu")
     )
     maybe_load_checkpoint(trainer, go_on, False)
+    if not draw:  # it takes longer than an epoch of two updates
+        trainer.logger.plot_progress_png = lambda folder: None
+        type(trainer).on_epoch_end.__globals__["plot_progress"] = lambda *_: None
     trainer.run_training()
 
+
+KINDS = {
+    "command": command,
+    "python": python,
+    "train": train_alone,
+    "train and draw": partial(train_alone, draw=True),
+}
 
 if __name__ == "__main__":
     wanted = serve()

@@ -1,6 +1,7 @@
-"""A planned dataset and a training command for a test to spoil, and a server for such commands."""
+"""A planned dataset and a training command for a test to spoil, and a server for such commands and for scripts."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ class Site:
     configuration: str = "3d_fullres"
     trainer: str = "nnUNetTrainerMN"
     validate: bool = True  # at the end, as the command does; its two processes take seconds to start
+    draw: bool = False  # the plots of each epoch, without validation; with it they are always drawn
 
     @property
     def output(self) -> Path:
@@ -85,12 +87,17 @@ class Site:
 
 
 class Server:
-    """Runs nnU-Net's commands, each time in a fork of one process."""
+    """Runs nnU-Net's commands, each time in a fork of one process.
 
-    def __init__(self) -> None:
+    Args:
+        environment: of the process. Commands have its variables but for those that they are given.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=SERVER.parent
-        )
+            [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=SERVER.parent,
+            env=environment,
+        )  # fmt: skip
 
     def __call__(self, site: Site) -> tuple[int, str]:
         """Train; return exit code and output."""
@@ -106,38 +113,50 @@ class Server:
             "nnUNet_extTrainer": str(trainers_path()), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1",
             "HF_HUB_OFFLINE": "1", **site.environment,
         }  # fmt: skip
-        return self._begin(["nnUNetv2_train", *arguments], environment, site.output, validate=site.validate)
-
-    def command(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> tuple[int, str]:
-        """Run any of nnU-Net's commands; return exit code and output."""
-        self._begin(command, environment, output)
-        return self._answer(), output.read_text()
-
-    def _begin(
-        self, command: Sequence[str], environment: Mapping[str, str], output: Path, *, validate: bool = True
-    ) -> int:
-        request = {
-            "command": list(command),
-            "environment": dict(environment),
-            "output": str(output),
-            "validate": validate,
-        }
-        output.touch()  # the number may come before the first line of output
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        kind = "command" if site.validate else "train and draw" if site.draw else "train"
+        self._begin(kind, [["nnUNetv2_train", *arguments]], environment, [site.output])
         return self._answer()
 
     def end(self, site: Site) -> tuple[int, str]:
         """Wait for the training; return exit code and output."""
         return self._answer(), site.output.read_text()
 
+    def command(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> tuple[int, str]:
+        """Run any command of this Python environment; return exit code and output."""
+        (ended,) = self._run("command", [command], environment, output)
+        return ended
+
+    def python(self, *scripts: Sequence[str], output: Path, **environment: str) -> list[tuple[int, str]]:
+        """Run Python files with their arguments, all at once; return exit code and output of each."""
+        return self._run("python", scripts, {**os.environ, **environment}, output)
+
+    def _run(
+        self, kind: str, commands: Sequence[Sequence[str]], environment: Mapping[str, str], output: Path
+    ) -> list[tuple[int, str]]:
+        outputs = [output.with_name(f"{output.name}.{i}") if i else output for i in range(len(commands))]
+        self._begin(kind, commands, environment, outputs)
+        for _ in commands:
+            self._answer()
+        return [(self._answer(), file.read_text()) for file in outputs]
+
+    def _begin(
+        self, kind: str, commands: Sequence[Sequence[str]], environment: Mapping[str, str], outputs: Sequence[Path]
+    ) -> None:
+        requests = []
+        for command, output in zip(commands, outputs, strict=True):
+            output.touch()  # the number may come before the first line of output
+            request = {"kind": kind, "command": list(map(str, command)), "output": str(output)}
+            requests.append({**request, "environment": dict(environment)})
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(requests) + "\n")
+        self.process.stdin.flush()
+
     def _answer(self) -> int:
         assert self.process.stdout is not None
         return int(self.process.stdout.readline())
 
     def close(self) -> None:
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=600)
 
 
 def copy_of(dataset: Any, root: Path) -> Site:
