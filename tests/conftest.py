@@ -218,9 +218,25 @@ def tiny_dataset() -> Callable[..., TinyDataset]:
 
 
 @pytest.fixture(scope="session")
-def fresh_planned_dataset(tiny_dataset: Callable[..., TinyDataset]) -> Callable[..., TinyDataset]:
+def fresh_planned_dataset(
+    tiny_dataset: Callable[..., TinyDataset], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TinyDataset]:
     """Makes a new planned and preprocessed data set by the same options. The test may change it."""
-    return lambda **options: plan_and_preprocess(tiny_dataset(**options))
+    planned: dict[tuple[tuple[str, Any], ...], tuple[str, Path]] = {}
+
+    def make(**options: Any) -> TinyDataset:
+        key, dataset = tuple(sorted(options.items())), tiny_dataset(**options)
+        if key in planned:  # nnU-Net would write the same files again but for the name
+            name, kept = planned[key]
+            shutil.copytree(kept, dataset.preprocessed, copy_function=shutil.copy)
+            plans = dataset.preprocessed / "nnUNetPlans.json"
+            plans.write_text(plans.read_text().replace(name, dataset.name))
+        else:
+            planned[key] = dataset.name, tmp_path_factory.mktemp("planned") / dataset.name
+            shutil.copytree(plan_and_preprocess(dataset).preprocessed, planned[key][1])
+        return dataset
+
+    return make
 
 
 @pytest.fixture(scope="session")
