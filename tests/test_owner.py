@@ -119,7 +119,9 @@ import sys, time
 from pathlib import Path
 from nnunet_mn.bridge.training.owner import FoldLock
 from nnunet_mn.errors import MNError
-while time.time() < float(sys.argv[2]): pass
+begin = float(sys.argv[2])
+time.sleep(max(0, begin - 0.1 - time.time()))
+while time.time() < begin: pass
 try:
     FoldLock(Path(sys.argv[1])).acquire()
     print("owner", flush=True)
