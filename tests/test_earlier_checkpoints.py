@@ -27,7 +27,7 @@ def test_a_training_of_an_earlier_version_goes_on(
     name = json.loads((version / "nnUNetPlans.json").read_text())["dataset_name"]
     for folder in (site.raw, site.preprocessed):
         folder.rename(folder.with_name(name))
-    site.name, site.validate = name, False
+    site.name, site.validate, site.draw = name, False, True
     shutil.copy(version / "nnUNetPlans.json", site.preprocessed)
     site.fold.mkdir(parents=True)
     shutil.copy(version / "checkpoint_latest.pth", site.fold)
@@ -36,6 +36,7 @@ def test_a_training_of_an_earlier_version_goes_on(
     code, output = train(site)
     assert code == 0, output[-3000:]
     assert f"Epoch {earlier['current_epoch']}\n" in output
+    assert all((site.fold / name).is_file() for name in ("progress.png", "progress_mn.png"))
     final = read(site.fold / "checkpoint_final.pth")
     for key in ("train_losses", "train_losses_2d", "mean_fg_dice_2d"):
         assert final["logging"][key][:-1] == earlier["logging"][key]
