@@ -59,9 +59,10 @@ class Trainings:
         go_on: bool = False,
         validate: bool = False,
         pretrained: str | None = None,
+        draw: bool = False,
         **fields: Any,
     ) -> Any:
-        """A trainer as `nnUNetv2_train` makes it, with its checkpoint loaded."""
+        """A trainer as `nnUNetv2_train` makes it, with its checkpoint loaded. It may draw the plots of each epoch."""
         for field, value in (FIELDS | fields).items():
             self.monkeypatch.setenv(f"nnUNet_mn_{field}", str(value))
         self.monkeypatch.setenv("nnUNet_results", str(self.folder / name))
@@ -70,6 +71,9 @@ class Trainings:
             str(dataset.number), configuration, fold, trainer, continue_training=go_on, device=torch.device("cpu")
         )
         maybe_load_checkpoint(made, go_on, validate, pretrained)
+        if not draw:  # it takes longer than an epoch of two updates
+            made.logger.plot_progress_png = lambda folder: None
+            self.monkeypatch.setitem(type(made).on_epoch_end.__globals__, "plot_progress", lambda *_: None)
         return made
 
     def run(self, dataset: Any, **options: Any) -> Any:
@@ -102,7 +106,7 @@ def trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainings:
 def finished(planned_dataset: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The trainer of a finished training with the fields above. Tests do not change its files."""
     with pytest.MonkeyPatch.context() as patch:
-        return Trainings(tmp_path_factory.mktemp("finished"), patch).run(planned_dataset())
+        return Trainings(tmp_path_factory.mktemp("finished"), patch).run(planned_dataset(), draw=True)
 
 
 @pytest.fixture(scope="module")
@@ -232,10 +236,9 @@ def test_a_cluster_that_takes_the_machine_away_costs_nothing(
 
 
 def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
-    trainings: Trainings, fresh_planned_dataset: Callable[..., Any], volume_tools: Any
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any], finished: Any, volume_tools: Any
 ) -> None:
-    dataset = fresh_planned_dataset()
-    before = trainings.run(dataset, name="before")
+    dataset = fresh_planned_dataset()  # equal to that of the finished training but for the name
     rng = np.random.default_rng(0)
     folder = dataset.preprocessed / "nnUNetPlans_3d_fullres"
     for name in dataset.unlabeled:
@@ -246,9 +249,9 @@ def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
         content = pickle.loads(properties.read_bytes())
         content["class_locations"] = {1: rng.integers(0, 9, (5, 4))}
         properties.write_bytes(pickle.dumps(content))
-    after = trainings.run(dataset, name="after")
-    assert _same(_checkpoint(before)["network_weights"], _checkpoint(after)["network_weights"])
-    assert _same(_checkpoint(before)["mn"], _checkpoint(after)["mn"])
+    expected, found = _checkpoint(finished), _checkpoint(trainings.run(dataset))
+    assert _same(expected["network_weights"], found["network_weights"])
+    assert _same({**expected["mn"], "dataset": dataset.name}, found["mn"])
 
 
 def _foreground_files(trainer: Any) -> list[str]:
@@ -261,7 +264,7 @@ def test_foreground_of_unlabeled_cases_is_sought_from_the_end_of_the_supervised_
     points = ((0, 2), (0, 3), (1, 1), (1, 2))  # of 8 iterations, the first 2 of them supervised
     assert _foreground_files(finished) == [f"foreground_epoch_{e:04d}_iteration_{i:04d}.npz" for e, i in points]
     assert _checkpoint(finished)["mn"]["foreground"] == 6
-    assert _foreground_files(trainings.run(planned_dataset(), foreground_crops=False)) == []
+    assert _foreground_files(trainings.run(planned_dataset(), foreground_crops=False, epochs=1)) == []
 
 
 def test_lost_foreground_locations_are_found_anew(
@@ -386,7 +389,7 @@ def test_pretrained_weights_of_a_stock_training_are_the_start(
     trainings: Trainings, planned_dataset: Callable[..., Any]
 ) -> None:
     dataset = planned_dataset()
-    stock = trainings.run(dataset, trainer="nnUNetTrainerMNLabeledOnly", epochs=1)
+    stock = trainings.run(dataset, trainer="nnUNetTrainerMNLabeledOnly", epochs=1, iterations_per_epoch=1)
     checkpoint = Path(stock.output_folder) / "checkpoint_final.pth"
     trainer = trainings.trainer(dataset, pretrained=str(checkpoint))
     loaded = trainer.network.state_dict()
@@ -414,12 +417,12 @@ def test_a_changed_batch_size_stops_a_continuation(
     trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
 ) -> None:
     dataset = fresh_planned_dataset()
-    _stop_after(trainings.trainer(dataset), epochs=1)
+    _stop_after(trainings.trainer(dataset, iterations_per_epoch=1), epochs=1)
     plans = dataset.plans
     plans["configurations"]["3d_fullres"]["batch_size"] += 1
     (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     with pytest.raises(MNError, match="the batch size is 3 but the checkpoint was trained with 2"):
-        trainings.trainer(dataset, go_on=True).run_training()
+        trainings.trainer(dataset, go_on=True, iterations_per_epoch=1).run_training()
 
 
 def test_workers_of_a_resumed_training_draw_other_batches_than_at_its_start(
@@ -548,7 +551,7 @@ def test_the_papers_preset_trains_with_its_own_optimizers_and_loss(
 def test_nnunets_own_optimizer_of_the_3d_network_can_be_chosen(
     trainings: Trainings, planned_dataset: Callable[..., Any]
 ) -> None:
-    trainer = trainings.run(planned_dataset(), optimizer_3d="sgd", epochs=1)
+    trainer = trainings.run(planned_dataset(), optimizer_3d="sgd", epochs=1, iterations_per_epoch=1)
     group = trainer.optimizer.param_groups[0]
     assert isinstance(trainer.optimizer, torch.optim.SGD)
     assert (group["peak_lr"], group["momentum"], group["nesterov"]) == (1e-2, 0.99, True)
@@ -562,13 +565,11 @@ def test_stock_code_that_we_restate_has_not_changed() -> None:
 
 
 def test_stock_predictor_predicts_a_volume_from_our_checkpoint(
-    trainings: Trainings, planned_dataset: Callable[..., Any]
+    planned_dataset: Callable[..., Any], finished: Any
 ) -> None:
-    dataset = planned_dataset()
-    trainer = trainings.run(dataset, epochs=1)
     predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, perform_everything_on_device=False)
-    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
-    image = next((dataset.raw / "imagesTr").glob("val_00_*"))
-    data, properties = trainer.plans_manager.image_reader_writer_class().read_images([str(image)])
+    predictor.initialize_from_trained_model_folder(finished.output_folder_base, (0,), "checkpoint_final.pth")
+    image = next((planned_dataset().raw / "imagesTr").glob("val_00_*"))
+    data, properties = finished.plans_manager.image_reader_writer_class().read_images([str(image)])
     segmentation = predictor.predict_single_npy_array(data, properties)
     assert segmentation.shape == data.shape[1:]
