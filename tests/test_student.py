@@ -97,6 +97,7 @@ def test_stored_masks_are_made_once_and_stand_in_for_labels(site: Any, train: An
     assert content["mn"]["teacher_hash"].startswith(folder.name.removeprefix("masks_of_"))
     assert {file.stem for file in folder.iterdir()} == set(site.names["unlabeled"])
     assert content["logging"]["unlabeled_fraction"] == [pytest.approx(0.45, abs=0.06)]
+    site.set(iterations_per_epoch=1)
     code, output = train(site)
     assert code == 0, output
     assert "; 0 of them were missing" in output
