@@ -64,19 +64,17 @@ def build(
     described = (planned["network_class_name"], planned["arch_kwargs"], planned["_kw_requires_import"])
     network = get_network_from_plans(*described, 1, LABELS.num_channels, deep_supervision=True).to(device)
     stages = planned["arch_kwargs"]["n_stages"]
-    return assembly.build(
-        config,
-        torch.compile(network) if compiled else network,
-        torch.optim.AdamW(network.parameters(), 1e-3),
-        scaler_3d=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
+    parts = assembly.StockParts(
+        network=torch.compile(network) if compiled else network,
+        optimizer=torch.optim.AdamW(network.parameters(), 1e-3),
+        scaler=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
         deep_supervision_weights=tuple(1 / 2**i for i in range(stages - 1)),
         batch_dice=True,
         labels=LABELS,
-        in_channels=1,
-        spacing=SPACING,
         device=device,
         ranks=ranks,
     )
+    return assembly.build(config, parts, in_channels=1, spacing=SPACING)
 
 
 def batch_of(patch: tuple[int, ...], size: int, scales: int, device: torch.device) -> tuple[torch.Tensor, list[Any]]:

@@ -55,19 +55,18 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
     layers = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "conv_bias": True}
     layers |= {"nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True}, "deep_supervision": True}
     network = PlainConvUNet(1, 4, (16, 32, 64, 128), nn.Conv3d, 3, (1, 2, 2, 2), 2, CLASSES, 2, **layers).to(device)
-    return assembly.build(
-        resolve(Layer("the command line", {"backbone": backbone, "seed": 0}), environment_layer()),
-        network,
-        torch.optim.AdamW(network.parameters(), 1e-3),
-        scaler_3d=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
+    parts = assembly.StockParts(
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters(), 1e-3),
+        scaler=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
         deep_supervision_weights=(4 / 7, 2 / 7, 1 / 7),
         batch_dice=False,
         labels=LABELS,
-        in_channels=1,
-        spacing=(1.0, 1.0, 1.0),
         device=device,
         ranks=ALONE,
     )
+    config = resolve(Layer("the command line", {"backbone": backbone, "seed": 0}), environment_layer())
+    return assembly.build(config, parts, in_channels=1, spacing=(1.0, 1.0, 1.0))
 
 
 def step_and_parts(

@@ -115,8 +115,8 @@ class MNConfig:
             older ones, `fp32` elsewhere. Losses are always fp32.
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.
         unlabeled_sources: places to search. None means `split` and `imagesUn`, and `imagesTs` if these hold none.
-        foreground_crops: crops of unlabeled cases show foreground as often as those of labeled ones do, by pseudo-masks
-            of the 3D network.
+        foreground_crops: crops of unlabeled cases are centered on foreground as often as those of labeled ones, by
+            pseudo-masks of the 3D network.
         foreground_share: share of the crops with foreground; None means nnU-Net's third.
         checkpoint_every: epochs between two writings of `checkpoint_latest.pth`.
         join: write the joint model of both networks when the training ends, as `nnunet-mn join` does.

@@ -277,6 +277,19 @@ class _WithUnlabeledCases(_LabeledCases):
         self._refresh_foreground()  # if the last one was given up, or its file is gone
         self.stopping.listen()
 
+    def stock_parts(self) -> assembly.StockParts:
+        """nnU-Net's 3D network and what it is trained with."""
+        return assembly.StockParts(
+            network=assembly.without_ddp(self.network),
+            optimizer=self.optimizer,
+            scaler=self.grad_scaler,
+            deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
+            batch_dice=self.configuration_manager.batch_dice,
+            labels=assembly.label_space(self.label_manager),
+            device=self.device,
+            ranks=self.ranks,
+        )
+
     def _build(self) -> CoTrainer:
         """Build the students and their teacher. A resumed training needs the same ones."""
         return self.build_cotrainer()
@@ -541,16 +554,9 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
         """Both students and their teacher."""
         built = assembly.build(
             self.mn_config,
-            assembly.without_ddp(self.network),
-            self.optimizer,
-            scaler_3d=self.grad_scaler,
-            deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
-            batch_dice=self.configuration_manager.batch_dice,
-            labels=assembly.label_space(self.label_manager),
+            self.stock_parts(),
             in_channels=self.num_input_channels,
             spacing=self.configuration_manager.spacing,
-            device=self.device,
-            ranks=self.ranks,
         )
         self.print_to_log_file(assembly.network_2d(built).description)
         return built
@@ -683,18 +689,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=own)
         self.print_to_log_file(f"the teacher is {joint.source}")
         self.teacher_hash, self.joint = joint.weights_hash, joint.network.to(self.device)
-        return assembly.build_student(
-            self.mn_config,
-            assembly.without_ddp(self.network),
-            self.optimizer,
-            self.joint,
-            scaler_3d=self.grad_scaler,
-            deep_supervision_weights=self.loss.weight_factors if self.enable_deep_supervision else (1.0,),
-            batch_dice=self.configuration_manager.batch_dice,
-            labels=assembly.label_space(self.label_manager),
-            device=self.device,
-            ranks=self.ranks,
-        )
+        return assembly.build_student(self.mn_config, self.stock_parts(), self.joint)
 
     def foreground_network(self) -> torch.nn.Module:
         return self.joint

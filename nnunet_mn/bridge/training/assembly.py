@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -49,118 +50,113 @@ def slice_axes(config: MNConfig, spacing: Sequence[float]) -> tuple[int, ...]:
     return (0, 1, 2) if config.slice_axes == "auto" and nearly_cubes else (0,)
 
 
-def build(
-    config: MNConfig,
-    network_3d: nn.Module,
-    optimizer_3d: torch.optim.Optimizer,
-    *,
-    scaler_3d: GradScaler | None,
-    deep_supervision_weights: tuple[float, ...],
-    batch_dice: bool,
-    labels: LabelSpace,
-    in_channels: int,
-    spacing: Sequence[float],
-    device: torch.device,
-    ranks: Ranks,
-) -> CoTrainer:
+@dataclass(frozen=True, kw_only=True)
+class StockParts:
+    """nnU-Net's 3D network and what its trainer trains it with.
+
+    Args:
+        network: without its wrapper for several GPUs: the students sum gradients over the ranks.
+        optimizer, scaler: of its weights.
+        deep_supervision_weights: one for each output of the network.
+        batch_dice: whether the Dice is that of the batch, not of each sample.
+        labels: how labels become channels.
+        device: of the network.
+        ranks: the processes of one batch.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler | None
+    deep_supervision_weights: tuple[float, ...]
+    batch_dice: bool
+    labels: LabelSpace
+    device: torch.device
+    ranks: Ranks
+
+    def student(self, config: MNConfig) -> Student:
+        """The 3D student."""
+        in_fp16 = autocast_type(config.precision, self.device) == torch.float16
+        return Student(
+            name="3D",
+            network=self.network,
+            optimizer=self.optimizer,
+            loss=DeepSupervisionLoss(loss=self.loss(config), weights=self.deep_supervision_weights),
+            scaler=self.scaler if self.scaler is not None and in_fp16 else GradScaler(self.device.type, enabled=False),
+            ranks=self.ranks,
+        )
+
+    def loss(self, config: MNConfig) -> SoftTargetLoss:
+        """The loss of one output."""
+        return loss_for(config, self.labels, batch_dice=self.batch_dice, ranks=self.ranks)
+
+
+def build(config: MNConfig, parts: StockParts, *, in_channels: int, spacing: Sequence[float]) -> CoTrainer:
     """Put the 2D network beside nnU-Net's 3D network.
 
     Args:
-        network_3d, optimizer_3d, scaler_3d: from nnU-Net's trainer. The network comes without its wrapper for several
-            GPUs: the students sum gradients over the ranks.
-        deep_supervision_weights: one for each output of the 3D network.
         in_channels: of an image.
         spacing: mm between voxels along each axis, as planned.
-        device: of both networks.
 
     Raises:
         MNError: if the 2D network's weights are missing or do not fit.
     """
-    autocast = autocast_type(config.precision, device)
-    network_2d = build_network_2d(config, in_channels=in_channels, num_classes=labels.num_channels).to(device)
-    ranks.take_from_first([*network_2d.parameters(), *network_2d.buffers()])
-    if autocast is not None:
-        hold_frozen_weights(network_2d, autocast)
-    groups = network_2d.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D)
-    optimizer_2d = torch.optim.AdamW(groups, fused=fused(device))
-    scale_learning_rates(optimizer_2d, 1)
-    loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
-    student_3d = Student(
-        name="3D",
-        network=network_3d,
-        optimizer=optimizer_3d,
-        loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
-        scaler=_scaler(scaler_3d, autocast, device),
-        ranks=ranks,
-    )
-    student_2d = Student(
-        name="2D",
-        network=SliceWise(network_2d, slices_per_forward=config.slices_per_forward),
-        optimizer=optimizer_2d,
-        loss=DeepSupervisionLoss(loss=loss),
-        scaler=GradScaler(device.type, enabled=autocast == torch.float16),
-        ranks=ranks,
-    )
-    sampler = SliceSampler(
-        axes=slice_axes(config, spacing), step=config.slice_step, generator=_generator(config, ranks)
-    )
+    student_2d = _student_2d(config, parts, in_channels)
+    axes = slice_axes(config, spacing)
+    sampler = SliceSampler(axes=axes, step=config.slice_step, generator=_generator(config, parts.ranks))
     teacher = TEACHERS[config.teacher](
-        network_3d=network_3d, network_2d=student_2d.network, labels=labels, sampler=sampler
+        network_3d=parts.network, network_2d=student_2d.network, labels=parts.labels, sampler=sampler
     )
     return CoTrainer(
-        student_3d=student_3d,
+        student_3d=parts.student(config),
         student_2d=student_2d,
         teacher=teacher,
-        labels=labels,
+        labels=parts.labels,
         sampler=sampler,
-        autocast=_autocast(autocast, device),
+        autocast=_autocast(config, parts.device),
     )
 
 
-def build_student(
-    config: MNConfig,
-    network_3d: nn.Module,
-    optimizer_3d: torch.optim.Optimizer,
-    joint: Joint,
-    *,
-    scaler_3d: GradScaler | None,
-    deep_supervision_weights: tuple[float, ...],
-    batch_dice: bool,
-    labels: LabelSpace,
-    device: torch.device,
-    ranks: Ranks,
-) -> CoTrainer:
-    """Put a frozen joint model before nnU-Net's 3D network. For the arguments see `build`."""
-    autocast = autocast_type(config.precision, device)
-    loss = loss_for(config, labels, batch_dice=batch_dice, ranks=ranks)
-    student = Student(
-        name="3D",
-        network=network_3d,
-        optimizer=optimizer_3d,
-        loss=DeepSupervisionLoss(loss=loss, weights=deep_supervision_weights),
-        scaler=_scaler(scaler_3d, autocast, device),
-        ranks=ranks,
-    )
+def build_student(config: MNConfig, parts: StockParts, joint: Joint) -> CoTrainer:
+    """Put a frozen joint model before nnU-Net's 3D network. It teaches along a random one of its axes in each step."""
     frozen = joint.eval().requires_grad_(False)
-    sampler = SliceSampler(axes=frozen.axes, generator=_generator(config, ranks))
+    sampler = SliceSampler(axes=frozen.axes, generator=_generator(config, parts.ranks))
     teacher = FrozenPair(
         network_3d=frozen.network_3d,
         network_2d=frozen.network_2d,
-        labels=labels,
+        labels=parts.labels,
         sampler=sampler,
         weight_2d=frozen.weight_2d,
     )
     return CoTrainer(
-        student_3d=student, teacher=teacher, labels=labels, sampler=sampler, autocast=_autocast(autocast, device)
+        student_3d=parts.student(config),
+        teacher=teacher,
+        labels=parts.labels,
+        sampler=sampler,
+        autocast=_autocast(config, parts.device),
     )
 
 
-def _scaler(stock: GradScaler | None, autocast: torch.dtype | None, device: torch.device) -> GradScaler:
-    """nnU-Net's scaler in fp16, else one that does nothing."""
-    return stock if stock is not None and autocast == torch.float16 else GradScaler(device.type, enabled=False)
+def _student_2d(config: MNConfig, parts: StockParts, in_channels: int) -> Student:
+    device, ranks, autocast = parts.device, parts.ranks, autocast_type(config.precision, parts.device)
+    network = build_network_2d(config, in_channels=in_channels, num_classes=parts.labels.num_channels).to(device)
+    ranks.take_from_first([*network.parameters(), *network.buffers()])
+    if autocast is not None:
+        hold_frozen_weights(network, autocast)
+    groups = network.parameter_groups(lr=config.lr_2d, weight_decay=WEIGHT_DECAY_2D)
+    optimizer = torch.optim.AdamW(groups, fused=fused(device))
+    scale_learning_rates(optimizer, 1)
+    return Student(
+        name="2D",
+        network=SliceWise(network, slices_per_forward=config.slices_per_forward),
+        optimizer=optimizer,
+        loss=DeepSupervisionLoss(loss=parts.loss(config)),
+        scaler=GradScaler(device.type, enabled=autocast == torch.float16),
+        ranks=ranks,
+    )
 
 
-def _autocast(kind: torch.dtype | None, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+def _autocast(config: MNConfig, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    kind = autocast_type(config.precision, device)
     return nullcontext if kind is None else partial(torch.autocast, device.type, dtype=kind)
 
 
