@@ -290,6 +290,17 @@ def test_other_files_in_imagesun_are_ignored_aloud_and_hidden_ones_silently(tmp_
     assert "w_0000.nrrd" in find(tmp_path).warnings[0]
 
 
+def test_the_file_of_spacing_beside_a_tiff_stack_is_read_and_not_ignored(tmp_path: Path) -> None:
+    folder = tmp_path / "imagesUn"
+    folder.mkdir()
+    for name in ("u_0000.tif", "u.json", "other.json"):
+        (folder / name).touch()
+    found = find(tmp_path, dataset_json={**DESCRIPTION, "file_ending": ".tif"})
+    assert [case.files for case in found.cases] == [(folder / "u_0000.tif", folder / "u.json")]
+    (warning,) = found.warnings
+    assert warning.endswith("do not end in .tif: other.json")
+
+
 @pytest.mark.parametrize("entry_of", ["folder", "other file", "label of a labeled case"])
 def test_imagests_is_never_taken_beside_a_visible_entry_of_imagesun(tmp_path: Path, entry_of: str) -> None:
     touch(tmp_path / "imagesTs", "t")

@@ -52,6 +52,15 @@ def test_tiff_with_and_without_its_file_of_spacing(tmp_path: Path, spacing: list
     assert _by_header(Tiff3DIO, image) == _by_reader(Tiff3DIO, image)
 
 
+def test_broken_file_of_spacing_is_named(tmp_path: Path) -> None:
+    image = tmp_path / "a_0000.tif"
+    tifffile.imwrite(image, np.zeros((4, 5, 6), np.uint16), photometric="minisblack")
+    (tmp_path / "a.json").write_text('{"spaces": [3, 1, 1]}')
+    headers, unreadable = read_headers(Tiff3DIO, {"case": [image]}, processes=1)
+    assert headers == {}
+    assert "a.json holds no spacing of its image (KeyError: 'spacing')" in unreadable["case"]
+
+
 def test_a_reader_of_the_users_own_reads_the_image(tmp_path: Path, volume_tools: Any) -> None:
     class Own(SimpleITKIO):
         pass

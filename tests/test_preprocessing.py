@@ -19,6 +19,7 @@ import blosc2
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -192,6 +193,36 @@ def test_an_image_changed_in_place_with_its_time_put_back_is_redone(bench: Bench
     assert images[0].images[0].stat().st_size == stamp.st_size
     assert bench.redone() == {"u"}
     assert not np.array_equal(bench.voxels("u"), old)
+
+
+@pytest.fixture
+def tiff(bench: Bench, volume_tools: Any) -> Path:
+    """The file of spacing beside the only case of the bench, a TIFF stack."""
+    bench.plans["image_reader_writer"] = "Tiff3DIO"
+    bench.cases = [UnlabeledCase("u", (bench.folder.with_name("u_0000.tif"),), "imagesUn")]
+    tifffile.imwrite(bench.cases[0].images[0], volume_tools.make(1)[0][0], photometric="minisblack")
+    (file := bench.folder.with_name("u.json")).write_text('{"spacing": [1, 1, 1]}')
+    return file
+
+
+@pytest.mark.usefixtures("old_files")
+def test_a_tiff_stack_with_another_spacing_is_redone(bench: Bench, tiff: Path) -> None:
+    bench.run()
+    old = bench.voxels("u").shape
+    assert bench.redone() == set()
+    tiff.write_text('{"spacing": [2, 1, 1]}')
+    assert bench.redone() == {"u"}
+    assert bench.voxels("u").shape != old
+    tiff.unlink()  # nnU-Net then takes 1 mm
+    assert bench.redone() == {"u"}
+    assert bench.voxels("u").shape == old
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"spacing": [1, null, 1]}', '{"spacing": [1, 0, 1]}'])
+def test_a_broken_file_of_spacing_is_named(bench: Bench, tiff: Path, content: str) -> None:
+    tiff.write_text(content)
+    with pytest.raises(MNError, match=rf"{tiff} holds no spacing of its image .*write three positive numbers"):
+        bench.run()
 
 
 def test_new_time_stamps_alone_cost_one_look_at_the_content(bench: Bench) -> None:

@@ -1,6 +1,5 @@
 """Spacing and shape of images from their headers, equal to the values of nnU-Net's readers."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, fault_of_values
+from nnunet_mn.bridge.cases.tiff import fault_of_spacing, read_spacing, spacing_file
 from nnunet_mn.bridge.processes import map_in_processes
 
 MOST_VOXELS = 10_000  # along one axis
@@ -74,7 +74,7 @@ def read_headers(
 
 def _read(reader: type[Any], case: tuple[str, Sequence[Path]]) -> tuple[str, Header | str]:
     name, images = case
-    if fault := fault_of_path(images[0]):
+    if fault := fault_of_path(images[0]) or fault_of_spacing(images[0]):
         return name, fault
     try:
         header = _READERS.get(reader, partial(_whole, reader))([str(image) for image in images])
@@ -113,9 +113,8 @@ def _nibabel_reoriented(images: Sequence[str]) -> Header:
 def _tiff(images: Sequence[str]) -> Header:
     with tifffile.TiffFile(images[0]) as file:
         shape = file.series[0].shape
-    beside = Path(images[0][: -len("_0000") - len(Path(images[0]).suffix)] + ".json")
-    spacing = json.loads(beside.read_bytes())["spacing"] if beside.is_file() else (1.0, 1.0, 1.0)  # as nnU-Net does
-    return Header(spacing, shape)
+    beside = spacing_file(images[0])
+    return Header(tuple(read_spacing(beside)) if beside is not None else (1.0, 1.0, 1.0), shape)  # as nnU-Net does
 
 
 def _whole(reader: type[Any], images: Sequence[str]) -> Header:

@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
+from nnunet_mn.bridge.cases.tiff import fault_of_spacing
 from nnunet_mn.errors import MNError
 
 MOST_NAMED = 5  # files or cases in one message
@@ -184,7 +185,7 @@ def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence
 
 
 def _check_header(image: str) -> None:
-    if fault := fault_of_path(image) or fault_of_values(_read_header(Path(image)), image):
+    if fault := fault_of_path(image) or fault_of_values(_read_header(Path(image)), image) or fault_of_spacing(image):
         raise BadImageError(fault)
 
 

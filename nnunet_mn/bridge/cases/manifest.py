@@ -29,7 +29,7 @@ NOT_PREPROCESSING = frozenset(
 
 
 class ImageFile(NamedTuple):
-    """State of one image file. Its change time reveals an edit even if the modification time was put back."""
+    """State of one file of a case. Its change time reveals an edit even if the modification time was put back."""
 
     name: str
     size: int  # bytes
@@ -52,7 +52,7 @@ class Voxels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One case: its images at a time, the settings, and the resulting voxels or the reason for leaving it out."""
+    """One case: its files at a time, the settings, and the resulting voxels or the reason for leaving it out."""
 
     name: str
     source: str
@@ -148,19 +148,19 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def look_at(images: Sequence[Path]) -> tuple[ImageFile, ...]:
-    """The present state of image files. Their content is not read."""
-    stats = [(image, image.stat()) for image in images]
-    return tuple(ImageFile(image.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, "") for image, s in stats)
+def look_at(paths: Sequence[Path]) -> tuple[ImageFile, ...]:
+    """The present state of a case's files. Their content is not read."""
+    stats = [(path, path.stat()) for path in paths]
+    return tuple(ImageFile(path.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, "") for path, s in stats)
 
 
-def with_content(files: Sequence[ImageFile], images: Sequence[Path]) -> tuple[ImageFile, ...]:
+def with_content(files: Sequence[ImageFile], paths: Sequence[Path]) -> tuple[ImageFile, ...]:
     """The same states with the hash of each file."""
-    return tuple(file._replace(sha256=hash_file(image)) for file, image in zip(files, images, strict=True))
+    return tuple(file._replace(sha256=hash_file(path)) for file, path in zip(files, paths, strict=True))
 
 
 def compare(record: Record, files: Sequence[ImageFile], settings: str) -> Literal["same", "changed", "unsure"]:
-    """Whether a record still describes image files. They are not read: the answer may be "unsure".
+    """Whether a record still describes the files of a case. They are not read: the answer may be "unsure".
 
     Args:
         record: from an earlier preprocessing.
@@ -175,10 +175,10 @@ def compare(record: Record, files: Sequence[ImageFile], settings: str) -> Litera
     return "same" if stamps_equal and newest + STAMP_NS < record.checked_ns else "unsure"
 
 
-def confirm(record: Record, files: Sequence[ImageFile], images: Sequence[Path]) -> Record | None:
-    """Read the images. The record gets today's stamps if their content is the recorded one; else None is returned."""
+def confirm(record: Record, files: Sequence[ImageFile], paths: Sequence[Path]) -> Record | None:
+    """Read the files. The record gets today's stamps if their content is the recorded one; else None is returned."""
     checked_ns = time.time_ns()
-    read = with_content(files, images)
+    read = with_content(files, paths)
     if [f.sha256 for f in read] != [f.sha256 for f in record.files]:
         return None
     return replace(record, files=read, checked_ns=checked_ns)

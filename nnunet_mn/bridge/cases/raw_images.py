@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_mn.bridge.cases.images import check_channels, fault_of_path, name_some, scan_folder
 from nnunet_mn.bridge.cases.splits import check_case_name
+from nnunet_mn.bridge.cases.tiff import spacing_file
 from nnunet_mn.errors import MNError
 
 
@@ -96,9 +97,10 @@ class RawImages:
                 f"{folder} holds {name_some(scanned.unnamed)}, but image files are called NAME_0000{self.ending} with "
                 f"the number of their channel; rename or remove them (labels do not belong there)"
             )
-        if scanned.ignored:
+        read = {file.name for files in scanned.cases.values() if (file := spacing_file(folder / files[0]))}
+        if ignored := [name for name in scanned.ignored if name not in read]:
             warnings.append(
-                f"WARNING: ignored in {folder}, since they do not end in {self.ending}: {name_some(scanned.ignored)}"
+                f"WARNING: ignored in {folder}, since they do not end in {self.ending}: {name_some(ignored)}"
             )
         if scanned.folders:
             warnings.append(

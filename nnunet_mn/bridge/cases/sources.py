@@ -13,6 +13,7 @@ from nnunet_mn.bridge.cases.manifest import Manifest, complete_cases
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.splits import SPLITS
+from nnunet_mn.bridge.cases.tiff import spacing_file
 from nnunet_mn.bridge.cases.wanted import read_wanted
 from nnunet_mn.errors import MNError
 
@@ -24,6 +25,12 @@ class UnlabeledCase:
     name: str
     images: tuple[Path, ...]
     source: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the case is read from: its images, and for TIFF stacks the one with their spacing."""
+        beside = spacing_file(self.images[0]) if self.images else None
+        return self.images if beside is None else (*self.images, beside)
 
 
 class Found(NamedTuple):

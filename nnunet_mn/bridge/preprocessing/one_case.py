@@ -85,15 +85,16 @@ def prepare_case(job: Job, case: UnlabeledCase) -> Record:
     """
     checked_ns = time.time_ns()
     try:
-        before = look_at(case.images)
-        files = with_content(before, case.images)
+        paths = case.files
+        before = look_at(paths)
+        files = with_content(before, paths)
     except OSError as error:
         reason = fault_of_path(error.filename) or f"{printable(error.filename)} cannot be read ({error.strerror})"
         reason += "" if reason.endswith("link") else "; restore it or remove the case"
         return Record(case.name, case.source, (), checked_ns, job.settings, skipped=reason)
     try:
         voxels = _preprocess(job, case)
-        if look_at(case.images) != before:
+        if look_at(case.files) != before:
             raise BadImageError(f"{case.images[0]} changed while it was read; run again when it is complete")
     except BadImageError as error:
         return Record(case.name, case.source, files, checked_ns, job.settings, skipped=str(error))

@@ -33,7 +33,7 @@ def survey(cases: Sequence[UnlabeledCase], folder: Path, settings: str) -> Surve
             if not done or (record is not None and record.settings != settings):
                 absent.append(case.name)
         else:
-            now = _up_to_date(record, case.images, settings) if done and record is not None else None
+            now = _up_to_date(record, case.files, settings) if done and record is not None else None
             if now is None:
                 found.to_do.append(case)
             elif now is not record:
@@ -50,16 +50,16 @@ def survey(cases: Sequence[UnlabeledCase], folder: Path, settings: str) -> Surve
     return found
 
 
-def _up_to_date(record: Record, images: Sequence[Path], settings: str) -> Record | None:
+def _up_to_date(record: Record, paths: Sequence[Path], settings: str) -> Record | None:
     """The record if it still holds, the same with new time stamps if the content is the same, or None.
 
     An image that could not be opened, and still cannot, has a record without files.
     """
     try:
-        files = look_at(images)
+        files = look_at(paths)
         comparison = compare(record, files, settings)
         if comparison == "unsure":
-            return confirm(record, files, images)
+            return confirm(record, files, paths)
     except OSError:
         return None if record.files else record  # without a record its preprocessing names the unreadable file
     return record if comparison == "same" else None
