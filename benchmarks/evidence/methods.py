@@ -152,6 +152,14 @@ _ALL = (
         taught_by=OURS,
     ),
     Method(
+        name="student-of-stored-masks-twice-as-long",
+        trainer=_STUDENT,
+        text="`student-of-stored-masks` with twice the updates",
+        settings={**_ADAMW, "student_masks": "stored"},
+        taught_by=OURS,
+        length=2,
+    ),
+    Method(
         name="mn-labeled-only",
         trainer="nnUNetTrainerMNWithoutUnlabeled",
         text="both networks of M&N on labeled samples alone: they teach each other nothing",
@@ -182,6 +190,13 @@ _ALL = (
     ),
     _ablation(
         "mn-every-fourth-slice", "the 2D network learns from every fourth slice, not from every eighth", slice_step="4"
+    ),
+    Method(
+        name="mn-smaller-slices",
+        trainer=None,
+        text="slices are enlarged to 32 pixels a side for the 2D network, not to 64 (`SHORTEST_SIDE` in "
+        "`networks/geometry.py`)",
+        ablation_of=OURS,
     ),
     _ablation("mn-fast-2d", "the 2D network learns three times as fast (`lr_2d = 3e-3`)", lr_2d="3e-3"),
     _ablation(
