@@ -26,10 +26,10 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from scipy.stats import spearmanr
 
 from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.prediction.fold import find_trained_fold
 from nnunet_mn.bridge.prediction.masks import mask_files
 from nnunet_mn.bridge.prediction.structures import structures_of
-from nnunet_mn.bridge.training.join import ModelFolders
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.predictions import Wanted
 

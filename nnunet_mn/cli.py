@@ -262,7 +262,7 @@ def join(
 ) -> None:
     """Write a model beside a trained one that predicts with both networks."""
     from nnunet_mn.bridge.cases.dataset import results_of
-    from nnunet_mn.bridge.training.join import ModelFolders
+    from nnunet_mn.bridge.model_folders import ModelFolders
     from nnunet_mn.bridge.training.join import join as join_folds
 
     folders = ModelFolders(dataset=results_of(dataset), trainer=trainer, plans=plans, configuration=configuration)
@@ -300,8 +300,8 @@ def report(
 ) -> None:
     """Write a page about a training: its curves, validation, and which unlabeled cases to look at."""
     from nnunet_mn.bridge.cases.dataset import results_of
+    from nnunet_mn.bridge.model_folders import ModelFolders
     from nnunet_mn.bridge.prediction.fold import find_trained_fold
-    from nnunet_mn.bridge.training.join import ModelFolders
     from nnunet_mn.device import choose_device
     from nnunet_mn.report.predictions import Wanted
     from nnunet_mn.report.write import write_report

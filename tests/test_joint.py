@@ -22,9 +22,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 from typer.testing import CliRunner
 
+from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
-from nnunet_mn.bridge.training.join import CHECKPOINT, JOINT_TRAINER, ModelFolders, join
+from nnunet_mn.bridge.training.join import join
 from nnunet_mn.cli import app
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError

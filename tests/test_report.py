@@ -18,10 +18,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from typer.testing import CliRunner, Result
 
+from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.prediction.fold import TrainedFold, find_trained_fold, load_case
 from nnunet_mn.bridge.prediction.predictor import BothPredictor
 from nnunet_mn.bridge.prediction.structures import structures_of
-from nnunet_mn.bridge.training.join import ModelFolders, join
+from nnunet_mn.bridge.training.join import join
 from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
 from nnunet_mn.report.reference import usual_structures

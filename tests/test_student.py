@@ -12,8 +12,9 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.reading import mn_part, read
-from nnunet_mn.bridge.training.join import ModelFolders, join
+from nnunet_mn.bridge.training.join import join
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
 from nnunet_mn.errors import MNError
 from nnunet_mn.slices import SliceSampler

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_mn.bridge.model_folders import CHECKPOINT
 from nnunet_mn.bridge.prediction.fold import TrainedFold
-from nnunet_mn.bridge.training.join import CHECKPOINT
 from nnunet_mn.bridge.training.owner import NAME as LOCK
 
 STOCK_ITERATIONS = 250  # an epoch, if no setting says otherwise

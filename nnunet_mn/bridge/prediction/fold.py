@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_mn.bridge.cases.dataset import find_dataset
-from nnunet_mn.bridge.cases.manifest import complete_cases
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
+from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
-from nnunet_mn.bridge.planning.checks import dataset_class_of
-from nnunet_mn.bridge.training.join import ModelFolders, read_trained
+from nnunet_mn.bridge.model_folders import ModelFolders
+from nnunet_mn.bridge.training.join import read_trained
 from nnunet_mn.errors import MNError
 
 # The newest first. A training that has just begun has the last one alone.

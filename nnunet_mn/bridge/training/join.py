@@ -23,11 +23,6 @@ from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import frozen_hash, load_learned_state
 
-__all__ = [
-    "CHECKPOINT", "JOINT_TRAINER", "JointModel", "ModelFolders", "join", "joined_plans", "joint_model", "read_json",
-    "read_trained",
-]  # fmt: skip
-
 _OF_MODEL = ("dataset.json", "dataset_fingerprint.json")
 _OF_NETWORKS = ("backbone", "adaptation", "lora_rank", "dropout_2d", "slice_axes", "slices_per_forward")
 _KEPT = ("init_args", "inference_allowed_mirroring_axes", "logging", "_best_ema", "current_epoch")

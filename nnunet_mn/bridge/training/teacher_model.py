@@ -4,17 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders, read_json
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.training.checkpoint import check_network
-from nnunet_mn.bridge.training.join import (
-    CHECKPOINT,
-    JOINT_TRAINER,
-    JointModel,
-    ModelFolders,
-    joint_model,
-    read_json,
-    read_trained,
-)
+from nnunet_mn.bridge.training.join import JointModel, joint_model, read_trained
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
