@@ -27,6 +27,7 @@ from nnunet_mn.bridge.cases.planned import PlannedDataset, planned_configuration
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
+from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.planning.checks import check_co_trainable, check_preprocessed, dataset_class_of
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import (
@@ -41,7 +42,7 @@ from nnunet_mn.bridge.training import (
     teacher_model,
     workers,
 )
-from nnunet_mn.bridge.training.join import ModelFolders, join, joined_plans
+from nnunet_mn.bridge.training.join import join, joined_plans
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
