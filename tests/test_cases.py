@@ -174,6 +174,11 @@ def test_nothing_to_train_on_is_an_error() -> None:
         roles_of_fold([entry(unlabeled=["u"])], "all", train=["u"], val=["v"])
 
 
+def test_without_any_case_and_split_file_the_command_is_named() -> None:
+    with pytest.raises(MNError, match="fold all has no case: run nnUNetv2_preprocess"):
+        roles_in_training(None, "all", [], lambda: ([], []))
+
+
 def test_few_cases_without_a_split_file_are_all_labeled_and_stock_is_not_asked() -> None:
     def stock_split() -> Any:
         raise ValueError("KFold(5) needs 5 cases")

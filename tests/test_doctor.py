@@ -332,6 +332,53 @@ def test_labeled_case_that_is_not_preprocessed_is_bad(fresh_planned_dataset) -> 
     assert f"({dataset.labeled[0]}) are not preprocessed" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
 
 
+@pytest.mark.usefixtures("cases_alone")
+@pytest.mark.parametrize("split_file", [True, False])
+def test_dataset_that_is_planned_but_not_preprocessed_is_bad_with_the_command(tiny_plans, split_file: bool) -> None:
+    folder = tiny_plans / "nnUNetPlans_3d_fullres"
+    if not split_file:
+        (tiny_plans / "splits_final.json").unlink()
+    found = findings(check_dataset(tiny_plans.name, **DOCTOR), "bad")
+    assert f"{folder} does not hold preprocessed cases and nothing else" in found
+    assert "run nnUNetv2_preprocess" in found
+    assert "no labeled case" not in found
+
+
+@pytest.fixture
+def tiny_plans(fresh_planned_dataset) -> Path:
+    """The folder of a planned dataset that is not preprocessed."""
+    dataset = fresh_planned_dataset()
+    (dataset.raw / "splits_final.json").unlink()
+    shutil.rmtree(dataset.preprocessed / "nnUNetPlans_3d_fullres")
+    return Path(dataset.preprocessed)
+
+
+@pytest.mark.usefixtures("cases_alone")
+def test_cases_in_nnunets_older_format_are_counted(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    folder = dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    for name in (*dataset.labeled, *dataset.val):
+        volumes = {"data": folder / f"{name}.b2nd", "seg": folder / f"{name}_seg.b2nd"}
+        np.savez_compressed(folder / f"{name}.npz", **{key: blosc2.open(str(v))[:] for key, v in volumes.items()})
+        for file in volumes.values():
+            file.unlink()
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert findings(rows, "bad") == ""
+    assert "fold 0: 3 labeled, 2 val, 3 unlabeled" in findings(rows, "good")
+
+
+@pytest.mark.usefixtures("cases_alone")
+@pytest.mark.parametrize("kind", ["", "_unlabeled"])
+def test_strange_file_among_preprocessed_cases_is_bad(fresh_planned_dataset, kind: str) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    assert CliRunner().invoke(cli.app, ["preprocess", "-d", dataset.name, "-np", "1"]).exit_code == 0
+    folder = dataset.preprocessed / f"nnUNetPlans_3d_fullres{kind}"
+    (folder / "notes.txt").touch()
+    found = findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    assert f"{folder} does not hold preprocessed cases and nothing else" in found
+    assert "remove other files from there" in found
+
+
 def test_fully_supervised_fold_beside_others_is_a_note(fresh_planned_dataset) -> None:
     dataset = fresh_planned_dataset()
     supervised = {"train": [*dataset.labeled, *dataset.unlabeled], "val": list(dataset.val)}

@@ -24,11 +24,12 @@ from nnunetv2.training.nnUNetTrainer.variants.benchmarking.nnUNetTrainerBenchmar
 from nnunet_mn.bridge import reading
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.planned import PlannedDataset, planned_configuration
+from nnunet_mn.bridge.cases.preprocessed import dataset_class_of
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.model_folders import ModelFolders
-from nnunet_mn.bridge.planning.checks import check_co_trainable, check_preprocessed, dataset_class_of
+from nnunet_mn.bridge.planning.checks import check_co_trainable, check_preprocessed
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import (
     assembly,

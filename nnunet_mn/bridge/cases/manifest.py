@@ -126,19 +126,6 @@ def append(file: Path, record: Record) -> None:
             raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written", str(file))
 
 
-def complete_cases(folder: Path) -> set[str]:
-    """Names of the cases with all three files in a preprocessed folder."""
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        files = {entry.name for entry in entries}
-    return {
-        name
-        for name in (file.removesuffix(".b2nd") for file in files if file.endswith(".b2nd"))
-        if f"{name}_seg.b2nd" in files and f"{name}.pkl" in files
-    }
-
-
 def hash_file(file: Path) -> str:
     """SHA-256 of a file's content."""
     with file.open("rb") as stream:

@@ -52,8 +52,10 @@ def roles_in_training(
         stock_split: nnU-Net's `do_split`. It is not called for fewer cases than it can divide.
 
     Raises:
-        MNError: when nothing is left to train on.
+        MNError: when nothing is preprocessed, or nothing is left to train on.
     """
+    if splits is None and not cases:
+        raise MNError(f"fold {fold} has no case: run nnUNetv2_preprocess for this dataset and configuration")
     if splits is not None or fold == "all" or len(cases) >= FEWEST_FOR_STOCK_SPLIT:
         train, val = stock_split()
         return roles_of_fold(splits, fold, train=train, val=val)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.images import same_voxels, visible_entries
-from nnunet_mn.bridge.cases.manifest import Manifest, complete_cases
+from nnunet_mn.bridge.cases.manifest import Manifest
+from nnunet_mn.bridge.cases.preprocessed import complete_cases
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.splits import SPLITS

@@ -8,8 +8,9 @@ import torch
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
 from nnunet_mn.bridge.cases.images import fault_of_path, name_some
-from nnunet_mn.bridge.cases.manifest import Manifest, complete_cases
+from nnunet_mn.bridge.cases.manifest import Manifest
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
+from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import listed_split, listed_unlabeled, roles_in_training
 from nnunet_mn.bridge.cases.sources import USUAL, filled_folders
@@ -104,9 +105,9 @@ def judge(needed: float, *, total: float | None) -> Row:
 def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> list[Row]:
     """Count the cases of a fold, and refuse missing ones and copies of validation cases."""
     topic, cases = f"fold {fold}", planned.cases
-    labeled_here = sorted(complete_cases(cases.labeled))
-    roles = roles_in_training(splits, fold, labeled_here, lambda: listed_split(splits, fold, labeled_here))
-    if missing := sorted({*roles.labeled, *roles.val}.difference(labeled_here)):
+    here = sorted(dataset_class_of(cases.labeled).get_identifiers(str(cases.labeled)))  # as the trainer
+    roles = roles_in_training(splits, fold, here, lambda: listed_split(splits, fold, here))
+    if missing := sorted({*roles.labeled, *roles.val} - complete_cases(cases.labeled)):
         raise MNError(
             f"{len(missing)} labeled cases ({name_some(missing)}) are not preprocessed in {cases.labeled}; run "
             f"nnUNetv2_preprocess, or correct the split"

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_mn.bridge.cases.images import name_some
@@ -38,21 +36,6 @@ def _check_batch_of_one(planned: ConfigurationManager, configuration: str) -> No
             f"configuration '{configuration}' plans a batch of 1, of which nnUNet_mn_rounding=floor leaves no "
             f"unlabeled sample: set nnUNet_mn_rounding=auto, or its batch_size to 2 or more in the plans"
         )
-
-
-def dataset_class_of(folder: Path) -> Any:
-    """nnU-Net's class for the preprocessed cases of a folder.
-
-    Raises:
-        MNError: when there is no such folder, or when something else lies in it.
-    """
-    try:
-        return infer_dataset_class(str(folder))
-    except (AssertionError, KeyError, IndexError, OSError) as error:
-        raise MNError(
-            f"{folder} does not hold preprocessed cases and nothing else ({error}): run nnUNetv2_preprocess for this "
-            f"dataset and configuration, or remove other files from there"
-        ) from error
 
 
 def check_preprocessed(named: Iterable[str], preprocessed: Iterable[str], folder: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import blosc2
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_mn.bridge.cases.images import name_some
-from nnunet_mn.bridge.cases.manifest import Manifest, Voxels, complete_cases
+from nnunet_mn.bridge.cases.manifest import Manifest, Voxels
+from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.preprocessing.looks import Looks
 from nnunet_mn.bridge.preprocessing.thumbnails import alike, thumbnail
 from nnunet_mn.errors import MNError
@@ -89,7 +89,7 @@ def _of_unlabeled(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
 
 
 def _of_val(folder: Path, names: Sequence[str], unlabeled: Path) -> dict[str, Voxels]:
-    dataset = infer_dataset_class(str(folder))(str(folder), list(names))
+    dataset = dataset_class_of(folder)(str(folder), list(names))
     looks, found = Looks(folder, unlabeled=unlabeled), {}
     for name in names:
         try:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.manifest import Manifest, append, settings_hash
 from nnunet_mn.bridge.cases.planned import PlannedDataset
+from nnunet_mn.bridge.cases.preprocessed import dataset_class_of
 from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
@@ -76,6 +77,8 @@ def check_preprocessed_cases(planned: PlannedDataset, roles: Roles, unlabeled: C
     """
     cases, schemes = planned.cases, planned.configuration_manager.normalization_schemes
     check_sound(cases.labeled, sorted({*roles.labeled, *roles.val}), schemes, unlabeled=cases.unlabeled)
+    if unlabeled:
+        dataset_class_of(cases.unlabeled)  # nnU-Net's loader ends at any other file there
     manifest = Manifest.read(cases.unlabeled)
     records = ((name, manifest.get(name)) for name in unlabeled)
     unchecked = [name for name, r in records if r is None or r.voxels is None or not r.voxels.thumbnail]

@@ -1,0 +1,34 @@
+"""The cases in a preprocessed folder, in either of nnU-Net's formats."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunet_mn.errors import MNError
+
+
+def dataset_class_of(folder: Path) -> Any:
+    """nnU-Net's class for the preprocessed cases of a folder.
+
+    Raises:
+        MNError: when there is no such folder, or when something else lies in it.
+    """
+    try:
+        return infer_dataset_class(str(folder))
+    except (AssertionError, KeyError, IndexError, OSError) as error:
+        raise MNError(
+            f"{folder} does not hold preprocessed cases and nothing else ({error}): run nnUNetv2_preprocess for this "
+            f"dataset and configuration, or remove other files from there"
+        ) from error
+
+
+def complete_cases(folder: Path) -> set[str]:
+    """Names of the cases with all their files in a preprocessed folder."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        files = {entry.name for entry in entries}
+    names = (file.removesuffix(".pkl") for file in files if file.endswith(".pkl"))
+    return {name for name in names if f"{name}.npz" in files or {f"{name}.b2nd", f"{name}_seg.b2nd"} <= files}
