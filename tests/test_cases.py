@@ -405,6 +405,47 @@ def test_an_image_called_like_a_validation_case_is_refused(tmp_path: Path, sourc
         find(tmp_path)
 
 
+@pytest.fixture
+def of_all_folds(tmp_path: Path) -> Callable[..., Any]:
+    """Finds the unlabeled cases of all folds of a dataset with these training cases and images in imagesUn."""
+
+    def find_all(training: str, images_un: str, splits: list[Any] | None = None) -> Any:
+        touch(tmp_path / "raw" / "imagesTr", *training)
+        touch(tmp_path / "raw" / "imagesUn", *images_un)
+        labeled = (tmp_path if splits is None else write_splits(tmp_path / "p", splits)) / "data"
+        folders = CaseFolders(raw=tmp_path / "raw", labeled=labeled, description=DESCRIPTION)
+        return find_unlabeled_of_all_folds(folders, None)
+
+    return find_all
+
+
+def test_image_called_like_a_validation_case_of_any_fold_is_refused_for_all_of_them(of_all_folds: Any) -> None:
+    with pytest.raises(MNError, match="validation case 'b'"):
+        of_all_folds("abcd", "ub", [entry("ab", "cd"), entry("cd", "ab")])
+
+
+def test_without_a_split_file_nnunet_validates_each_of_five_cases(of_all_folds: Any) -> None:
+    assert names(of_all_folds("abcd", "ua")) == ["u"]
+    with pytest.raises(MNError, match="validation case 'a'"):
+        of_all_folds("abcde", "ua")
+
+
+def test_without_a_split_file_another_image_called_like_a_labeled_case_is_refused(
+    of_all_folds: Any, tmp_path: Path, volume_tools: Any
+) -> None:
+    of_all_folds("a", "ua")
+    for seed, folder in enumerate(("imagesTr", "imagesUn")):
+        volume_tools.write(volume_tools.make(seed)[0][0], tmp_path / "raw" / folder / "a_0000.nii.gz")
+    with pytest.raises(MNError, match="two different images"):
+        find_unlabeled_of_all_folds(
+            CaseFolders(raw=tmp_path / "raw", labeled=tmp_path / "data", description=DESCRIPTION), None
+        )
+
+
+def test_case_that_one_fold_calls_unlabeled_and_another_validates_is_taken(of_all_folds: Any) -> None:
+    assert names(of_all_folds("abu", "w", [entry("a", "b", "u"), entry("a", "u")])) == ["u", "w"]
+
+
 def test_a_labeled_image_in_imagesun_is_passed_over_but_not_another_of_its_name(
     tmp_path: Path, volume_tools: Any
 ) -> None:

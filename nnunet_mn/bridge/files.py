@@ -1,17 +1,36 @@
-"""Write files whole or not at all, and ask whether they can be locked."""
+"""Write files whole or not at all, tell what the system refuses, and ask whether files can be locked."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
 import numpy as np
 
+from nnunet_mn.errors import MNError
+
 try:
     import fcntl
 except ImportError:  # Windows: filelock needs no flock there
     fcntl = None  # type: ignore[assignment]  # not on Windows
+
+
+@contextlib.contextmanager
+def refusals_told() -> Iterator[None]:
+    """Inside, and in a function that it decorates, a refusal of the file system becomes a sentence for the user.
+
+    Raises:
+        MNError: in place of an OSError, with its file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MNError(
+            f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, and the "
+            f"permissions of the file and of the folders around it"
+        ) from error
 
 
 def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:

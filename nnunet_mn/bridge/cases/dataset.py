@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.errors import MNError
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -50,11 +51,13 @@ class CaseFolders:
         return unlabeled_folder(self.labeled)
 
 
+@refusals_told()
 def find_dataset(number_or_name: str) -> DatasetFolders:
     """Find a dataset by its number or its name.
 
     Raises:
-        MNError: when nnUNet_preprocessed is not set, or when no dataset or more than one fits.
+        MNError: when nnUNet_preprocessed is not set, when no dataset or more than one fits, or when a folder may not be
+            read.
     """
     preprocessed = _set_root("nnUNet_preprocessed")
     raw = _root("nnUNet_raw")
@@ -62,6 +65,7 @@ def find_dataset(number_or_name: str) -> DatasetFolders:
     return DatasetFolders(name, raw / name if raw is not None and (raw / name).is_dir() else None, preprocessed / name)
 
 
+@refusals_told()
 def results_of(number_or_name: str) -> Path:
     """The folder of a dataset in nnUNet_results. Raises an MNError as `find_dataset` does."""
     results = _set_root("nnUNet_results")
@@ -71,7 +75,8 @@ def results_of(number_or_name: str) -> Path:
 def _only_name(number_or_name: str, roots: list[Path]) -> str:
     """The name of the only dataset in these folders that fits."""
     prefix = f"Dataset{int(number_or_name):03d}_" if number_or_name.isdecimal() else number_or_name
-    found = (path for root in roots for path in root.glob("Dataset*") if _fits(path.name, prefix))
+    entries = ((root, name) for root in roots for name in os.listdir(root) if name.startswith("Dataset"))
+    found = (root / name for root, name in entries if _fits(name, prefix))
     names = {path.name for path in found if path.is_dir()}  # archives may lie beside them
     where = f"'{number_or_name}' in {' and '.join(map(str, roots))}"
     if not names:

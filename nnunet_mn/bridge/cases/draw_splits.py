@@ -8,7 +8,7 @@ import numpy as np
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.images import fault_of_path
-from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.files import refusals_told, write_whole
 from nnunet_mn.errors import MNError
 
 Split = dict[str, list[str]]
@@ -72,6 +72,7 @@ def training_cases(raw: Path) -> list[str]:
     return [name for name in names if not name.startswith(".")]
 
 
+@refusals_told()
 def split_file(dataset: DatasetFolders, *, force: bool) -> Path:
     """The file of `write_splits`. Raises an MNError if it exists and `force` is not set."""
     file = dataset.preprocessed / "splits_final.json"

@@ -21,6 +21,7 @@ class Roles:
         val: cases to validate on. They are the labeled ones if there are no others.
         unlabeled: the cases under `unlabeled` in the split file. Folders of images may hold more.
         mentioned: every case in any fold of the split file.
+        validated: validation cases that the fold, or any of all folds, does not train on.
         warnings: for the user.
     """
 
@@ -29,6 +30,7 @@ class Roles:
     val: tuple[str, ...]
     unlabeled: tuple[str, ...]
     mentioned: frozenset[str]
+    validated: frozenset[str]
     warnings: tuple[str, ...] = ()
 
     @property
@@ -100,6 +102,7 @@ def roles_of_fold(splits: list[Split] | None, fold: int | str, *, train: Iterabl
         val=held_out or labeled,
         unlabeled=tuple(unlabeled),
         mentioned=_named(splits, *PARTS),
+        validated=frozenset(held_out) - set(labeled),
         warnings=tuple(warnings),
     )
 
@@ -111,15 +114,20 @@ def roles_of_all_folds(splits: list[Split] | None, cases: Collection[str] = ()) 
 
     Args:
         splits: from `read_splits`.
-        cases: all training cases. Without a split file they are labeled.
+        cases: all training cases. Without a split file they are labeled, and each is for validation in one of
+            nnU-Net's folds, if they are enough for these.
     """
     unlabeled = _named(splits, "unlabeled")
+    validated = {name for split in splits or () for name in set(split["val"]) - set(split["train"])}
+    if splits is None and len(cases) >= FEWEST_FOR_STOCK_SPLIT:
+        validated = set(cases)
     return Roles(
         fold="all",
         labeled=tuple(sorted((set(cases) if splits is None else _named(splits, "train")) - unlabeled)),
         val=tuple(sorted(_named(splits, "val") - unlabeled)),
         unlabeled=tuple(sorted(unlabeled)),
         mentioned=_named(splits, *PARTS),
+        validated=frozenset(validated - unlabeled),
     )
 
 

@@ -127,7 +127,7 @@ def filled_folders(raw: Path, names: Collection[str]) -> list[str]:
 
 def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Found:
     same = functools.partial(same_voxels, dataset_json=raw.description)
-    labeled, val = frozenset(roles.labeled), frozenset(roles.val)
+    labeled = frozenset(roles.labeled)
     found: dict[str, UnlabeledCase] = {}
     warnings: list[str] = []
     held: dict[str, list[str]] = {}
@@ -137,10 +137,10 @@ def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Foun
         if source.name != LISTED.name:
             held[source.name] = [case.name for case in cases]
         for case in cases:
+            if case.name in roles.validated:
+                raise MNError(f"{case.images[0]} is called like the validation case '{case.name}'; rename or remove it")
             if case.name in labeled:  # already known with its label
                 _check_same(case.images, raw.of_training_case(case.name), case.name, same)
-            elif case.name in val:
-                raise MNError(f"{case.images[0]} is called like the validation case '{case.name}'; rename or remove it")
             elif case.name in found:
                 _check_same(case.images, found[case.name].images, case.name, same)
             else:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.errors import MNError
 
 SPLITS = "splits_final.json"
@@ -13,6 +14,7 @@ PARTS = ("train", "val", "unlabeled")  # of a fold
 Split = dict[str, list[str]]
 
 
+@refusals_told()
 def read_splits(preprocessed: Path, raw: Path | None) -> tuple[list[Split] | None, list[str]]:
     """Read and check nnU-Net's split file.
 
@@ -24,7 +26,8 @@ def read_splits(preprocessed: Path, raw: Path | None) -> tuple[list[Split] | Non
         One entry per fold with `train`, `val` and `unlabeled`, or None without a file; and warnings.
 
     Raises:
-        MNError: when the file is broken, or when the raw file lists unlabeled cases and was never copied.
+        MNError: when a file is broken or may not be read, or when the raw one lists unlabeled cases, but was never
+            copied.
     """
     used = preprocessed / SPLITS
     other = raw / SPLITS if raw is not None and (raw / SPLITS).is_file() else None
@@ -46,6 +49,7 @@ def _check_uncopied(file: Path, preprocessed: Path) -> list[str]:
     return [f"WARNING: {file} is not used: nnU-Net copies it only when it plans; copy it to {preprocessed}"]
 
 
+@refusals_told()
 def splits_for_planning(preprocessed: Path, raw: Path) -> tuple[list[Split] | None, list[str]]:
     """Read the split file of the coming training. Before the first planning it is the raw one: nnU-Net copies it."""
     if (raw / SPLITS).is_file() and not (preprocessed / SPLITS).is_file():
@@ -76,7 +80,7 @@ def _differs(first: Path, second: Path) -> bool:
 def _read_split_file(file: Path) -> tuple[list[Split], list[str]]:
     try:
         content = json.loads(file.read_bytes())
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise MNError(f"{file} cannot be read as JSON ({error}); restore it or write it anew") from error
     if not isinstance(content, list) or not content:
         raise MNError(f"{file} must hold a list of folds, but holds {str(content)[:60]!r}; write it anew")

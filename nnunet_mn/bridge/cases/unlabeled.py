@@ -4,9 +4,12 @@ from dataclasses import dataclass, field, replace
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.cases.preprocessed import complete_cases
+from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import Roles, roles_of_all_folds
 from nnunet_mn.bridge.cases.sources import LAST_RESORTS, SOURCES, USUAL, UnlabeledCase, filled_folders, search
 from nnunet_mn.bridge.cases.splits import SPLITS, read_splits
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.errors import MNError
 
 
@@ -22,6 +25,7 @@ class UnlabeledCases:
     held: dict[str, list[str]] = field(default_factory=dict)
 
 
+@refusals_told()
 def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] | None) -> UnlabeledCases:
     """Find the unlabeled cases of a fold.
 
@@ -61,6 +65,7 @@ def _no_unlabeled_case(fold: int | str, sources: tuple[str, ...] | None, filled:
     return f"fold {fold} has no unlabeled case (sources: {names}{why}{told}): {remedies}"
 
 
+@refusals_told()
 def find_unlabeled_of_all_folds(folders: CaseFolders, sources: tuple[str, ...] | None) -> UnlabeledCases:
     """Find the unlabeled cases of all folds together.
 
@@ -71,5 +76,11 @@ def find_unlabeled_of_all_folds(folders: CaseFolders, sources: tuple[str, ...] |
         MNError: when there is none, or something is wrong with one.
     """
     splits, warnings = read_splits(folders.labeled.parent, folders.raw)
-    found = find_unlabeled(folders, roles_of_all_folds(splits), sources)
+    found = find_unlabeled(folders, roles_of_all_folds(splits, _training_cases(folders)), sources)
     return replace(found, warnings=(*warnings, *found.warnings))
+
+
+def _training_cases(folders: CaseFolders) -> set[str]:
+    """Names of all training cases, raw or preprocessed."""
+    raw = RawImages(folders.raw, folders.description).training_cases if folders.raw is not None else ()
+    return complete_cases(folders.labeled).union(raw)

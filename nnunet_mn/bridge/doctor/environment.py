@@ -1,6 +1,7 @@
 """The doctor's checks of the environment: nnU-Net and its look-up of the plug-in, folders, weights, machine."""
 
 import contextlib
+import functools
 import io
 import os
 import warnings
@@ -109,20 +110,22 @@ def _look_up(name: str) -> type | None:
 
 def check_folders() -> list[Row]:
     """Whether nnU-Net's three folders exist and, if need be, can be written to."""
-    return [_check_folder(variable) for variable in FOLDERS]
+    return [row for variable in FOLDERS for row in examine(variable, functools.partial(_check_folder, variable))]
 
 
-def _check_folder(variable: str) -> Row:
+def _check_folder(variable: str) -> list[Row]:
     value, needed = os.environ.get(variable), variable != "nnUNet_raw"
     if not value:
         # a training node may do without raw data
         missing = f"is not set; run 'export {variable}=...'" + ("" if needed else " where data are planned")
-        return Row("bad" if needed else "note", variable, missing)
+        return [Row("bad" if needed else "note", variable, missing)]
     if not Path(value).is_dir():
-        return Row("bad" if needed else "note", variable, f"{value} does not exist; make it or correct the variable")
-    if needed and not os.access(value, os.W_OK):
-        return Row("bad", variable, f"{value} cannot be written to; change its permissions or the variable")
-    return Row("good", variable, value)
+        finding = f"{value} does not exist; make it or correct the variable"
+        return [Row("bad" if needed else "note", variable, finding)]
+    for rights, verb in ((os.R_OK | os.X_OK, "read"), (os.W_OK if needed else os.F_OK, "written to")):
+        if not os.access(value, rights):
+            return [Row("bad", variable, f"{value} cannot be {verb}; change its permissions or the variable")]
+    return [Row("good", variable, value)]
 
 
 def check_settings() -> list[Row]:

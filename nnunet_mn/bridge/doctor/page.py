@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.console import print_table
 from nnunet_mn.errors import MNError
 
@@ -32,7 +33,8 @@ Check = Callable[[], list[Row]]
 def examine(topic: str, check: Check) -> list[Row]:
     """The rows of a check, or a bad row with its mistake."""
     try:
-        return check()
+        with refusals_told():
+            return check()
     except MNError as error:
         return [Row("bad", topic, str(error))]
 

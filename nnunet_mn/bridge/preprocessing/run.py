@@ -16,6 +16,7 @@ from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.cases.wanted import write_wanted
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
 from nnunet_mn.bridge.preprocessing.lock import Part, staging_folder
 from nnunet_mn.bridge.preprocessing.one_case import Job, not_written, prepare_case
@@ -62,6 +63,7 @@ def prepare_unlabeled(
     return done
 
 
+@refusals_told()
 def check_preprocessed_cases(planned: PlannedDataset, roles: Roles, unlabeled: Collection[str]) -> list[str]:
     """Check what a training will read: no case is unsound, and no unlabeled one is a validation case.
 
@@ -86,6 +88,7 @@ def check_preprocessed_cases(planned: PlannedDataset, roles: Roles, unlabeled: C
     return refuse_copies_of_val(cases.unlabeled, cases.labeled, roles.held_out, unlabeled=unlabeled)
 
 
+@refusals_told()
 def preprocess_unlabeled(
     cases: Sequence[UnlabeledCase],
     planned: PlannedDataset,
