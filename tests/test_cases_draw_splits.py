@@ -74,6 +74,13 @@ def test_folder_that_is_no_dataset_is_told(tmp_path: Path) -> None:
         training_cases(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "{}", '{"file_ending": 1}', '{"file_ending": "", "dataset": null}'])
+def test_description_of_another_shape_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(MNError, match=rf"{tmp_path / 'dataset.json'} .*write it as nnU-Net's dataset format"):
+        training_cases(tmp_path)
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> DatasetFolders:
     return DatasetFolders("Dataset001_A", None, tmp_path / "Dataset001_A")

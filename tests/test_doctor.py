@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -251,6 +252,46 @@ def test_broken_plans_and_descriptions_are_bad(
         content["configurations"]["3d_fullres"] |= change
     file.write_text(json.dumps(content))
     assert finding in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+SHAPES: dict[str, tuple[Any, str]] = {
+    "null": (None, "dataset.json "),
+    "a list": ([1], "dataset.json "),
+    "no channels": ({"channel_names": None}, "dataset.json "),
+    "channels in a list": ({"channel_names": ["CT"]}, "'channel_names' in .*dataset.json must be a dictionary"),
+    "ending as a number": ({"file_ending": 1}, "'file_ending' in .*dataset.json must be a text, but is '1'"),
+    "labels in a list": ({"labels": ["a"]}, "'labels' in .*dataset.json must be a dictionary, but is .*a.*; "),
+    "cases in a list": ({"dataset": ["a"]}, "'dataset' in .*dataset.json must be a dictionary"),
+    "case without images": ({"dataset": {"a": None}}, "'a' in the entry 'dataset' of .*dataset.json must have a list"),
+}
+
+
+def reshaped(folder: Path, change: Any) -> None:
+    """Write another dataset.json. None as an entry's value removes it."""
+    file = folder / "dataset.json"
+    content = json.loads(file.read_text()) | change if isinstance(change, dict) else change
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.usefixtures("cases_alone")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["raw", "preprocessed"])
+def test_description_of_another_shape_is_bad(
+    planned_dataset, tmp_path: Path, monkeypatch, shape: str, kind: str
+) -> None:
+    dataset, (change, finding) = planned_dataset(), SHAPES[shape]
+    for variable, folder in (("nnUNet_raw", dataset.raw), ("nnUNet_preprocessed", dataset.preprocessed)):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        (tmp_path / variable / dataset.name).mkdir(parents=True)
+        shutil.copy(folder / "dataset.json", tmp_path / variable / dataset.name)
+    if kind == "preprocessed":
+        shutil.copy(dataset.preprocessed / "nnUNetPlans.json", tmp_path / "nnUNet_preprocessed" / dataset.name)
+    reshaped(tmp_path / f"nnUNet_{kind}" / dataset.name, change)
+    found = findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    assert re.search(finding, found), found
+    assert ("write it as nnU-Net's dataset format" if kind == "raw" else "run 'nnUNetv2_plan_and_preprocess") in found
 
 
 def test_training_images_without_a_label_are_bad_before_nnunet_plans(tiny_dataset) -> None:

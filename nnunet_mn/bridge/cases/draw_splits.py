@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
+from nnunet_mn.bridge.cases.description import read_description
 from nnunet_mn.bridge.cases.images import fault_of_path
 from nnunet_mn.bridge.files import refusals_told, write_whole
 from nnunet_mn.errors import MNError
@@ -52,6 +53,7 @@ def _fold(order: list[str], *, labeled: int, first: int, val: int) -> Split:
     }
 
 
+@refusals_told()
 def training_cases(raw: Path) -> list[str]:
     """Names of nnU-Net's training cases in a raw dataset. Hidden files, such as macOS leaves beside images, are none.
 
@@ -60,8 +62,9 @@ def training_cases(raw: Path) -> list[str]:
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+    description = read_description(raw, "file_ending") if (raw / "dataset.json").is_file() else None
     try:
-        names = sorted(get_filenames_of_train_images_and_targets(str(raw)))
+        names = sorted(get_filenames_of_train_images_and_targets(str(raw), description))
     except (OSError, KeyError, ValueError) as error:
         raise MNError(
             f"the cases of {raw} cannot be listed ({error!r}); check its dataset.json and imagesTr"

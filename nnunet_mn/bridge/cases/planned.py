@@ -1,14 +1,14 @@
 """A planned dataset: its folders, its plans, and one configuration of them."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, DatasetFolders
+from nnunet_mn.bridge.cases.description import has_channels, read_description, read_object
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
 
@@ -35,6 +35,7 @@ class PlannedDataset:
         return resolve(Layer(f"'mn' in the plans' configuration {self.configuration}", planned), environment_layer())
 
 
+@refusals_told()
 def load_planned(folders: DatasetFolders, *, plans: str, configuration: str) -> PlannedDataset:
     """Read the plans and the dataset's description.
 
@@ -47,9 +48,11 @@ def load_planned(folders: DatasetFolders, *, plans: str, configuration: str) -> 
         MNError: when one of them is missing or broken.
     """
     hint = f"run 'nnUNetv2_plan_and_preprocess -d {folders.number} -c {configuration}'"
-    found = _read_json(folders.preprocessed / f"{plans}.json", hint, {"configurations"})
+    found = read_object(folders.preprocessed / f"{plans}.json", "configurations", remedy=hint)
     planned = planned_configuration(found, configuration)
-    description = _read_json(folders.preprocessed / "dataset.json", hint, {"file_ending", "labels"})
+    description = read_description(folders.preprocessed, "file_ending", "labels", remedy=hint)
+    if not has_channels(description):
+        raise MNError(f"{folders.preprocessed / 'dataset.json'} lacks channel_names; {hint}")
     return PlannedDataset(folders, PlansManager(found), configuration, planned, description)
 
 
@@ -88,16 +91,3 @@ def _check_sizes(found: dict[str, Any], where: str) -> None:
             f"patch_size in {where} is {list(patch)}, but its network halves the axes so often that they must be "
             f"multiples of {divisor.tolist()}; correct it"
         )
-
-
-def _read_json(file: Path, hint: str, needed: set[str]) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise MNError(f"{file} does not exist; {hint}") from error
-    except (OSError, ValueError) as error:
-        raise MNError(f"{file} cannot be read ({error}); {hint}") from error
-    missing = sorted(needed - content.keys() if isinstance(content, dict) else needed)
-    if missing:
-        raise MNError(f"{file} lacks {', '.join(missing)}; {hint}")
-    return content

@@ -1,14 +1,15 @@
 """The image files of a raw dataset: of its training cases, and of a folder of unlabeled images."""
 
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from nnunet_mn.bridge.cases.description import FORMAT, has_channels, read_description
 from nnunet_mn.bridge.cases.images import check_channels, fault_of_path, name_some, scan_folder
 from nnunet_mn.bridge.cases.splits import check_case_name
 from nnunet_mn.bridge.cases.tiff import spacing_file
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.errors import MNError
 
 
@@ -25,18 +26,12 @@ class RawImages:
         self.ending: str = description["file_ending"]
 
     @classmethod
+    @refusals_told()
     def read(cls, folder: Path) -> "RawImages":
         """Those of a dataset's folder in nnUNet_raw. Raises an MNError if its dataset.json cannot be used."""
-        file = folder / "dataset.json"
-        try:
-            content: dict[str, Any] = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise MNError(
-                f"{file} cannot be read ({error}); write it as nnU-Net's dataset format says: even without a label the "
-                f"reader needs its channel_names and file_ending"
-            ) from error
-        if "file_ending" not in content or not {"channel_names", "modality"} & content.keys():
-            raise MNError(f"{file} lacks channel_names or file_ending; write it as nnU-Net's dataset format says")
+        content = read_description(folder)
+        if "file_ending" not in content or not has_channels(content):
+            raise MNError(f"{folder / 'dataset.json'} lacks channel_names or file_ending; {FORMAT}")
         return cls(folder, content)
 
     @functools.cached_property

@@ -1,0 +1,55 @@
+"""dataset.json, read and checked for its shape."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunet_mn.errors import MNError
+
+FORMAT = (
+    "write it as nnU-Net's dataset format says: even without a label the reader needs its channel_names and file_ending"
+)
+KINDS = {"channel_names": dict, "modality": dict, "file_ending": str, "labels": dict, "dataset": dict}
+WORDS = {dict: "a dictionary", str: "a text"}
+
+
+def read_description(folder: Path, *needed: str, remedy: str = FORMAT) -> dict[str, Any]:
+    """The content of dataset.json in a dataset's raw or preprocessed folder.
+
+    Args:
+        folder: of the dataset.
+        needed: its entries. Those that are there are checked, whether needed or not.
+        remedy: for the message.
+
+    Raises:
+        MNError: when it is missing or broken.
+    """
+    file = folder / "dataset.json"
+    content = read_object(file, *needed, remedy=remedy)
+    for key, kind in KINDS.items():
+        if key in content and not isinstance(content[key], kind):
+            raise MNError(f"'{key}' in {file} must be {WORDS[kind]}, but is {str(content[key])[:60]!r}; {remedy}")
+    for name, entry in content.get("dataset", {}).items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
+            raise MNError(f"'{name}' in the entry 'dataset' of {file} must have a list of images; {remedy}")
+    return content
+
+
+def read_object(file: Path, *needed: str, remedy: str) -> dict[str, Any]:
+    """The content of a JSON file that must be an object with these keys. Raises an MNError as `read_description`."""
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise MNError(f"{file} cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise MNError(f"{file} cannot be read ({error}); {remedy}") from error
+    if missing := [key for key in needed if not isinstance(content, dict) or key not in content]:
+        raise MNError(f"{file} lacks {', '.join(missing)}; {remedy}")
+    if not isinstance(content, dict):
+        raise MNError(f"{file} must hold a dictionary, but holds {str(content)[:60]!r}; {remedy}")
+    return content
+
+
+def has_channels(description: dict[str, Any]) -> bool:
+    """Whether a dataset.json names its channels. Older ones do so under `modality`."""
+    return bool(description.get("modality") or description.get("channel_names"))
