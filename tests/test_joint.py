@@ -85,7 +85,7 @@ class Model:
 
 def trained(site: Any, train: Any) -> Model:
     """Train two updates, and lay two images aside for predictions."""
-    site.validate = False
+    site.validate, site.draw = False, True  # nnU-Net's export insists on the plot
     site.set(adaptation="full")
     code, output = train(site)
     assert code == 0, output
