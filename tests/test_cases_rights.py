@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,11 +33,16 @@ def any_user() -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, 0)
     os.setresuid(NOBODY, NOBODY, 0)
     try:
         yield
     finally:
         os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
 
 
 @pytest.fixture
@@ -140,3 +146,66 @@ def test_commands_name_what_may_not_be_read(dataset: Path, command: str) -> None
         result = CliRunner().invoke(cli.app, [name, "-d", "4", *options])
     assert isinstance(result.exception, MNError)
     assert "Permission denied" in str(result.exception)
+
+
+# ---- a folder of a group
+
+
+@pytest.fixture
+def shared(place: Path, planned_dataset: Any, copy_site: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A planned dataset of this user, in folders to which the group of `any_user` may write."""
+    site = copy_site(planned_dataset(layout="imagesUn"), place / "root")
+    for root in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(root, str(site.root / root))
+    if os.geteuid() == 0:
+        os.chown(site.preprocessed, 0, NOBODY)
+    site.preprocessed.chmod(0o775)
+    before = os.umask(0o022)
+    yield site
+    os.umask(before)
+
+
+def preprocess(site: Any) -> str:
+    result = CliRunner().invoke(cli.app, ["preprocess", "-d", site.name, "-np", "1"])
+    assert result.exit_code == 0, result.exception
+    return result.output
+
+
+def test_what_one_user_makes_others_of_the_group_can_write_to(shared: Any) -> None:
+    preprocess(shared)
+    folder = f"{shared.cases.name}_unlabeled"
+    group = shared.preprocessed.stat().st_gid
+    of_group = {
+        path.name
+        for path in shared.preprocessed.iterdir()
+        if path.stat().st_mode & stat.S_IWGRP and path.stat().st_gid == group
+    }
+    assert of_group >= {folder, f"{folder}.0-of-1.lock", f"{folder}.0-of-1.jsonl"}
+
+
+def test_second_user_of_the_group_preprocesses_new_and_changed_images(shared: Any, volume_tools: Any) -> None:
+    preprocess(shared)
+    folder = shared.preprocessed / f"{shared.cases.name}_unlabeled"
+    changed = folder / "unlabeled_00.b2nd"
+    before = changed.stat().st_ino
+    stale = folder.with_name(f"{folder.name}.1-of-4.staging-abc")  # of a killed process
+    stale.mkdir()
+    for seed, name in enumerate(("unlabeled_00", "new")):
+        volume_tools.write(volume_tools.make(70 + seed)[0][0], shared.unlabeled_image(f"{name}_0000.nii.gz"))
+    with any_user():
+        assert "4 unlabeled cases are ready" in preprocess(shared)
+    assert (folder / "new.b2nd").is_file()
+    assert changed.stat().st_ino != before
+    preprocess(shared)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o775])
+def test_user_with_nothing_to_preprocess_needs_no_right_to_write(shared: Any, mode: int) -> None:
+    preprocess(shared)
+    for file in shared.preprocessed.iterdir():
+        file.chmod(0o555 if file.is_dir() else 0o444)
+    shared.preprocessed.chmod(mode)
+    for image in (shared.raw / "imagesUn").iterdir():
+        os.utime(image)  # only its time stamp is new
+    with any_user():
+        assert "3 unlabeled cases are ready" in preprocess(shared)

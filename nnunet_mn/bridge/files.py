@@ -1,7 +1,8 @@
-"""Write files whole or not at all, tell what the system refuses, and ask whether files can be locked."""
+"""Write files whole or not at all, share them, ask whether they can be locked, and tell what the system refuses."""
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -70,6 +71,19 @@ def _replace(file: Path, write: Callable[[BinaryIO], object], *, mode: int | Non
         temporary.unlink(missing_ok=True)
 
 
+def share(path: Path) -> None:
+    """Give a new file or folder the group of the folder around it, and let the same users write to it.
+
+    A umask often keeps the others of a group from that. They could replace the file anyway, but not append to it.
+    """
+    around = path.parent.stat()
+    if around.st_mode & stat.S_ISVTX or not hasattr(os, "chown"):  # no folder of a group; Windows
+        return
+    with contextlib.suppress(OSError):  # this user is not of the group
+        os.chown(path, -1, around.st_gid)
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | around.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def why_no_lock(file: Path) -> str | None:
     """The system's reason if a file cannot be locked at all. A lock of another process is none.
 
@@ -77,7 +91,10 @@ def why_no_lock(file: Path) -> str | None:
     """
     if fcntl is None:
         return None
+    is_new = not file.exists()
     with file.open("a") as stream:
+        if is_new:
+            share(file)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

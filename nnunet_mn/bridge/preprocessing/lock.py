@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nnunet_mn.bridge.files import why_no_lock
+from nnunet_mn.bridge.files import share, why_no_lock
 from nnunet_mn.errors import MNError
 
 
@@ -47,6 +48,7 @@ def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
             if why is None:
                 _remove_stale(part)
             staging.mkdir()
+            share(staging)
             if why is not None:
                 log(f"WARNING: files in {part.folder.parent} cannot be locked ({why}); preprocess there in one job")
                 _refuse_company(part, staging, why)
@@ -55,9 +57,18 @@ def staging_folder(part: Part, log: Callable[[str], None]) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def file_lock(file: Path, *, timeout: float = -1) -> FileLock:
+    """A lock that the kernel releases when its process dies. The file exists, and keeps its permissions.
+
+    Raises:
+        Timeout: an OSError, when it is acquired and another process holds it for so many seconds.
+    """
+    return FileLock(file, timeout=timeout, mode=stat.S_IMODE(file.stat().st_mode) & 0o777 | 0o600)
+
+
 @contextlib.contextmanager
 def _locked(file: Path, log: Callable[[str], None]) -> Iterator[None]:
-    lock = FileLock(file)  # the kernel releases it when its process dies
+    lock = file_lock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -81,11 +92,14 @@ def _refuse_company(part: Part, own: Path, why: str) -> None:
 
 
 def _remove_stale(part: Part) -> None:
-    """Remove the staging folders of parts without a process."""
+    """Remove the staging folders of parts without a process, as far as this user may."""
     for stale in part.folder.parent.glob(f"{glob.escape(part.folder.name)}.*.staging-*"):
         owner = stale.with_name(stale.name.rpartition(".staging-")[0] + ".lock")
         try:
-            with contextlib.nullcontext() if owner == part.file(".lock") else FileLock(owner, timeout=0):
-                shutil.rmtree(stale)
-        except Timeout:
-            continue  # in use
+            if owner == part.file(".lock"):
+                shutil.rmtree(stale, ignore_errors=True)
+            elif why_no_lock(owner) is None:
+                with file_lock(owner, timeout=0):
+                    shutil.rmtree(stale, ignore_errors=True)
+        except (Timeout, PermissionError):
+            continue  # in use, or of another user

@@ -2,23 +2,22 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from nnunet_mn.bridge.cases.manifest import Manifest, append, settings_hash
+from nnunet_mn.bridge.cases.manifest import Manifest, Record, append, settings_hash
 from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.preprocessed import dataset_class_of
 from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.cases.wanted import write_wanted
-from nnunet_mn.bridge.files import refusals_told
+from nnunet_mn.bridge.files import refusals_told, share, why_no_lock
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
-from nnunet_mn.bridge.preprocessing.lock import Part, staging_folder
+from nnunet_mn.bridge.preprocessing.lock import Part, file_lock, staging_folder
 from nnunet_mn.bridge.preprocessing.one_case import Job, not_written, prepare_case
 from nnunet_mn.bridge.preprocessing.soundness import check_sound
 from nnunet_mn.bridge.preprocessing.to_do import survey
@@ -120,24 +119,52 @@ def preprocess_unlabeled(
     folder, description = planned.cases.unlabeled, planned.dataset_json
     plans, configuration = planned.plans_manager.plans, planned.configuration_manager
     settings = settings_hash(plans, configuration.configuration, description)
-    found = survey(mine, folder, settings)
-    if found.to_do or (found.renewed and os.access(folder.parent, os.W_OK)):
-        part = Part(folder, part_id, num_parts)
+    found, part = survey(mine, folder, settings), Part(folder, part_id, num_parts)
+    if found.to_do:
         try:
-            folder.mkdir(exist_ok=True)
+            _make_folder(folder)
             with staging_folder(part, log) as staging:
                 again = survey(found.to_do, folder, settings)  # another process may have done it meanwhile
                 job = Job(folder, staging, plans, configuration, description, settings)
-                manifest = part.file(".jsonl")
+                manifest = _manifest(part)
                 for record in found.renewed + again.renewed:
                     append(manifest, record)
                 bad = _run(job, again.to_do, num_processes, manifest, skip_bad=skip_bad)
         except OSError as error:
             raise not_written(folder, error) from error
         found.skipped |= again.skipped | bad
+    elif found.renewed:
+        _renew(part, found.renewed)
     for name, reason in found.skipped.items():
         log(f"WARNING: the unlabeled case '{name}' is left out: {reason}")
     return Preprocessed(tuple(c.name for c in mine if c.name not in found.skipped), found.skipped)
+
+
+def _make_folder(folder: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        share(folder)
+
+
+def _manifest(part: Part) -> Path:
+    """The file for the records of a part."""
+    file = part.file(".jsonl")
+    if not file.exists():
+        file.touch()
+        share(file)
+    return file
+
+
+def _renew(part: Part, records: Sequence[Record]) -> None:
+    """Record new time stamps. Where nothing may be written, or another process works, images are read again instead."""
+    lock = part.file(".lock")
+    with (
+        contextlib.suppress(OSError),
+        contextlib.nullcontext() if why_no_lock(lock) is not None else file_lock(lock, timeout=0),
+    ):
+        manifest = _manifest(part)
+        for record in records:
+            append(manifest, record)
 
 
 def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Path, *, skip_bad: bool) -> dict[str, str]:
