@@ -12,7 +12,7 @@ from nnunet_mn.bridge.cases.manifest import Manifest
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.raw_images import RawImages
-from nnunet_mn.bridge.cases.roles import listed_split, listed_unlabeled, roles_in_training
+from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training, roles_of_all_folds
 from nnunet_mn.bridge.cases.sources import USUAL, filled_folders
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
@@ -113,7 +113,7 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
             f"nnUNetv2_preprocess, or correct the split"
         )
     counts = f"{len(roles.labeled)} labeled, {len(roles.val)} val"
-    if _is_supervised(cases, splits, fold):
+    if _is_supervised(cases, roles, roles_of_all_folds(splits)):
         return [_note(topic, f"{counts}, no unlabeled: for nnUNetTrainer or nnUNetTrainerMNLabeledOnly")]
     found = find_unlabeled(cases, roles, planned.config().unlabeled_sources)
     names = {case.name for case in found.cases}
@@ -123,10 +123,10 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
     return [Row("good", topic, f"{counts}, {len(names)} unlabeled"), *notes]
 
 
-def _is_supervised(cases: CaseFolders, splits: list[Split] | None, fold: int | str) -> bool:
+def _is_supervised(cases: CaseFolders, of_fold: Roles, of_all: Roles) -> bool:
     """Whether a fold has no unlabeled case, but another fold has: it is for a fully supervised comparison."""
     elsewhere = bool(filled_folders(cases.raw, USUAL)) if cases.raw is not None else cases.unlabeled.is_dir()
-    return bool(listed_unlabeled(splits, "all")) and not listed_unlabeled(splits, fold) and not elsewhere
+    return bool(of_all.unlabeled) and not of_fold.unlabeled and not elsewhere
 
 
 def check_preprocessed(planned: PlannedDataset) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.raw_images import RawImages
+from nnunet_mn.bridge.cases.roles import listed_split, listed_unlabeled
 from nnunet_mn.bridge.cases.sources import IMAGES_UN
 from nnunet_mn.bridge.cases.splits import Split, splits_for_planning
 from nnunet_mn.errors import MNError
@@ -54,15 +55,16 @@ def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool =
     """
     raw = RawImages.read(_raw_folder(folders))
     splits, warnings = splits_for_planning(folders.preprocessed, raw.folder)
-    split = _entry(splits, fold)
+    _check_fold(splits, fold)
     of_folder, more = raw.in_folder(IMAGES_UN.name)
-    val, labeled = set(split["val"]) if split else set(), _labeled(raw, split)
+    with_label = {name for name in raw.training_cases if raw.label_of(name).is_file()}
+    train, val = listed_split(splits, fold, sorted(with_label))
+    labeled, held_out = set(train).intersection(raw.training_cases), set(val).difference(train)
     images = {**of_folder, **{name: raw.of_training_case(name) or () for name in raw.training_cases}}
     if ignore_labels:
-        labeled, unlabeled = set(), images.keys() - val
+        labeled, unlabeled = set(), images.keys() - held_out
     else:
-        has_label = {name for name in raw.training_cases if raw.label_of(name).is_file()} - _listed_unlabeled(split)
-        unlabeled = images.keys() - val - labeled - has_label
+        unlabeled = images.keys() - held_out - labeled - with_label.difference(listed_unlabeled(splits, fold))
     if not unlabeled:
         raise MNError(
             f"every case of {raw.folder} has a label or is for validation, and none is left to suggest; put images "
@@ -83,22 +85,9 @@ def _raw_folder(folders: DatasetFolders) -> Path:
     return folders.raw
 
 
-def _entry(splits: list[Split] | None, fold: int) -> Split | None:
-    if splits is None:
-        return None
-    if fold >= len(splits):
+def _check_fold(splits: list[Split] | None, fold: int) -> None:
+    if splits is not None and fold >= len(splits):
         raise MNError(f"fold {fold} is not in the split file, which has 0 to {len(splits) - 1}; give one of them to -f")
-    return splits[fold]
-
-
-def _labeled(raw: RawImages, split: Split | None) -> set[str]:
-    if split is not None:
-        return set(split["train"]) & set(raw.training_cases)
-    return {name for name in raw.training_cases if raw.label_of(name).is_file()}
-
-
-def _listed_unlabeled(split: Split | None) -> set[str]:
-    return set(split["unlabeled"]) if split is not None else set()
 
 
 def _only(images: Images, names: Iterable[str]) -> Images:
