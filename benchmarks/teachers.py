@@ -9,6 +9,7 @@ second table has the Dice of both during the training, from nnU-Net's log: it lo
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.model_folders import read_json
 from nnunet_mn.bridge.training.join import JointModel, joint_model, read_trained
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks.joint import Joint
@@ -54,7 +54,7 @@ def tune_half(preprocessed: Path, model: JointModel, fold: int) -> Iterator[tupl
     plans = PlansManager(model.plans.plans)
     cases = str(preprocessed / plans.get_configuration(CONFIGURATION).data_identifier)
     dataset = infer_dataset_class(cases)(cases)
-    names = sorted(read_json(preprocessed / "splits_final.json")[fold]["val"])
+    names = sorted(json.loads((preprocessed / "splits_final.json").read_bytes())[fold]["val"])
     for name in names[: len(names) // 2]:
         image, mask, *_ = dataset.load_case(name)
         yield torch.from_numpy(np.asarray(image[:])).float(), np.asarray(mask[:])[0]

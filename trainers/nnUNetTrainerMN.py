@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.benchmarking.nnUNetTrainerBenchmark_5epochs import (
@@ -27,6 +26,7 @@ from nnunet_mn.bridge.cases.planned import PlannedDataset, planned_configuration
 from nnunet_mn.bridge.cases.preprocessed import dataset_class_of
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
+from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.planning.checks import check_co_trainable, check_preprocessed
@@ -146,6 +146,7 @@ class _LabeledCases(nnUNetTrainer):
         with reading.handed_over(content):
             super().load_checkpoint(name)
 
+    @refusals_told()
     def _planned_dataset(self) -> PlannedDataset:
         name = self.plans_manager.dataset_name
         raw = Path(nnUNet_raw) / name if nnUNet_raw and (Path(nnUNet_raw) / name).is_dir() else None
@@ -195,7 +196,7 @@ class _WithUnlabeledCases(_LabeledCases):
             self._log_lists().setdefault(key, [])
 
     def _refuse(self, configuration: str, planned: Any) -> None:
-        check_co_trainable(planned, configuration)
+        check_co_trainable(planned, configuration, self.mn_config)
         ddp.refuse_ranks(planned.batch_size)
 
     # ---- for a subclass to replace -------------------------------------------------------------------------------
@@ -363,8 +364,8 @@ class _WithUnlabeledCases(_LabeledCases):
             f"iteration {self.schedule.supervised} of {self.schedule.total}"
         )
         # labeled cases may still lie in nnU-Net's older format: the folders' classes can differ
-        folder = str(planned.cases.unlabeled)
-        dataset: loader.Cases = infer_dataset_class(folder)(folder, list(names))
+        folder = planned.cases.unlabeled
+        dataset: loader.Cases = dataset_class_of(folder)(str(folder), list(names))
         return dataset
 
     def _refresh_foreground(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_mn.bridge.files import read_object
 from nnunet_mn.bridge.model_card import FoldOnCard, model_card
 from nnunet_mn.bridge.model_folders import CHECKPOINT, PUT_BACK, ModelFolders, read_json
 from nnunet_mn.bridge.reading import read_by_environment
@@ -99,7 +100,7 @@ def _copy(file: Path, target: Path) -> None:
     if not file.is_file():
         raise MNError(f"{file} is missing; run nnUNetv2_train with --val for this fold to finish its validation")
     if file.suffix == ".json":
-        read_json(file, remedy=VALIDATE if file.name == "summary.json" else PUT_BACK)
+        read_object(file, remedy=VALIDATE if file.name == "summary.json" else PUT_BACK)
     shutil.copyfile(file, target)
 
 
@@ -117,7 +118,7 @@ def _run_stock_export(model: ModelFolders, folds: Sequence[Path], results: Path,
 def _fold_on_card(fold: Path, mn: Mapping[str, Any]) -> FoldOnCard:
     file = fold / "validation" / "summary.json"
     class_names = read_json(fold.parent / "dataset.json", "labels")["labels"]
-    summary = read_json(file, "mean", "foreground_mean", "metric_per_case", remedy=VALIDATE)
+    summary = read_object(file, "mean", "foreground_mean", "metric_per_case", remedy=VALIDATE)
     names = {_key(value): name for name, value in class_names.items()}
     taught = {"backbone": mn["teacher_backbone"]} if "teacher_backbone" in mn else {}  # a student's own is not used
     try:
@@ -125,10 +126,7 @@ def _fold_on_card(fold: Path, mn: Mapping[str, Any]) -> FoldOnCard:
         dice["foreground"] = float(summary["foreground_mean"]["Dice"])
         n_validated = len(summary["metric_per_case"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MNError(
-            f"{file} lacks scores that nnU-Net writes ({error!r}); run nnUNetv2_train with --val for this fold to "
-            f"write it anew"
-        ) from error
+        raise MNError(f"{file} lacks scores that nnU-Net writes ({error!r}); {VALIDATE}") from error
     return FoldOnCard(
         name=fold.name,
         cases=mn.get("cases", {}),

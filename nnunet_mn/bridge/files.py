@@ -1,11 +1,12 @@
-"""Write files whole or not at all, share them, ask whether they can be locked, and tell what the system refuses."""
+"""Read JSON, write files whole or not at all, share and lock them, and tell what the system refuses."""
 
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -32,6 +33,29 @@ def refusals_told() -> Iterator[None]:
             f"{error.filename or 'a file'} cannot be used ({error.strerror or error}): check the path, and the "
             f"permissions of the file and of the folders around it"
         ) from error
+
+
+@refusals_told()
+def read_object(file: Path, *needed: str, remedy: str) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Args:
+        needed: keys that it must have.
+        remedy: for the message.
+
+    Raises:
+        MNError: when it is missing, may not be read, or is no object with these keys.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        reason = error.strerror if isinstance(error, FileNotFoundError) else error
+        raise MNError(f"{file} cannot be read ({reason}); {remedy}") from error
+    if missing := [key for key in needed if not isinstance(content, dict) or key not in content]:
+        raise MNError(f"{file} lacks {', '.join(missing)}; {remedy}")
+    if not isinstance(content, dict):
+        raise MNError(f"{file} must hold a JSON object, but holds {str(content)[:60]!r}; {remedy}")
+    return content
 
 
 def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:

@@ -1,11 +1,11 @@
-"""The folders of a training in nnUNet_results, and the JSON files in them."""
+"""The folders of a training in nnUNet_results, and the JSON files of a model."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_mn.bridge.files import read_object
 from nnunet_mn.errors import MNError
 
 JOINT_TRAINER = "nnUNetTrainerMNJoint"
@@ -58,14 +58,6 @@ class ModelFolders:
         )
 
 
-def read_json(file: Path, *needed: str, remedy: str = PUT_BACK) -> dict[str, Any]:
-    """The content of a model folder's file. Raises an MNError with a remedy when it is no object with these keys."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise MNError(f"{file} cannot be read ({error}); {remedy}") from error
-    if not isinstance(content, dict):
-        raise MNError(f"{file} must hold a JSON object, but holds {str(content)[:60]!r}; {remedy}")
-    if missing := [key for key in needed if key not in content]:
-        raise MNError(f"{file} lacks {', '.join(missing)}; {remedy}")
-    return content
+def read_json(file: Path, *needed: str) -> dict[str, Any]:
+    """The content of a model's file. Raises an MNError when it is no object with these keys."""
+    return read_object(file, *needed, remedy=PUT_BACK)

@@ -1,9 +1,9 @@
 """dataset.json, read and checked for its shape."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from nnunet_mn.bridge.files import read_object
 from nnunet_mn.errors import MNError
 
 FORMAT = (
@@ -32,21 +32,6 @@ def read_description(folder: Path, *needed: str, remedy: str = FORMAT) -> dict[s
     for name, entry in content.get("dataset", {}).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
             raise MNError(f"'{name}' in the entry 'dataset' of {file} must have a list of images; {remedy}")
-    return content
-
-
-def read_object(file: Path, *needed: str, remedy: str) -> dict[str, Any]:
-    """The content of a JSON file that must be an object with these keys. Raises an MNError as `read_description`."""
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise MNError(f"{file} cannot be read ({error.strerror}); {remedy}") from error
-    except ValueError as error:
-        raise MNError(f"{file} cannot be read ({error}); {remedy}") from error
-    if missing := [key for key in needed if not isinstance(content, dict) or key not in content]:
-        raise MNError(f"{file} lacks {', '.join(missing)}; {remedy}")
-    if not isinstance(content, dict):
-        raise MNError(f"{file} must hold a dictionary, but holds {str(content)[:60]!r}; {remedy}")
     return content
 
 

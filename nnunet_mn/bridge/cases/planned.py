@@ -7,8 +7,8 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, DatasetFolders
-from nnunet_mn.bridge.cases.description import has_channels, read_description, read_object
-from nnunet_mn.bridge.files import refusals_told
+from nnunet_mn.bridge.cases.description import has_channels, read_description
+from nnunet_mn.bridge.files import read_object
 from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
 
@@ -35,7 +35,6 @@ class PlannedDataset:
         return resolve(Layer(f"'mn' in the plans' configuration {self.configuration}", planned), environment_layer())
 
 
-@refusals_told()
 def load_planned(folders: DatasetFolders, *, plans: str, configuration: str) -> PlannedDataset:
     """Read the plans and the dataset's description.
 

@@ -68,7 +68,7 @@ def _note(topic: str, text: str) -> Row:
 def check_plans(planned: PlannedDataset) -> list[Row]:
     """Whether M&N can train this configuration."""
     manager, name = planned.configuration_manager, planned.configuration
-    check_co_trainable(manager, name)
+    check_co_trainable(manager, name, planned.config())
     patch = "x".join(str(n) for n in manager.patch_size)
     return [
         Row("good", "plans", f"{planned.plans_manager.plans_name}, {name}: patch {patch}, batch {manager.batch_size}")

@@ -6,25 +6,23 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_mn.bridge.cases.images import name_some
-from nnunet_mn.config import Layer, environment_layer, resolve
+from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 
 
-def check_co_trainable(planned: ConfigurationManager, configuration: str) -> None:
-    """Raise an MNError if M&N cannot train a configuration of the plans."""
+def check_co_trainable(planned: ConfigurationManager, configuration: str, config: MNConfig) -> None:
+    """Raise an MNError if M&N cannot train a configuration of the plans with these settings."""
     if len(planned.patch_size) != 3 or planned.previous_stage_name is not None:
         raise MNError(
             f"M&N co-trains a 2D and a 3D network, which configuration '{configuration}' does not allow: use "
             f"3d_fullres or 3d_lowres"
         )
     if planned.batch_size == 1:
-        _check_batch_of_one(planned, configuration)
+        _check_batch_of_one(configuration, config)
 
 
-def _check_batch_of_one(planned: ConfigurationManager, configuration: str) -> None:
+def _check_batch_of_one(configuration: str, config: MNConfig) -> None:
     """Raise an MNError if no unlabeled sample would ever come. On top of a single labeled one there is room for one."""
-    plans = Layer(f"'mn' in the plans' configuration {configuration}", planned.configuration.get("mn", {}))
-    config = resolve(plans, environment_layer())
     if config.batch == "replace" or config.student_masks == "stored":
         raise MNError(
             f"configuration '{configuration}' plans a batch of 1, but M&N needs room for a labeled and an unlabeled "

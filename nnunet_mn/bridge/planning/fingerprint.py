@@ -17,8 +17,8 @@ from nnunet_mn.bridge.cases.images import fault_of_path, name_some
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
 from nnunet_mn.bridge.cases.splits import splits_for_planning
+from nnunet_mn.bridge.files import read_object
 from nnunet_mn.bridge.last_word import last_word
-from nnunet_mn.bridge.model_folders import read_json
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
 
@@ -135,7 +135,7 @@ def check_fingerprint(dataset_name_or_id: str | int) -> None:
     name = maybe_convert_to_dataset_name(dataset_name_or_id)
     file = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
     if file.is_file():  # else stock says what to do
-        read_json(file, remedy=f"run 'nnUNetv2_extract_fingerprint -d {name} --clean' again")
+        read_object(file, remedy=f"run 'nnUNetv2_extract_fingerprint -d {name} --clean' again")
 
 
 def fingerprint(

@@ -115,7 +115,8 @@ def find_trained_fold(folders: ModelFolders, fold: str, *, at_most: int | None =
 def _roles(planned: PlannedDataset, fold: int | str) -> tuple[Roles, list[str]]:
     """The roles in this fold, and warnings."""
     splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
-    here = sorted(complete_cases(planned.cases.labeled))
+    labeled = planned.cases.labeled
+    here = sorted(dataset_class_of(labeled).get_identifiers(str(labeled)))  # as the trainer
     roles = roles_in_training(splits, fold, here, lambda: listed_split(splits, fold, here))
     return roles, [*warnings, *roles.warnings]
 
