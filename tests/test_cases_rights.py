@@ -1,5 +1,6 @@
 """Folders and files that a user may not read or write: one sentence names them."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from nnunet_mn.bridge.doctor.environment import check_folders
 from nnunet_mn.errors import MNError
 
 NOBODY = 65534
+CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 NAME = "Dataset004_Heart"
 DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
 
@@ -42,6 +44,34 @@ def any_user() -> Iterator[None]:
     finally:
         os.setresuid(0, 0, 0)
         os.setresgid(0, 0, 0)
+        os.setgroups(groups)
+
+
+@contextmanager
+def another_of_the_group(folder: Path) -> Iterator[None]:
+    """Inside, the files in a folder are `any_user`'s, and this user is another one of their group.
+
+    Root gives the files away and lays its privileges down. It can still read its own Python, which may be closed to
+    others. nnU-Net looks for its classes there.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, NOBODY, -1)
+    groups = os.getgroups()
+    os.setgroups([NOBODY])
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(header, sets) == 0
+    effective = sets[0], sets[3]
+    sets[0] = sets[3] = 0
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0], sets[3] = effective
+        assert libc.capset(header, sets) == 0
         os.setgroups(groups)
 
 
@@ -192,7 +222,8 @@ def test_second_user_of_the_group_preprocesses_new_and_changed_images(shared: An
     stale.mkdir()
     for seed, name in enumerate(("unlabeled_00", "new")):
         volume_tools.write(volume_tools.make(70 + seed)[0][0], shared.unlabeled_image(f"{name}_0000.nii.gz"))
-    with any_user():
+    with another_of_the_group(shared.preprocessed):
+        assert not os.access(stale, os.W_OK, effective_ids=True)
         assert "4 unlabeled cases are ready" in preprocess(shared)
     assert (folder / "new.b2nd").is_file()
     assert changed.stat().st_ino != before
