@@ -189,6 +189,7 @@ def shared(place: Path, planned_dataset: Any, copy_site: Any, monkeypatch: pytes
         monkeypatch.setenv(root, str(site.root / root))
     if os.geteuid() == 0:
         os.chown(site.preprocessed, 0, NOBODY)
+    place.chmod(0o755)
     site.preprocessed.chmod(0o775)
     before = os.umask(0o022)
     yield site
