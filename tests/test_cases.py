@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -395,6 +396,15 @@ def test_one_name_twice_counts_once_if_the_voxels_agree(tmp_path: Path, volume_t
         find(tmp_path, splits=splits)
     for folder in ("imagesTr", "imagesUn"):
         assert str(tmp_path / folder / "u_0000.nii.gz") in str(caught.value)
+
+
+def test_one_name_twice_in_stacks_of_tiff_is_compared_as_a_volume(tmp_path: Path, volume_tools: Any) -> None:
+    for folder, compression in (("imagesTr", None), ("imagesUn", "zlib")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "u_0000.tif"
+        tifffile.imwrite(file, volume_tools.make(0)[0][0], photometric="minisblack", compression=compression)
+    found = find(tmp_path, splits=[entry(unlabeled=["u"])], dataset_json={**DESCRIPTION, "file_ending": ".tif"})
+    assert [(case.name, case.source) for case in found.cases] == [("u", "split")]
 
 
 @pytest.mark.parametrize("source", ["imagesUn", "imagesTs"])

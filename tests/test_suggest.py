@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
+import tifffile
 import torch
 from typer.testing import CliRunner
 
@@ -54,6 +56,16 @@ def test_dataset_without_any_label_gets_suggestions_with_reasons(bare) -> None:
     result = run(bare, "-n", "2")
     assert result.exit_code == 0
     assert "look alike" in result.stdout or "looks like no other" in result.stdout
+    assert set(chosen(bare, "-n", "4")) == {*bare.labeled, *bare.unlabeled}
+
+
+def test_stacks_of_tiff_are_read_as_volumes(bare) -> None:
+    for image in list(bare.raw.glob("images*/*.nii.gz")):
+        volume = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(image))
+        tifffile.imwrite(str(image).replace(".nii.gz", ".tif"), volume, photometric="minisblack")
+        image.unlink()
+    description = json.loads((bare.raw / "dataset.json").read_bytes())
+    (bare.raw / "dataset.json").write_text(json.dumps({**description, "file_ending": ".tif"}))
     assert set(chosen(bare, "-n", "4")) == {*bare.labeled, *bare.unlabeled}
 
 

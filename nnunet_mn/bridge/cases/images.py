@@ -2,7 +2,9 @@
 
 import contextlib
 import filecmp
+import io
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 import SimpleITK
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_mn.bridge.cases.tiff import fault_of_spacing
@@ -117,6 +120,23 @@ def check_channels(name: str, files: Sequence[str], *, folder: Path, ending: str
     )
 
 
+def reader_of(dataset_json: dict[str, Any], image: Path) -> Any:
+    """nnU-Net's reader of a dataset, chosen as stock does, with one of its images.
+
+    Two readers know the ending `.tif`. Stock takes the first that reads the image.
+    """
+    reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False)
+    if reader is NaturalImage2DIO:
+        unheard = io.StringIO()
+        with (
+            contextlib.redirect_stdout(unheard),
+            contextlib.redirect_stderr(unheard),
+            contextlib.suppress(RuntimeError),  # raised if none reads it
+        ):
+            reader = determine_reader_writer_from_dataset_json(dataset_json, str(image), verbose=False)
+    return reader()
+
+
 def read_images(
     reader: Any, images: Sequence[str], *, channels: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -136,7 +156,7 @@ def read_images(
     try:
         for image in images:
             _check_header(image)
-        data, properties = reader.read_images(list(images))
+        data, properties = _read_aside(reader, images)
         for image in images:
             _check_nifti(image)
     except BadImageError:
@@ -150,12 +170,19 @@ def read_images(
     return data, properties
 
 
+def _read_aside(reader: Any, images: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read with what the reader prints on standard error: a command's JSON may be on standard output."""
+    with contextlib.redirect_stdout(sys.stderr):
+        data, properties = reader.read_images(list(images))
+    return data, properties
+
+
 def _why_unreadable(reader: Any, images: Sequence[str], error: Exception) -> str:
     """Find the file at fault: nnU-Net's readers do not say it."""
     geometry = []
     for image in images:
         try:
-            data, properties = reader.read_images([image])
+            data, properties = _read_aside(reader, [image])
             _check_nifti(image)
         except Exception as own:
             reason = " ".join(str(own).split()) or type(own).__name__
@@ -242,7 +269,7 @@ def same_voxels(first: Sequence[Path], second: Sequence[Path], *, dataset_json: 
             raise BadImageError(fault)
     if len(first) == len(second) and all(filecmp.cmp(a, b, shallow=False) for a, b in zip(first, second, strict=True)):
         return True
-    reader = determine_reader_writer_from_dataset_json(dataset_json, verbose=False)()
+    reader = reader_of(dataset_json, first[0])
     voxels, _ = read_images(reader, [str(p) for p in first])
     others, _ = read_images(reader, [str(p) for p in second])
     return bool(np.array_equal(voxels, others))

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_mn.bridge.cases.images import BadImageError, read_images
+from nnunet_mn.bridge.cases.images import BadImageError, read_images, reader_of
 from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.bridge.suggesting.candidates import Images
@@ -42,8 +41,8 @@ class Describer:
     def __call__(self, case: tuple[str, tuple[Path, ...]]) -> tuple[str, list[float] | str]:
         """The name of a case, and its features or why it has none."""
         name, images = case
-        reader = determine_reader_writer_from_dataset_json(self.description, verbose=False)()
         try:
+            reader = reader_of(self.description, images[0])
             volume, _ = read_images(reader, [str(image) for image in images], channels=n_channels(self.description))
         except BadImageError as error:
             return name, str(error)
