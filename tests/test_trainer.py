@@ -305,6 +305,20 @@ def test_residual_encoders_and_low_resolution_train(
     assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
 
 
+def test_network_of_two_stages_has_one_output_and_learns(
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = fresh_planned_dataset()
+    plans = dataset.plans
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    for name in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+        arguments[name] = arguments[name][:2]
+    arguments.update(n_stages=2, n_conv_per_stage_decoder=arguments["n_conv_per_stage_decoder"][:1])
+    (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    logged = _checkpoint(trainings.run(dataset, epochs=1))["logging"]
+    assert np.isfinite([*logged["train_losses"], *logged["val_losses"]]).all()
+
+
 @pytest.mark.parametrize("n_labeled", [1, 4])
 def test_a_few_labeled_cases_without_a_split_file_are_trained_and_validated_on(
     trainings: Trainings, planned_dataset: Callable[..., Any], n_labeled: int
