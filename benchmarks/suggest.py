@@ -1,11 +1,12 @@
 """Are the cases that `nnunet-mn suggest` chooses better to label than random ones? Train on each, and compare.
 
-    python benchmarks/suggest.py run DATASET_FOLDER --work FOLDER [--updates 400]
+    python benchmarks/suggest.py run DATASET_FOLDER --work FOLDER [--updates 400] [--method mn]
     python benchmarks/suggest.py table
 
 DATASET_FOLDER is a raw nnU-Net dataset. The last fold of its splits_final.json lists a pool (`train`) and validation
 cases (`val`). Labeled-only nnU-Net with M&N's optimizer is trained on four cases of the pool: on random sets, and on
-the suggested one. The suggestion sees the pool's images alone. Plans and validation are those of `accuracy.py`. Each
+the suggested one. So is M&N, with the rest of the pool as unlabeled cases (`--method mn`). The suggestion sees the
+pool's images alone. Plans and validation are those of `accuracy.py`. Each
 finished training is a line of benchmarks/results/suggest.jsonl and is not repeated. An interrupted one goes on.
 `table` writes benchmarks/results/suggest.md.
 """
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from evidence.methods import FAIR_BASELINE, find_method
+from evidence.methods import FAIR_BASELINE, OURS, find_method
 from evidence.runs import Run, execute
 from evidence.workspace import Scale, Workspace
 
@@ -52,7 +53,12 @@ class Trained:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for two trainings on the same cases."""
-        return self.dataset, tuple(self.cases), self.record["updates"]
+        return self.dataset, tuple(self.cases), self.record["updates"], self.method
+
+    @property
+    def method(self) -> str:
+        """How it was trained."""
+        return str(self.record["method"])
 
     @property
     def dice(self) -> float:
@@ -65,6 +71,7 @@ def run(
     dataset: Annotated[Path, typer.Argument(help="raw nnU-Net dataset, one of the two of the evidence")],
     work: Annotated[Path, typer.Option(help="folder for preprocessing, models and logs")],
     updates: Annotated[int, typer.Option(help="of the network")] = 400,
+    method: Annotated[str, typer.Option(help=f"a method of accuracy.py: {FAIR_BASELINE} or {OURS}")] = FAIR_BASELINE,
 ) -> None:
     """Train on every set that has no record yet."""
     pool, val = pool_and_val(dataset)
@@ -72,16 +79,17 @@ def run(
     space = Workspace(copy, (work / dataset.name).absolute(), _scale(dataset.name, updates))
     done = {one.key for one in _read()}
     for choice, cases in _sets(dataset, pool, work / dataset.name):
-        if (dataset.name, tuple(cases), updates) in done:
+        if (dataset.name, tuple(cases), updates, method) in done:
             continue
-        one = Run(method=find_method(FAIR_BASELINE), fold=_fold(space, cases, val), seed=0)
+        fold = {"train": cases, "val": val, "unlabeled": sorted(set(pool) - set(cases))}
+        one = Run(method=find_method(method), fold=_number(space, fold), seed=0)
         space.prepare()
-        _fold(space, cases, val)  # planning copies the file of the raw dataset
+        _number(space, fold)  # planning copies the file of the raw dataset
         record = execute(one, space, lambda epoch: None)
         trained = Trained(dataset.name, choice, cases, asdict(record))
         with RECORDS.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(trained)) + "\n")
-        typer.echo(f"{dataset.name}, {choice}: {trained.dice:.4f} in {record.seconds:.0f} s")
+        typer.echo(f"{dataset.name}, {method}, {choice}: {trained.dice:.4f} in {record.seconds:.0f} s")
 
 
 def _scale(dataset: str, updates: int) -> Scale:
@@ -140,17 +148,16 @@ def _linked(dataset: Path, folder: Path) -> Path:
     return copy.absolute()
 
 
-def _fold(space: Workspace, cases: list[str], val: list[str]) -> int:
-    """The fold of these cases in the split files of the workspace. A new set becomes one more fold."""
+def _number(space: Workspace, fold: dict[str, list[str]]) -> int:
+    """The number of a fold in the split files of the workspace. A new one is added."""
     file = space.dataset / "splits_final.json"
     splits = json.loads(file.read_bytes()) if file.exists() else []
-    entry = {"train": cases, "val": val}
-    if entry not in splits:
-        splits.append(entry)
+    if fold not in splits:
+        splits.append(fold)
     for folder in (space.dataset, space.preprocessed):
         if folder.exists():
             write_whole(folder / file.name, json.dumps(splits))
-    return int(splits.index(entry))
+    return int(splits.index(fold))
 
 
 @app.command()
@@ -163,27 +170,64 @@ def table() -> None:
 
 def tables(found: Sequence[Trained]) -> str:
     """A table for each dataset and number of updates, in Markdown."""
-    parts = ["Written by `python benchmarks/suggest.py table`. Mean Dice of nnU-Net trained on four cases of the pool."]
+    parts = ["Written by `python benchmarks/suggest.py table`. Mean Dice after training on four cases of the pool."]
     for dataset, updates in sorted({(one.dataset, one.record["updates"]) for one in found}):
         chosen = [one for one in found if (one.dataset, one.record["updates"]) == (dataset, updates)]
-        parts.append(f"{dataset}, {updates} updates\n\n{_rows(chosen)}")
+        parts.append(f"{dataset}, {updates} updates\n\n{_rows(chosen)}{_gain(chosen)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(chosen: list[Trained]) -> str:
-    """The random sets together, the suggested one, and how many random ones it beats."""
-    random = np.array([one.dice for one in chosen if one.choice != SUGGESTED])
-    rows = ["| cases | Dice | random sets below it |", "|---|---|---|"]
-    if len(random):
-        low, middle, high = np.quantile(random, [0.25, 0.5, 0.75])
-        rows.append(f"| {len(random)} random sets: median [quarters] | {middle:.3f} [{low:.3f}, {high:.3f}] | |")
-    rows += [
-        f"| suggested: {', '.join(one.cases)} | {one.dice:.3f} | {(random < one.dice).sum()} of {len(random)} |"
-        for one in chosen
-        if one.choice == SUGGESTED
+def _rows(chosen: Sequence[Trained]) -> str:
+    """The random sets together, the suggested one, and how many random ones it beats, for each method."""
+    by_method = {
+        method: {one.choice: one.dice for one in chosen if one.method == method}
+        for method in (FAIR_BASELINE, OURS)
+        if any(one.method == method for one in chosen)
+    }
+    choices = {one.choice: one.cases for one in chosen}
+    rows = [
+        ["cases", *(f"`{method}`" for method in by_method)],
+        ["---"] * (1 + len(by_method)),
+        ["random sets: median [quarters]", *(_spread(dice) for dice in by_method.values())],
     ]
-    rows += [f"| {one.choice} | {one.dice:.3f} | |" for one in chosen if one.choice != SUGGESTED]
-    return "\n".join(rows)
+    for choice, cases in choices.items():
+        name = f"{SUGGESTED}: {', '.join(cases)}" if choice == SUGGESTED else choice
+        rows.append([name, *(_cell(dice, choice) for dice in by_method.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _random(dice: dict[str, float]) -> np.ndarray:
+    return np.array([value for choice, value in dice.items() if choice != SUGGESTED])
+
+
+def _spread(dice: dict[str, float]) -> str:
+    random = _random(dice)
+    if not len(random):
+        return ""
+    low, middle, high = np.quantile(random, [0.25, 0.5, 0.75])
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}] of {len(random)}"
+
+
+def _cell(dice: dict[str, float], choice: str) -> str:
+    if choice not in dice:
+        return ""
+    random = _random(dice)
+    beaten = f", above {(random < dice[choice]).sum()} of {len(random)}" if choice == SUGGESTED else ""
+    return f"{dice[choice]:.3f}{beaten}"
+
+
+def _gain(chosen: Sequence[Trained]) -> str:
+    """M&N over nnU-Net on the same cases, where both were trained."""
+    ours, theirs = ({one.choice: one.dice for one in chosen if one.method == name} for name in (OURS, FAIR_BASELINE))
+    gains = np.array([dice - theirs[choice] for choice, dice in ours.items() if choice in theirs])
+    if not len(gains):
+        return ""
+    resampled = np.random.default_rng(0).choice(gains, (10_000, len(gains))).mean(axis=1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return (
+        f"\n\n`{OURS}` over `{FAIR_BASELINE}` on the same cases, mean of {len(gains)} sets: {gains.mean():+.3f} "
+        f"[{low:+.3f}, {high:+.3f}]; higher in {(gains > 0).sum()} of them. The interval is of sets drawn again."
+    )
 
 
 def _read() -> list[Trained]:

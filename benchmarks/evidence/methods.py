@@ -53,6 +53,7 @@ _MN_SQUARED = "nnUNetTrainerMNSquaredDice"
 _MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
 _REPLACING = "mn-replace"
 _WITH_DIFFUSION = "mn-diffusion"
+_SMALLER_SLICES = "mn-smaller-slices"
 _DIFFUSED = {"batch": "replace", "rounding": "diffusion"}
 # Each default that an ablation may start from: its settings, and words about it.
 _BASES = {
@@ -65,6 +66,11 @@ _BASES = {
 def _ablation(name: str, text: str, *, of: str = OURS, trainer: str = _MN, **settings: str) -> Method:
     shared, words = _BASES[of]
     return Method(name=name, trainer=trainer, text=f"{text}{words}", settings={**shared, **settings}, ablation_of=of)
+
+
+def _kept(name: str, text: str, *, of: str) -> Method:
+    """A method whose code is gone. It is kept for its records."""
+    return Method(name=name, trainer=None, text=text, ablation_of=of)
 
 
 _ablation_of_replacing = partial(_ablation, of=_REPLACING)  # the default before unlabeled samples came on top
@@ -191,12 +197,22 @@ _ALL = (
     _ablation(
         "mn-every-fourth-slice", "the 2D network learns from every fourth slice, not from every eighth", slice_step="4"
     ),
-    Method(
-        name="mn-smaller-slices",
-        trainer=None,
-        text="slices are enlarged to 32 pixels a side for the 2D network, not to 64 (`SHORTEST_SIDE` in "
-        "`networks/geometry.py`)",
-        ablation_of=OURS,
+    _kept(
+        _SMALLER_SLICES,
+        "with 32 as the shortest side (`SHORTEST_SIDE` in `networks/geometry.py`) a slice of 24x40 voxels becomes "
+        "32x56 pixels for the 2D network, not 96x160",
+        of=OURS,
+    ),
+    _kept("joint-of-smaller-slices", f"both networks of `{_SMALLER_SLICES}` predict together", of=JOINT),
+    _kept(
+        "mn-smaller-slices-other-teacher",
+        f"`{_SMALLER_SLICES}`, and each network learns from the other's pseudo-masks",
+        of=_SMALLER_SLICES,
+    ),
+    _kept(
+        "mn-smaller-slices-weight",
+        f"`{_SMALLER_SLICES}`, and the weight of unlabeled samples grows, not their number",
+        of=_SMALLER_SLICES,
     ),
     _ablation("mn-fast-2d", "the 2D network learns three times as fast (`lr_2d = 3e-3`)", lr_2d="3e-3"),
     _ablation(
