@@ -124,14 +124,6 @@ class _LabeledCases(nnUNetTrainer):
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, fused=fused(self.device))
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
-    def _build_loss(self) -> Any:
-        """Stock's loss. A network with one output gets its weight: stock divides 0 by 0, and learns nothing."""
-        with np.errstate(invalid="ignore"):
-            loss: Any = super()._build_loss()
-        if self.enable_deep_supervision and len(loss.weight_factors) == 1:
-            loss.weight_factors = (1.0,)
-        return loss
-
     @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
         planned = self._planned_dataset()
@@ -287,6 +279,14 @@ class _WithUnlabeledCases(_LabeledCases):
         self.resumed = None
         self._refresh_foreground()  # if the last one was given up, or its file is gone
         self.stopping.listen()
+
+    def _build_loss(self) -> Any:
+        """Stock's loss. A network with one output gets its weight: stock divides 0 by 0, and learns nothing."""
+        with np.errstate(invalid="ignore"):
+            loss: Any = super()._build_loss()
+        if self.enable_deep_supervision and len(loss.weight_factors) == 1:
+            loss.weight_factors = (1.0,)
+        return loss
 
     def stock_parts(self) -> assembly.StockParts:
         """nnU-Net's 3D network and what it is trained with."""
