@@ -6,9 +6,9 @@
 DATASET_FOLDER is a raw nnU-Net dataset. The last fold of its splits_final.json lists a pool (`train`) and validation
 cases (`val`). Labeled-only nnU-Net with M&N's optimizer is trained on four cases of the pool: on random sets, and on
 the suggested one. So is M&N, with the rest of the pool as unlabeled cases (`--method mn`). The suggestion sees the
-pool's images alone. Plans and validation are those of `accuracy.py`. Each
-finished training is a line of benchmarks/results/suggest.jsonl and is not repeated. An interrupted one goes on.
-`table` writes benchmarks/results/suggest.md.
+pool's images alone. Plans and validation are those of `accuracy.py`. Each finished training is a line of
+benchmarks/results/suggest.jsonl and is not repeated. An interrupted one goes on. `table` writes
+benchmarks/results/suggest.md.
 """
 
 import json
@@ -35,6 +35,7 @@ RECORDS = RESULTS / "suggest.jsonl"
 LABELS = 4
 RANDOM_SETS = 10
 SUGGESTED = "suggested"
+COMPARED = (FAIR_BASELINE, OURS)
 # Voxels in mm and patches with which the trainings of the evidence fit on a CPU.
 SPACING = {"Dataset004_Hippocampus": (1.5, 1.5, 1.5), "Dataset005_LeftAtrium": (2.5, 2.5, 2.5)}
 PATCH = {"Dataset004_Hippocampus": (24, 40, 24), "Dataset005_LeftAtrium": (24, 32, 48)}
@@ -71,9 +72,11 @@ def run(
     dataset: Annotated[Path, typer.Argument(help="raw nnU-Net dataset, one of the two of the evidence")],
     work: Annotated[Path, typer.Option(help="folder for preprocessing, models and logs")],
     updates: Annotated[int, typer.Option(help="of the network")] = 400,
-    method: Annotated[str, typer.Option(help=f"a method of accuracy.py: {FAIR_BASELINE} or {OURS}")] = FAIR_BASELINE,
+    method: Annotated[str, typer.Option(help=f"of accuracy.py: {' or '.join(COMPARED)}")] = FAIR_BASELINE,
 ) -> None:
     """Train on every set that has no record yet."""
+    if method not in COMPARED:
+        raise MNError(f"'{method}' is not compared here; choose from {', '.join(COMPARED)}")
     pool, val = pool_and_val(dataset)
     copy = _linked(dataset, work / dataset.name)
     space = Workspace(copy, (work / dataset.name).absolute(), _scale(dataset.name, updates))
@@ -179,11 +182,8 @@ def tables(found: Sequence[Trained]) -> str:
 
 def _rows(chosen: Sequence[Trained]) -> str:
     """The random sets together, the suggested one, and how many random ones it beats, for each method."""
-    by_method = {
-        method: {one.choice: one.dice for one in chosen if one.method == method}
-        for method in (FAIR_BASELINE, OURS)
-        if any(one.method == method for one in chosen)
-    }
+    all_methods = {method: _by_choice(chosen, method) for method in COMPARED}
+    by_method = {method: dice for method, dice in all_methods.items() if dice}
     choices = {one.choice: one.cases for one in chosen}
     rows = [
         ["cases", *(f"`{method}`" for method in by_method)],
@@ -194,6 +194,10 @@ def _rows(chosen: Sequence[Trained]) -> str:
         name = f"{SUGGESTED}: {', '.join(cases)}" if choice == SUGGESTED else choice
         rows.append([name, *(_cell(dice, choice) for dice in by_method.values())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _by_choice(chosen: Sequence[Trained], method: str) -> dict[str, float]:
+    return {one.choice: one.dice for one in chosen if one.method == method}
 
 
 def _random(dice: dict[str, float]) -> np.ndarray:
@@ -218,7 +222,7 @@ def _cell(dice: dict[str, float], choice: str) -> str:
 
 def _gain(chosen: Sequence[Trained]) -> str:
     """M&N over nnU-Net on the same cases, where both were trained."""
-    ours, theirs = ({one.choice: one.dice for one in chosen if one.method == name} for name in (OURS, FAIR_BASELINE))
+    ours, theirs = _by_choice(chosen, OURS), _by_choice(chosen, FAIR_BASELINE)
     gains = np.array([dice - theirs[choice] for choice, dice in ours.items() if choice in theirs])
     if not len(gains):
         return ""
@@ -226,7 +230,7 @@ def _gain(chosen: Sequence[Trained]) -> str:
     low, high = np.quantile(resampled, [0.025, 0.975])
     return (
         f"\n\n`{OURS}` over `{FAIR_BASELINE}` on the same cases, mean of {len(gains)} sets: {gains.mean():+.3f} "
-        f"[{low:+.3f}, {high:+.3f}]; higher in {(gains > 0).sum()} of them. The interval is of sets drawn again."
+        f"[{low:+.3f}, {high:+.3f}]; higher in {(gains > 0).sum()} of them. The 95 % interval is that of the sets."
     )
 
 

@@ -69,7 +69,7 @@ def _ablation(name: str, text: str, *, of: str = OURS, trainer: str = _MN, **set
 
 
 def _kept(name: str, text: str, *, of: str) -> Method:
-    """A method whose code is gone. It is kept for its records."""
+    """A method that the code trains no longer. It is kept for its records."""
     return Method(name=name, trainer=None, text=text, ablation_of=of)
 
 
@@ -232,13 +232,11 @@ _ALL = (
     _ablation_with_diffusion(
         "mn-logits", "earlier defaults: the squared Dice and the mean of logits", trainer=_MN_LOGITS
     ),
-    Method(
-        name="mn-logits-paste",
-        trainer=None,
-        text="the first defaults: the squared Dice, the mean of logits and a box of a labeled sample in each unlabeled "
-        "one; kept for its records",
-        settings=_DIFFUSED,
-        ablation_of=_WITH_DIFFUSION,
+    _kept(
+        "mn-logits-paste",
+        "the first defaults: the squared Dice, the mean of logits and a box of a labeled sample in each unlabeled one; "
+        "kept for its records",
+        of=_WITH_DIFFUSION,
     ),
     _ablation_of_replacing(
         _WITH_DIFFUSION, "the unlabeled share's rest is carried to the next batch, not dropped", rounding="diffusion"
