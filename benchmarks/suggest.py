@@ -216,7 +216,8 @@ def _cell(dice: dict[str, float], choice: str) -> str:
     if choice not in dice:
         return ""
     random = _random(dice)
-    beaten = f", above {(random < dice[choice]).sum()} of {len(random)}" if choice == SUGGESTED else ""
+    is_placed = choice == SUGGESTED and len(random)
+    beaten = f", above {(random < dice[choice]).sum()} of {len(random)}" if is_placed else ""
     return f"{dice[choice]:.3f}{beaten}"
 
 

@@ -29,6 +29,7 @@ def test_the_suggestion_stands_among_the_random_sets() -> None:
     assert "| random sets: median [quarters] | 0.650 [0.575, 0.725] of 4 |" in table
     assert "| suggested: suggested | 0.750, above 3 of 4 |" in table
     assert "over" not in table
+    assert "| suggested: suggested | 0.750 |" in suggest.tables([trained("suggested", 0.75)])
 
 
 def test_methods_stand_side_by_side_and_their_gain_is_of_sets_that_both_have() -> None:
