@@ -62,6 +62,15 @@ def test_mistake_met_by_a_check_is_a_bad_row() -> None:
     assert examine("topic", check) == [Row("bad", "topic", "wrong; do this")]
 
 
+def test_check_that_fails_is_a_bad_row_too() -> None:
+    def check() -> list[Row]:
+        raise RuntimeError("CUDA error: device busy")
+
+    (row,) = examine("GPU", check)
+    assert row.state == "bad"
+    assert "RuntimeError: CUDA error: device busy" in row.finding
+
+
 def test_missing_result_folder_is_bad_but_missing_raw_data_are_not(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.delenv("nnUNet_raw")
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nowhere"))

@@ -37,6 +37,9 @@ def examine(topic: str, check: Check) -> list[Row]:
             return check()
     except MNError as error:
         return [Row("bad", topic, str(error))]
+    except Exception as error:  # as torch's of a busy or faulty card; the other checks have their rows still
+        reason = f"{type(error).__name__}: {error}"
+        return [Row("bad", topic, f"this check failed ({reason}); mend that and run the doctor again")]
 
 
 def print_page(rows: Iterator[Row], console: Console) -> bool:
