@@ -73,6 +73,7 @@ def _range(low: float, high: float, *, low_open: bool = False, high_open: bool =
 
 
 _NAME = {"check": lambda value: value.strip() != "", "allowed": "a name, an id or a folder, of type str"}
+_SEED = {"check": lambda value: 0 <= value < 2**32, "allowed": f"an integer from 0 to {2**32 - 1}"}
 _POSITIVE = {"check": lambda value: value >= 1, "allowed": "an integer of at least 1"}
 
 
@@ -163,7 +164,7 @@ class MNConfig:
     foreground_share: float | None = field(default=None, metadata=_range(0, 1))
     checkpoint_every: int = field(default=5, metadata=_POSITIVE)
     join: bool = False
-    seed: int | None = field(default=None, metadata=_range(0, 2**32 - 1))
+    seed: int | None = field(default=None, metadata=_SEED)
     trust_checkpoints: bool = False
 
     def __post_init__(self) -> None:
@@ -208,8 +209,10 @@ def resolve(*layers: Layer) -> MNConfig:
             values[name] = _check(name, _convert(name, raw), source=layer.source)
             if name == "trust_checkpoints" and values[name] and layer.source != ENVIRONMENT:  # plans come from anybody
                 raise MNError(f"{layer.source} sets '{name}', which {ENVIRONMENT} alone may: remove it there")
-    preset = values.get("preset", _FIELDS["preset"].default)
-    return MNConfig(**{**PRESETS[preset], **values})
+    defaults = dict(PRESETS[values.get("preset", _FIELDS["preset"].default)])
+    if values.get("optimizer_3d") == "sgd":
+        defaults.pop("lr_3d", None)  # the paper's rate is for AdamW
+    return MNConfig(**{**defaults, **values})
 
 
 def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
@@ -229,7 +232,7 @@ def _convert(name: str, raw: Any) -> Any:
     """Turn a string from the environment, or a list from JSON, into the field's type; leave the rest for `_check`."""
     (kind,), optional = _options(name)
     if typing.get_origin(kind) is tuple:
-        parts = raw.split(",") if isinstance(raw, str) else raw
+        parts = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else raw
         none = optional and isinstance(raw, str) and raw.lower() == "none"
         return None if none else tuple(parts) if isinstance(parts, (list, tuple)) else parts
     if isinstance(raw, str):
@@ -255,7 +258,8 @@ def _check(name: str, value: Any, *, source: str) -> Any:
     elif typing.get_origin(kind) is tuple:
         fits = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
     else:
-        fits = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
+        kinds = (int, float) if kind is float else kind
+        fits = isinstance(value, kinds) and not (kind is not bool and isinstance(value, bool))
     check = _FIELDS[name].metadata.get("check")
     if (value is None and optional) or (fits and (check is None or check(value))):
         return value

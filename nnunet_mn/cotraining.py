@@ -51,7 +51,13 @@ class Student:
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def learn(self, outputs: Sequence[Tensor], targets: Sequence[SoftTarget], *, weight: float = 1.0) -> None:
-        """Add the gradient of a weighted loss to those since the last update."""
+        """Add the gradient of a weighted loss to those since the last update.
+
+        Args:
+            outputs: logits `(B, K, D, H, W)`, the finest first; coarser ones are for deep supervision.
+            targets: one for each output, of its resolution.
+            weight: of the loss.
+        """
         if not self._losses:
             self.optimizer.zero_grad(set_to_none=True)
         loss = weight * self.loss(outputs, targets)
@@ -89,8 +95,8 @@ class Student:
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise MNError(
                 f"the loss or gradient of the {self.name} network was not finite {self.skipped_in_a_row} times in a "
-                f"row (last loss {value}): look for NaN or extreme intensities in the images, or lower the learning "
-                f"rate (nnUNet_mn_lr_2d for the 2D network)"
+                f"row (last loss {value}): look for NaN or extreme intensities in the images, or lower its learning "
+                f"rate"
             )
 
 

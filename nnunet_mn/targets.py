@@ -45,6 +45,9 @@ class LabelSpace:
         Args:
             target: labels `(B, 1, ...)`, or one channel a region `(B, K, ...)`. An ignore label adds a channel to
                 regions.
+
+        Returns:
+            Values `(B, K, ...)` in fp32, and a mask `(B, 1, ...)` if there is an ignore label.
         """
         if self.regions:
             values = target[:, : self.num_channels].float()
@@ -65,6 +68,9 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarg
         pseudo_mask: the teacher's probabilities for the unlabeled samples, `(n_u, K, ...)`, n_u from 0 to B. They
             have the target's resolution, or a finer one: then they are brought down by average pooling.
         labels: the dataset's labels.
+
+    Returns:
+        Values `(B, K, ...)` in fp32, and the mask of the labeled samples' ignore label.
     """
     known = labels.encode(target[: len(target) - len(pseudo_mask)])
     if len(pseudo_mask) == 0:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_mn.device import without_search
 from nnunet_mn.slices import SliceSampler, along_axis
@@ -50,6 +51,9 @@ class Teacher:
         Args:
             unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
             logits_3d: the 3D student's logits of the volumes, `(n_u, K, D, H, W)`, without a gradient.
+
+        Returns:
+            One soft mask `(n_u, K, D, H, W)` for each student, in fp32 and without a gradient.
         """
         raise NotImplementedError
 
@@ -97,13 +101,13 @@ class MeanOfBoth(Teacher):
         masks = self.mean(of_2d, self.masks_of_3d(unlabeled, logits_3d))
         return PseudoMasks(masks, masks)
 
-    def mean(self, first: Tensor, second: Tensor) -> Tensor:
-        """The mean of two networks' probabilities `(n_u, K, D, H, W)`.
+    def mean(self, of_2d: Tensor, of_3d: Tensor) -> Tensor:
+        """The mean of both networks' probabilities `(n_u, K, D, H, W)`.
 
         It is not the mean of their logits: there the surer network has more say. The 3D network is overconfident, and
         would learn its own errors.
         """
-        return (first + second) / 2
+        return (of_2d + of_3d) / 2
 
 
 @dataclass(kw_only=True, eq=False)
@@ -163,9 +167,9 @@ class FrozenPair(MeanOfBoth):
 
     weight_2d: float = 0.5
 
-    def mean(self, first: Tensor, second: Tensor) -> Tensor:
-        """The weighted mean of the 2D network's probabilities and the 3D network's."""
-        return self.weight_2d * first + (1 - self.weight_2d) * second
+    def mean(self, of_2d: Tensor, of_3d: Tensor) -> Tensor:
+        """The weighted mean of both networks' probabilities `(n_u, K, D, H, W)`."""
+        return self.weight_2d * of_2d + (1 - self.weight_2d) * of_3d
 
     def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
         """The frozen 3D network's probabilities."""
@@ -201,8 +205,12 @@ def same_in_eval(network: nn.Module) -> bool:
 
 def _layers_that_differ(network: nn.Module) -> Iterator[nn.Module]:
     for layer in network.modules():
-        if layer.training and (isinstance(layer, _BatchNorm) or _random_rate(layer) > 0):
+        if layer.training and (_takes_statistics_of_the_batch(layer) or _random_rate(layer) > 0):
             yield layer
+
+
+def _takes_statistics_of_the_batch(layer: nn.Module) -> bool:
+    return isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats)
 
 
 def _random_rate(layer: nn.Module) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunet_mn.bridge.reading import mn_part, read
-from nnunet_mn.bridge.training.checkpoint import random_state, restore_random_state, save
+from nnunet_mn.bridge.training.checkpoint import random_state, remove_leftovers, restore_random_state, save
 from nnunet_mn.errors import MNError
 
 STOCK = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainerMN", "init_args": {"device": "cpu"}}
@@ -49,6 +49,17 @@ def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
         save(lambda file: file.write(stock.getvalue()), path, mn={"iteration": 2})
     assert load_mn(path) == {"iteration": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
+
+
+def test_what_killed_writings_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "masks_of_1").mkdir()
+    left = ("checkpoint_latest.pth.7.tmp", ".foreground_epoch_1.npz.a.tmp", "masks_of_1/.a.npz.b.tmp")
+    kept = ("checkpoint_latest.pth", "masks_of_1/a.npz", "my.tmp")
+    for name in (*left, *kept):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert not any((tmp_path / name).exists() for name in left)
+    assert all((tmp_path / name).exists() for name in kept)
 
 
 def test_a_checkpoint_of_another_trainer_is_refused_by_name(tmp_path: Path) -> None:

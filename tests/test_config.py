@@ -17,6 +17,17 @@ def test_a_preset_changes_defaults_but_not_what_the_user_sets() -> None:
     assert (config.rounding, config.slice_step, config.lr_3d) == ("floor", 1, 0.25)
 
 
+def test_nnunets_optimizer_keeps_its_own_rate_under_the_papers_preset() -> None:
+    assert resolve(Layer("trainer", {"optimizer_3d": "sgd"}), Layer("shell", {"preset": "paper"})).lr_3d is None
+    assert resolve(Layer("shell", {"preset": "paper", "optimizer_3d": "sgd", "lr_3d": "0.1"})).lr_3d == 0.1
+
+
+def test_whole_numbers_and_blanks_after_a_comma_are_accepted() -> None:
+    assert MNConfig(lr_2d=1, dropout_2d=0).lr_2d == 1
+    config = resolve(Layer("shell", {"unlabeled_sources": "split, imagesUn"}))
+    assert config.unlabeled_sources == ("split", "imagesUn")
+
+
 def test_a_preset_is_resolved_to_explicit_settings() -> None:
     stored = resolve(Layer("environment", {"preset": "paper"})).to_dict()
     assert {name: stored[name] for name in PRESETS["paper"]} == PRESETS["paper"]
@@ -63,7 +74,8 @@ def test_a_configuration_survives_json() -> None:
         ("gradient_checkpointing", True, "no longer has it: slices_per_forward bounds"),
         ("copy_paste", True, "no longer has it"),
         ("lr_2d", -1e-3, "(0, 10]"),
-        ("seed", -1, "[0, 4.29497e+09]"),
+        ("seed", -1, "an integer from 0 to 4294967295"),
+        ("seed", 1.5, "an integer from 0 to 4294967295"),
         ("backbone", 3, "of type str"),
         ("unlabeled_sources", "imagesVal", "split, imagesUn, imagesTs"),
         ("unlabeled_sources", 3, "split, imagesUn, imagesTs"),

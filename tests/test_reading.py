@@ -43,6 +43,13 @@ def test_what_nnunet_does_not_write_is_refused_by_name_and_loaded_only_on_wish(
     assert read_by_environment(file)["init_args"] == {"folder": tmp_path}
 
 
+def test_a_missing_and_an_unreadable_checkpoint_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(MNError, match=r"there is no checkpoint .*a\.pth: .*train this fold again"):
+        read_by_environment(tmp_path / "a.pth")
+    with pytest.raises(MNError, match=r"cannot be read .*look at its rights and its disk"):
+        read(tmp_path)  # a folder
+
+
 def test_stock_gets_what_was_read_whatever_the_file_holds_by_then(tmp_path: Path) -> None:
     file = write(tmp_path / "a.pth", current_epoch=3)
     content = read(file)

@@ -105,6 +105,7 @@ def test_a_frozen_pair_looks_along_each_axis_in_turn() -> None:
     ("layer", "same"),
     [
         (nn.InstanceNorm3d(2), True),
+        (nn.InstanceNorm3d(2, track_running_stats=True), False),
         (nn.GroupNorm(1, 2), True),
         (nn.BatchNorm3d(2), False),
         (nn.Dropout3d(0.1), False),

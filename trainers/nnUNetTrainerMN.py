@@ -68,7 +68,7 @@ LOGGED_2D = ("train_losses_2d", "val_losses_2d", "mean_fg_dice_2d", "dice_per_cl
 LR_3D_ADAMW = 1e-3
 
 
-class _LabeledCases(nnUNetTrainer):
+class _ConfiguredTrainer(nnUNetTrainer):
     """The stock trainer with the lengths and the seed of `MNConfig`, on the labeled cases alone."""
 
     initial_lr: float
@@ -156,7 +156,7 @@ class _LabeledCases(nnUNetTrainer):
         )
 
 
-class _WithUnlabeledCases(_LabeledCases):
+class _WithUnlabeledCases(_ConfiguredTrainer):
     """Trains nnU-Net's 3D network on labeled cases and, taught by others, on unlabeled ones. It can stop and resume."""
 
     logged: ClassVar[tuple[str, ...]] = ("unlabeled_fraction",)  # lists in nnU-Net's log, beside its own
@@ -170,7 +170,7 @@ class _WithUnlabeledCases(_LabeledCases):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
-        self.asked_to_continue = bool(plans.get("continue_training"))  # nnunetv2 2.6 does not say
+        self.asked_to_continue = bool(plans.get("continue_training"))  # nnU-Net's --c; 2.6 does not write it here
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.mn_config.foreground_share is not None:
             self.oversample_foreground_percent = self.mn_config.foreground_share
@@ -179,7 +179,7 @@ class _WithUnlabeledCases(_LabeledCases):
         self.save_every = 2**62  # stock would write `latest` too early, without the best score; see on_epoch_end
         self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed epoch is shorter
         self.schedule = self.build_schedule()
-        self.counts = self.build_counts()
+        self.unlabeled_counts = self.build_counts()
         self.failures = WorkerFailures()
         self.iteration = 0  # of the epoch
         self.train_outputs: list[dict[str, float]] = []  # of the epoch so far
@@ -232,6 +232,15 @@ class _WithUnlabeledCases(_LabeledCases):
         """How many samples of a batch come with a mask. They come first."""
         n_labeled: int = batch["n_labeled"]
         return n_labeled
+
+    def folders_of(self, trainer: str) -> ModelFolders:
+        """Where nnU-Net keeps a trainer's model of this dataset, these plans and this configuration."""
+        return ModelFolders(
+            dataset=Path(nnUNet_results) / self.plans_manager.dataset_name,
+            trainer=trainer,
+            plans=self.plans_manager.plans_name,
+            configuration=self.configuration_name,
+        )
 
     # ---- start and end -------------------------------------------------------------------------------------------
 
@@ -343,7 +352,7 @@ class _WithUnlabeledCases(_LabeledCases):
         n_workers = workers.worker_count()
         train_loader = loader.MixedLoader(
             loader.JointCases(labeled, self.unlabeled_cases, self.foreground, self.stored_masks()),
-            counts=self.counts, part=ddp.part_of_batch(self.ranks, self.batch_size),
+            counts=self.unlabeled_counts, part=ddp.part_of_batch(self.ranks, self.batch_size),
             first=self._position() - 1,  # stock drops a loader's first batch
             workers=n_workers, foreground_share=self.foreground_share,
             patch_size=initial_patch_size, transforms=augment, **common,
@@ -398,7 +407,7 @@ class _WithUnlabeledCases(_LabeledCases):
             batch["data"].to(self.device, non_blocking=True),
             [target.to(self.device, non_blocking=True) for target in targets],
             self.number_with_masks(batch),
-            unlabeled_weight=self.counts.weight(self._position()),
+            unlabeled_weight=self.unlabeled_counts.weight(self._position()),
         )
         self.stopping.in_step = False
         if self.skips.has_new():
@@ -407,7 +416,8 @@ class _WithUnlabeledCases(_LabeledCases):
         output = {
             "loss": losses["3d"],
             **({"loss_2d": losses["2d"]} if "2d" in losses else {}),
-            "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"]) / self.counts.batch_size,
+            "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"])
+            / self.unlabeled_counts.batch_size,
         }
         self.train_outputs.append(output)
         self._refresh_foreground()
@@ -505,7 +515,7 @@ class _WithUnlabeledCases(_LabeledCases):
 
     def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
         """Raise an MNError if the settings no longer fit a checkpoint's state."""
-        state.refuse_to_continue(mn, self.mn_config, batch_size=self.counts.batch_size)
+        state.refuse_to_continue(mn, self.mn_config, batch_size=self.unlabeled_counts.batch_size)
 
     def _restore(self, mn: dict[str, Any]) -> None:
         for change in state.changed_settings(mn, self.mn_config):
@@ -644,12 +654,9 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
 
     def _join(self) -> None:
         """Write the joint model. The training is whole without it: a fault is a warning."""
-        trainer, plans, configuration = Path(self.output_folder_base).name.split("__")
-        folders = ModelFolders(
-            dataset=Path(self.output_folder_base).parent, trainer=trainer, plans=plans, configuration=configuration
-        )
         try:
-            self.print_to_log_file(f"wrote the joint model {join(folders, [str(self.fold)], keep=True)}")
+            joined = join(self.folders_of(type(self).__name__), [str(self.fold)], keep=True)
+            self.print_to_log_file(f"wrote the joint model {joined}")
         except (MNError, OSError) as error:
             self.print_to_log_file(f"WARNING: the joint model was not written: {error}")
 
@@ -669,7 +676,8 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     """Trains nnU-Net's 3D network anew, taught by the frozen joint model of a finished M&N training.
 
     With masks made online the labeled batch stays whole, and as many unlabeled samples come on top. With stored ones
-    half of the batch is unlabeled. The last tenth sees labels alone.
+    half of the batch is unlabeled. The last tenth sees labels alone. So the settings `schedule`, `batch`, `guidance`,
+    `rounding`, `supervised_fraction` and `teacher` change nothing.
     """
 
     def build_schedule(self) -> Schedule:
@@ -690,12 +698,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         return self.mn_config.student_masks == "stored"
 
     def build_cotrainer(self) -> CoTrainer:
-        folders = ModelFolders(
-            dataset=Path(nnUNet_results) / self.plans_manager.dataset_name,
-            trainer=nnUNetTrainerMN.__name__,
-            plans=self.plans_manager.plans_name,
-            configuration=self.configuration_name,
-        )
+        folders = self.folders_of(nnUNetTrainerMN.__name__)
         own = TrainedPlans(self.plans_manager.plans, self.dataset_json, self.configuration_name)
         joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=own)
         self.print_to_log_file(f"the teacher is {joint.source}")
@@ -723,7 +726,9 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         return len(batch["data"]) if self._stores_masks else super().number_with_masks(batch)
 
     def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
-        state.refuse_to_continue(mn, self.mn_config, batch_size=self.counts.batch_size, fields=("optimizer_3d",))
+        state.refuse_to_continue(
+            mn, self.mn_config, batch_size=self.unlabeled_counts.batch_size, fields=("optimizer_3d",)
+        )
 
     def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
         teacher_2d = cast(Network2D, self.joint.network_2d.network)
@@ -745,7 +750,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         (self.cotrainer.student_3d.skipped,) = mn["skipped"]
 
 
-class nnUNetTrainerMNLabeledOnly(_LabeledCases):
+class nnUNetTrainerMNLabeledOnly(_ConfiguredTrainer):
     """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
 
     variant: ClassVar[dict[str, Any]] = {"optimizer_3d": "sgd"}  # nnU-Net's
@@ -791,7 +796,7 @@ class nnUNetTrainerMN_4000epochs(nnUNetTrainerMN):
     variant: ClassVar[dict[str, Any]] = {"epochs": 4000}
 
 
-class nnUNetTrainerMNJoint(_LabeledCases):
+class nnUNetTrainerMNJoint(_ConfiguredTrainer):
     """Validates the models that `nnunet-mn join` writes, by nnU-Net's `--val`. It trains nothing."""
 
     @last_word

@@ -17,6 +17,7 @@ from nnunet_mn.errors import MNError
 
 SETTING = "nnUNet_mn_trust_checkpoints=true"
 GO_ON = "move it away, and --c goes on from another one in its folder, or anew"
+ANEW = "put the whole file back, or train this fold again"
 # How torch names a refused part, and the reason of a failed read.
 _FOUND = re.compile(r"GLOBAL ([\w.]+)")
 _REASON = re.compile(r"WeightsUnpickler error: (.*)")
@@ -53,14 +54,18 @@ def read(path: Path, *, trust: bool = False, remedy: str = GO_ON) -> dict[str, A
     Args:
         path: of a checkpoint.
         trust: build anything in the file. This can run code.
-        remedy: for a damaged file, for the message.
+        remedy: for a damaged or missing file, for the message.
 
     Raises:
-        MNError: if the file is damaged, is no checkpoint, or holds anything else. Nothing of it has run then.
+        MNError: if the file is missing, damaged, no checkpoint, or holds anything else. Nothing of it has run then.
     """
     torch.serialization.add_safe_globals([*_KNOWN])
     try:
         content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except FileNotFoundError as error:
+        raise MNError(f"there is no checkpoint {path}: {remedy}") from error
+    except OSError as error:
+        raise MNError(f"the checkpoint {path} cannot be read ({error}): look at its rights and its disk") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise _refusal(path, error, remedy) from error
     if not isinstance(content, dict) or not {"trainer_name", "network_weights"} & content.keys():
@@ -69,8 +74,8 @@ def read(path: Path, *, trust: bool = False, remedy: str = GO_ON) -> dict[str, A
 
 
 def read_by_environment(path: Path) -> dict[str, Any]:
-    """`read`, with trust only if the environment has it."""
-    return read(path, trust=resolve(environment_layer()).trust_checkpoints)
+    """`read` a finished training's checkpoint, with trust only if the environment has it."""
+    return read(path, trust=resolve(environment_layer()).trust_checkpoints, remedy=ANEW)
 
 
 def _refusal(path: Path, error: Exception, remedy: str) -> MNError:

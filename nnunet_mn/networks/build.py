@@ -106,7 +106,7 @@ def _build_head(backbone: Backbone, spec: Spec) -> nn.Module:
 
 
 def _freeze_unused(network: Network2D, in_channels: int) -> None:
-    """Freeze parameters without effect on any logit, such as a last norm: distributed training refuses them."""
+    """Freeze parameters without effect on any logit, such as a last norm. They would count as trained."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
     with torch.enable_grad():

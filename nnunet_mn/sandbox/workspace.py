@@ -68,8 +68,8 @@ class Workspace:
             raise MNError(f"{self.out} holds files that no demo has written; give --out a folder that is empty or new")
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / _MARK).touch()
-        kept = (self.raw, self.preprocessed, self.results, self.test_labels, self.logs, self.predictions(""))
-        for folder in (*kept, self.report):
+        of_a_run = (self.raw, self.preprocessed, self.results, self.test_labels, self.logs, self.report)
+        for folder in (*of_a_run, self.out / "predictions"):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.out / "demo.json", self.out / "demo.png"):  # a failed run must not show an old result
             file.unlink(missing_ok=True)

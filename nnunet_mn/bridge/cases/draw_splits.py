@@ -9,10 +9,10 @@ import numpy as np
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.description import read_description
 from nnunet_mn.bridge.cases.images import fault_of_path
+from nnunet_mn.bridge.cases.splits import Split
 from nnunet_mn.bridge.files import refusals_told, write_whole
 from nnunet_mn.errors import MNError
 
-Split = dict[str, list[str]]
 USUAL_FOLDS = 5
 
 
@@ -104,7 +104,10 @@ def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -
         backup = _keep_copy(file) if file.exists() else None
         write_whole(file, json.dumps(splits, indent=2) + "\n")
     except OSError as error:
-        raise MNError(f"{file} cannot be written ({error.strerror}); what was there before is unchanged") from error
+        raise MNError(
+            f"{file} cannot be written ({error.strerror}): free some space there, or look at its rights; what was "
+            f"there before is unchanged"
+        ) from error
     return file, backup
 
 

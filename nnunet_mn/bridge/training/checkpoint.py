@@ -57,7 +57,7 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writings. The caller must own the folder."""
-    for pattern in ("checkpoint_*.tmp", "*foreground_*.tmp", "training.lock.*.tmp"):
+    for pattern in ("checkpoint_*.tmp", "*foreground_*.tmp", "training.lock.*.tmp", "masks_of_*/.*.tmp"):
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
 

@@ -58,8 +58,9 @@ class Skips:
 
     def _refusal(self, i: int) -> str:
         most = ", ".join(f"{name} ({n} times)" for name, n in self._cases[i].most_common(_NAMED))
+        name = self.students[i].name
         return (
-            f"the loss or gradient of the {self.students[i].name} network was not finite in {self._n[i]} of the "
-            f"epoch's {self.updates} updates, more than a tenth; their batches held {most}: look for NaN or extreme "
-            f"intensities in these images, or lower the learning rate (nnUNet_mn_lr_2d for the 2D network)"
+            f"the loss or gradient of the {name} network was not finite in {self._n[i]} of the epoch's {self.updates} "
+            f"updates, more than a tenth; their batches held {most}: look for NaN or extreme intensities in these "
+            f"images, or lower nnUNet_mn_lr_{name.lower()}"
         )
