@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import pickle
 import shlex
 import shutil
@@ -146,6 +148,25 @@ def test_a_missing_shard_does_not_count_as_cached(cache: Path) -> None:
 def test_a_model_that_is_not_here_names_the_command_and_the_alternative() -> None:
     with pytest.raises(MNError, match=r"nnunet-mn weights fetch segformer-b0.*'efficientnet-lite0'"):
         hub.model_folder("nvidia/segformer-b0-finetuned-ade-512-512", name="segformer-b0")
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "sentence"),
+    [(errno.ENOSPC, None, "cannot be stored in {cache} (No space left on device); free space"),
+     (errno.EROFS, "/mnt/hub", "cannot be stored in /mnt/hub (Read-only file system); free space"),
+     (errno.ECONNRESET, None, "no connection, or no such model: [Errno 104] Connection reset by peer)")],
+)  # fmt: skip
+def test_weights_that_cannot_be_stored_are_told_apart_from_a_missing_network(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, number: int, file: str | None, sentence: str
+) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise OSError(number, os.strerror(number), file)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    with pytest.raises(MNError) as caught:
+        hub.model_folder("owner/model", name="mine")
+    assert sentence.format(cache=cache) in str(caught.value)
 
 
 @pytest.mark.usefixtures("cache")

@@ -1,5 +1,6 @@
 """The files of a model on this machine, in the Hugging Face cache or a local folder, and their download."""
 
+import errno
 from math import isfinite
 from numbers import Real
 from pathlib import Path
@@ -16,6 +17,7 @@ from nnunet_mn.networks.weights import read_tensors
 
 CONFIG = "config.json"
 _PROCESSOR = "preprocessor_config.json"
+_NOT_STORED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # In the order of preference, since safetensors cannot hold code: one file, an index of shards, the shards.
 _WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
@@ -70,7 +72,7 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
         to: a folder; None means the Hugging Face cache.
 
     Raises:
-        MNError: when there is no connection or no such model.
+        MNError: when there is no connection or no such model, or when the files cannot be stored.
     """
     try:
         for weights in _WEIGHTS:
@@ -79,11 +81,18 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
             if (folder / CONFIG).is_file() and weight_files(folder):
                 return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _NOT_STORED:
+            other = "set HF_HUB_CACHE to" if to is None else "give"
+            raise MNError(
+                f"The weights of '{name}' cannot be stored in {error.filename or to or constants.HF_HUB_CACHE} "
+                f"({error.strerror}); free space or check the rights there, or {other} another folder"
+            ) from error
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no connection, or no such model"
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise MNError(
-            f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}); "
-            f"run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded backbone '{EMBEDDED}' "
-            f"({license_of(EMBEDDED)})"
+            f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}: "
+            f"{first_line}); run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded "
+            f"backbone '{EMBEDDED}' ({license_of(EMBEDDED)})"
         ) from error
     raise MNError(f"{source} has no {CONFIG} with weights as safetensors or state dict; name another model")
 
