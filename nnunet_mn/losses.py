@@ -16,6 +16,9 @@ from nnunet_mn.targets import SoftTarget
 class SoftTargetLoss:
     """`KL(target || prediction) - Dice`; with hard targets nnU-Net's own loss, value and gradient.
 
+    The paper adds cross entropy and Dice, too (arXiv 2509.15167). Cross entropy with a soft target has the
+    gradient of this divergence, whose value is 0 for the target itself.
+
     Args:
         regions: channels are regions (sigmoid, Bernoulli KL) rather than classes (softmax).
         batch_dice: one Dice over the batch rather than the mean of each sample's.

@@ -137,6 +137,7 @@ def refresh(
     It has its own generators: only the crops of a training depend on it.
 
     Args:
+        locations: keeps what was found, in a file.
         cases: preprocessed unlabeled cases.
         predict: image `(C, Z, Y, X)` -> logits `(K, Z, Y, X)`.
         position: iterations done.
@@ -148,6 +149,9 @@ def refresh(
 
     Returns:
         A line for the log.
+
+    Raises:
+        MNError: if the file cannot be written.
     """
     start, rng = time.monotonic(), np.random.default_rng([seed, position])
     names = sorted(cases.identifiers)

@@ -107,6 +107,9 @@ def store(
 
     Returns:
         The number of cases that were missing.
+
+    Raises:
+        MNError: if a file cannot be written.
     """
     missing = [name for name in sorted(cases.identifiers) if not masks.has(name, cases.load_case(name)[0])]
     rank, n_ranks = (0, 1) if ranks.group is None else (dist.get_rank(ranks.group), dist.get_world_size(ranks.group))
