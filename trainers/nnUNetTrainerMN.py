@@ -29,7 +29,7 @@ from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.model_folders import ModelFolders
-from nnunet_mn.bridge.planning.checks import check_co_trainable, check_preprocessed
+from nnunet_mn.bridge.planning.checks import check_co_trainable, check_split_is_preprocessed
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import (
     assembly,
@@ -131,7 +131,7 @@ class _ConfiguredTrainer(nnUNetTrainer):
         folder = planned.cases.labeled
         preprocessed = dataset_class_of(folder).get_identifiers(str(folder))
         roles = roles_in_training(splits, self.fold, preprocessed, super().do_split)
-        check_preprocessed((*roles.labeled, *roles.val), preprocessed, folder)
+        check_split_is_preprocessed((*roles.labeled, *roles.val), preprocessed, folder)
         for warning in (*warnings, *roles.warnings):
             self.print_to_log_file(warning)
         return list(roles.labeled), list(roles.val)

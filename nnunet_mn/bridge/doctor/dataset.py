@@ -21,7 +21,7 @@ from nnunet_mn.bridge.doctor.page import Row, examine
 from nnunet_mn.bridge.planning.checks import check_co_trainable
 from nnunet_mn.bridge.planning.cost_model import cost_of_planned
 from nnunet_mn.bridge.planning.measure import GIB
-from nnunet_mn.bridge.preprocessing.run import check_preprocessed_cases
+from nnunet_mn.bridge.preprocessing.run import check_sound_and_no_copies
 from nnunet_mn.errors import MNError
 
 TIGHT = 0.85  # share of the card; the estimate may be a tenth too low, and other processes take memory too
@@ -49,7 +49,7 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
         yield _note("splits", "there is no splits_final.json; nnU-Net will draw five folds of all cases with labels")
     for fold in range(len(splits)) if splits is not None else ("all",):
         yield from examine(f"fold {fold}", functools.partial(check_fold, planned, splits, fold))
-    yield from examine("unlabeled", functools.partial(check_preprocessed, planned))
+    yield from examine("unlabeled", functools.partial(check_unlabeled, planned))
 
 
 def check_labels(folder: Path | None) -> list[Row]:
@@ -118,7 +118,7 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
     found = find_unlabeled(cases, roles, planned.config().unlabeled_sources)
     names = {case.name for case in found.cases}
     done = names & complete_cases(cases.unlabeled)
-    alike = check_preprocessed_cases(planned, roles, done)
+    alike = check_sound_and_no_copies(planned, roles, done)
     notes = [_note(topic, text) for text in (*roles.warnings, *found.warnings, *alike)]
     return [Row("good", topic, f"{counts}, {len(names)} unlabeled"), *notes]
 
@@ -129,7 +129,7 @@ def _is_supervised(cases: CaseFolders, of_fold: Roles, of_all: Roles) -> bool:
     return bool(of_all.unlabeled) and not of_fold.unlabeled and not elsewhere
 
 
-def check_preprocessed(planned: PlannedDataset) -> list[Row]:
+def check_unlabeled(planned: PlannedDataset) -> list[Row]:
     """How many of the unlabeled cases of all folds are preprocessed, and whether an image cannot be opened."""
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
     names = {case.name for case in found.cases}

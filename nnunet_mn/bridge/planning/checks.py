@@ -36,7 +36,7 @@ def _check_batch_of_one(configuration: str, config: MNConfig) -> None:
         )
 
 
-def check_preprocessed(named: Iterable[str], preprocessed: Iterable[str], folder: Path) -> None:
+def check_split_is_preprocessed(named: Iterable[str], preprocessed: Iterable[str], folder: Path) -> None:
     """Raise an MNError if cases of a split were not preprocessed."""
     missing = sorted(set(named) - set(preprocessed))
     if missing:

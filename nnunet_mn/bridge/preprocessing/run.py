@@ -57,13 +57,13 @@ def prepare_unlabeled(
         log(warning)
     write_wanted(planned.cases.unlabeled, found.held)
     done = preprocess_unlabeled(found.cases, planned, num_processes=num_processes, log=log)
-    for warning in check_preprocessed_cases(planned, roles, done.names):
+    for warning in check_sound_and_no_copies(planned, roles, done.names):
         log(warning)
     return done
 
 
 @refusals_told()
-def check_preprocessed_cases(planned: PlannedDataset, roles: Roles, unlabeled: Collection[str]) -> list[str]:
+def check_sound_and_no_copies(planned: PlannedDataset, roles: Roles, unlabeled: Collection[str]) -> list[str]:
     """Check what a training will read: no case is unsound, and no unlabeled one is a validation case.
 
     Args:
