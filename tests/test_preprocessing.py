@@ -27,7 +27,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders, unlabeled_folder
-from nnunet_mn.bridge.cases.manifest import ImageFile, Manifest, Record, Voxels, append
+from nnunet_mn.bridge.cases.manifest import ImageFile, Manifest, Record, Voxels, append, hash_file
 from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
@@ -466,6 +466,17 @@ def test_image_that_cannot_be_opened_stays_out(bench: Bench, volume_tools: Any, 
     bench.run(cases, skip_bad=True)
     assert bench.run(cases).names == (bench.cases[0].name,)
     "".join(bench.messages).encode()
+
+
+def test_image_on_a_failing_disk_is_named(bench: Bench, volume_tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path) -> str:
+        if file == bad.images[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # a failing read names no file
+        return hash_file(file)
+
+    bad = bench.case("bad", volume_tools.make(9)[0][0])
+    monkeypatch.setattr("nnunet_mn.bridge.cases.manifest.hash_file", fail)
+    check_bad(bench, bad, r"bad_0000.nii.gz cannot be read \(Input/output error\); restore it or remove the case")
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])

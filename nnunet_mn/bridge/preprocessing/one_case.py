@@ -89,8 +89,10 @@ def prepare_case(job: Job, case: UnlabeledCase) -> Record:
         before = look_at(paths)
         files = with_content(before, paths)
     except OSError as error:
-        reason = fault_of_path(error.filename) or f"{printable(error.filename)} cannot be read ({error.strerror})"
-        reason += "" if reason.endswith("link") else "; restore it or remove the case"
+        images = list(map(str, case.images))
+        file = printable(error.filename) if error.filename else name_some(images)  # a failing disk names no file
+        fault = next(filter(None, map(fault_of_path, images)), None)
+        reason = fault or f"{file} cannot be read ({error.strerror}); restore it or remove the case"
         return Record(case.name, case.source, (), checked_ns, job.settings, skipped=reason)
     try:
         voxels = _preprocess(job, case)
