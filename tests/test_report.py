@@ -1,13 +1,16 @@
 """`nnunet-mn report` on trainings, from the command to the files."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from typer.testing import CliRunner, Result
 
+from nnunet_mn.bridge.cases.preprocessed import state_of
 from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.prediction.fold import TrainedFold, find_trained_fold, load_case
 from nnunet_mn.bridge.prediction.predictor import BothPredictor
@@ -25,6 +29,7 @@ from nnunet_mn.bridge.prediction.structures import structures_of
 from nnunet_mn.bridge.training.join import join
 from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
+from nnunet_mn.report import write
 from nnunet_mn.report.reference import usual_structures
 from nnunet_mn.report.validation import read_validation
 
@@ -217,6 +222,44 @@ def test_a_summary_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "summary.json").symlink_to("/proc/self/mem")
     with pytest.raises(MNError, match=r"summary\.json cannot be read .*nnUNetv2_train with --val"):
         read_validation(tmp_path, (), ".nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        ("raw/a.nii.gz", "raw/a.nii.gz cannot be used"),
+        (None, "the report cannot be written to .*; give another folder"),
+    ],
+)
+def test_a_refusal_is_told_of_the_folder_that_it_belongs_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusal: str | None, sentence: str
+) -> None:
+    def predict(*_: Any) -> list[Any]:
+        if refusal is not None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), refusal)
+        return []
+
+    (tmp_path / "report").write_text("a file is in the way")
+    monkeypatch.setattr(write.Predictions, "__init__", lambda *_: None)
+    monkeypatch.setattr(write.Predictions, "all", predict)
+    for name in ("structures_of", "usual_structures", "training_of", "render", "as_json"):
+        monkeypatch.setattr(write, name, MagicMock())
+    found = MagicMock()
+    found.folder, found.planned.configuration_manager.spacing = tmp_path, [1.0] * 3
+    found.planned.dataset_json = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    with pytest.raises(MNError, match=sentence):
+        write.write_report(found, tmp_path / "report", MagicMock())
+
+
+@pytest.mark.parametrize("end", [".b2nd", ".npz", ".npy"])
+def test_state_of_a_case_tells_a_change_in_each_of_nnunets_formats(tmp_path: Path, end: str) -> None:
+    file = tmp_path / f"a{end}"
+    file.write_bytes(b"1")
+    before = state_of(tmp_path, "a")
+    file.write_bytes(b"12")
+    assert before[0] == 1
+    assert state_of(tmp_path, "a")[0] == 2
+    assert not state_of(tmp_path, "another")
 
 
 @pytest.mark.parametrize("kind", ["classes", "regions", "ignore"])

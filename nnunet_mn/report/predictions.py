@@ -1,6 +1,7 @@
 """All cases of a report: predicted with progress, and kept case by case. A stopped run goes on where it was."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from nnunet_mn.bridge.cases.preprocessed import state_of
 from nnunet_mn.bridge.prediction.fold import Case, TrainedFold, load_case
 from nnunet_mn.bridge.prediction.masks import mask_files, write_masks
 from nnunet_mn.bridge.prediction.predictor import BothPredictor
+from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import hash_of
 from nnunet_mn.report.cases import CaseResult, examine, read_result, write_result
 from nnunet_mn.report.validation import distances
@@ -31,6 +34,19 @@ class Wanted:
     device: torch.device
     mirroring: bool
     masks: bool
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Inside, what the system refuses is a fault of the report's folder.
+
+    Raises:
+        MNError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MNError(f"the report cannot be written to {out} ({error}); give another folder with -o") from error
 
 
 class Predictions:
@@ -55,7 +71,7 @@ class Predictions:
             log: takes lines for the user.
 
         Raises:
-            MNError: when the networks cannot be built, or a case cannot be read.
+            MNError: when the networks cannot be built, a case cannot be read, or a result cannot be written.
         """
         cases = [(role, case) for role in ("val", "unlabeled") for case in self.found.cases(role)]
         kept = {(role, case): self._kept(role, case) for role, case in cases}
@@ -75,10 +91,12 @@ class Predictions:
         key, loaded, by = self._key(role, case), load_case(case), self._built()
         predicted = by.predict(loaded.image)
         if role == "unlabeled" and self.wanted.masks:
-            write_masks(self.out, case.name, predicted, loaded.properties, by)
+            with writing_to(self.out):
+                write_masks(self.out, case.name, predicted, loaded.properties, by)
         hd95 = self._distances(case, by) if role == "val" else {}
         result = examine(case.name, role, loaded, predicted, by, hd95)
-        write_result(self._result_file(role, case), key, result)
+        with writing_to(self.out):
+            write_result(self._result_file(role, case), key, result)
         return result
 
     def _built(self) -> BothPredictor:
@@ -113,7 +131,8 @@ class Predictions:
 
     def _key(self, role: str, case: Case) -> list[Any]:
         """Everything that the result of a case depends on."""
-        return [*self._of_model, case.state(), *(_states(self._validated(case)) if role == "val" else ())]
+        of_case = state_of(case.folder, case.name)
+        return [*self._of_model, of_case, *(_states(self._validated(case)) if role == "val" else ())]
 
 
 def _states(files: tuple[Path, ...]) -> Iterator[list[int] | None]:

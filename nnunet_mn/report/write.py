@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.files import refusals_told, write_whole
 from nnunet_mn.bridge.prediction.fold import TrainedFold, load_case
 from nnunet_mn.bridge.prediction.structures import structures_of
-from nnunet_mn.errors import MNError
 from nnunet_mn.report.page import Content, render
-from nnunet_mn.report.predictions import Predictions, Wanted
+from nnunet_mn.report.predictions import Predictions, Wanted, writing_to
 from nnunet_mn.report.ranking import rank
 from nnunet_mn.report.reference import usual_structures
 from nnunet_mn.report.tables import as_csv, as_json, rows_of
@@ -18,6 +17,7 @@ from nnunet_mn.report.validation import read_validation
 PAGE, CSV, JSON = "report.html", "report.csv", "report.json"
 
 
+@refusals_told()
 def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[str], None] = print) -> Path:
     """Write `report.html`, `report.csv` and `report.json`. What earlier runs predicted is used.
 
@@ -40,33 +40,31 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
     official = read_validation(found.folder / "validation", structures, planned.dataset_json["file_ending"])
     labeled = (load_case(case).segmentation for case in found.cases("labeled"))
     usual = usual_structures(labeled, structures, spacing=configuration.spacing, ignored=labels.ignore_label)
-    try:
-        results = Predictions(found, out, wanted).all(log)
-        val, unlabeled = ([case for case in results if case.role == role] for role in ("val", "unlabeled"))
-        ranked = rank(unlabeled, usual)
-        training = training_of(found)
-        rows = list(rows_of(val, official, ranked))
-        page = render(
-            Content(
-                title=f"{found.folders.dataset.name}, {found.folders.trained.name}, fold {found.fold}",
-                training=training,
-                official=official,
-                val=val,
-                ranked=ranked,
-                usual=usual,
-                held_out=bool(found.roles.held_out),
-                channel=_channel(planned.dataset_json),
-                spacing=[round(float(side), 3) for side in configuration.spacing],
-                warnings=found.warnings,
-                mirroring=wanted.mirroring,
-                masks=str(out / "masks") if wanted.masks else None,
-            )
+    results = Predictions(found, out, wanted).all(log)
+    val, unlabeled = ([case for case in results if case.role == role] for role in ("val", "unlabeled"))
+    ranked = rank(unlabeled, usual)
+    training = training_of(found)
+    rows = list(rows_of(val, official, ranked))
+    page = render(
+        Content(
+            title=f"{found.folders.dataset.name}, {found.folders.trained.name}, fold {found.fold}",
+            training=training,
+            official=official,
+            val=val,
+            ranked=ranked,
+            usual=usual,
+            held_out=bool(found.roles.held_out),
+            channel=_channel(planned.dataset_json),
+            spacing=[round(float(side), 3) for side in configuration.spacing],
+            warnings=found.warnings,
+            mirroring=wanted.mirroring,
+            masks=str(out / "masks") if wanted.masks else None,
         )
+    )
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, text in ((CSV, as_csv(rows)), (JSON, as_json(training, rows)), (PAGE, page)):
             write_whole(out / name, text)
-    except OSError as error:
-        raise MNError(f"the report cannot be written to {out} ({error}); give another folder with -o") from error
     return out / PAGE
 
 

@@ -24,6 +24,13 @@ def dataset_class_of(folder: Path) -> Any:
         ) from error
 
 
+def state_of(folder: Path, name: str) -> list[int]:
+    """Size in bytes and time in ns of a preprocessed case's image. They tell whether it has changed; none: no image."""
+    ends = (".b2nd", ".npy", ".npz")
+    stats = [file.stat() for end in ends if (file := folder / f"{name}{end}").is_file()]
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
+
+
 def complete_cases(folder: Path) -> set[str]:
     """Names of the cases with all their files in a preprocessed folder."""
     if not folder.is_dir():

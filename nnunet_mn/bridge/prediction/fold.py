@@ -23,15 +23,10 @@ CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best
 
 
 class Case(NamedTuple):
-    """A preprocessed case: nnU-Net's three files of it."""
+    """A preprocessed case: nnU-Net's files of it."""
 
     name: str
     folder: Path
-
-    def state(self) -> list[int]:
-        """Size and time of its image. They tell whether it has changed."""
-        found = (self.folder / f"{self.name}.b2nd").stat()
-        return [found.st_size, found.st_mtime_ns]
 
 
 class Loaded(NamedTuple):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nnunet_mn.bridge.cases.preprocessed import state_of
 from nnunet_mn.bridge.files import write_whole
 
 
@@ -28,11 +29,11 @@ class Looks:
     def get(self, name: str, topic: str) -> Any:
         """A finding about a case, or None."""
         found = self._found.get(name, {})
-        return found.get(topic) if found.get("stamp") == self._stamp(name) else None
+        return found.get(topic) if found.get("stamp") == state_of(self.folder, name) else None
 
     def put(self, name: str, topic: str, finding: Any) -> None:
         """Remember a finding; it must be JSON."""
-        stamp = self._stamp(name)
+        stamp = state_of(self.folder, name)
         old = self._found.get(name, {})
         self._found[name] = {**(old if old.get("stamp") == stamp else {}), "stamp": stamp, topic: finding}
         self._changed = True
@@ -42,8 +43,3 @@ class Looks:
         if self._changed:
             with contextlib.suppress(OSError):
                 write_whole(self.file, json.dumps(self._found))
-
-    def _stamp(self, name: str) -> list[int]:
-        """Size and time of the volume, in each of nnU-Net's formats."""
-        stats = [file.stat() for end in (".b2nd", ".npy", ".npz") if (file := self.folder / f"{name}{end}").is_file()]
-        return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
