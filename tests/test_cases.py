@@ -549,6 +549,12 @@ def test_raw_data_without_images_are_as_none(tmp_path: Path) -> None:
         assert names(find(raw, folder, splits=splits)) == ["u", "w"]
 
 
+def test_listed_case_is_taken_from_imagesun_once_imagestr_is_gone(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesUn", "u", "w")
+    found = find(tmp_path, splits=[entry(unlabeled=["u"])])
+    assert [(case.name, case.images[0].parent.name) for case in found.cases] == [("u", "imagesUn"), ("w", "imagesUn")]
+
+
 # ---- invariants
 
 CASES = [f"c{i}" for i in range(6)]

@@ -141,7 +141,7 @@ def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Foun
                 raise MNError(f"{case.images[0]} is called like the validation case '{case.name}'; rename or remove it")
             if case.name in labeled:  # already known with its label
                 _check_same(case.images, raw.of_training_case(case.name), case.name, same)
-            elif case.name in found:
+            elif case.name in found and found[case.name].images:  # a listed one has none without imagesTr
                 _check_same(case.images, found[case.name].images, case.name, same)
             else:
                 found[case.name] = case
