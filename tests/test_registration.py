@@ -143,6 +143,18 @@ def test_read_only_package_is_answered_with_the_export_line(package: Path, monke
     assert snapshot(package) == before
 
 
+def test_unregister_in_a_read_only_package_is_answered_with_who_can(package: Path, monkeypatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    register(package)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(
+        MNError, match=r"\(Permission denied\); run 'nnunet-mn unregister' as a user who may write there"
+    ):
+        unregister(package)
+
+
 def test_write_that_fails_half_way_leaves_no_file(package: Path, monkeypatch) -> None:
     def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")

@@ -86,7 +86,7 @@ def register(package: Path | None = None) -> list[Path]:
     for file, hook in zip(files, HOOKS, strict=True):
         text = hook_source(hook)
         if not file.exists() or file.read_text(encoding="utf-8") != text:
-            with _changing(package):
+            with _changing(package, _other_way_in()):
                 # as readable as its neighbors: in a shared environment others' nnU-Net would fail on a private file
                 write_whole(file, text, mode=stat.S_IMODE((file.parent / "__init__.py").stat().st_mode))
     importlib.invalidate_caches()
@@ -110,7 +110,7 @@ def unregister(package: Path | None = None) -> list[Path]:
         _refuse_foreign(package / hook.file)
     removed = registered_files(package)
     for file in removed:
-        with _changing(package):
+        with _changing(package, "run 'nnunet-mn unregister' as a user who may write there"):
             _remove(file)
     importlib.invalidate_caches()
     return removed
@@ -160,15 +160,16 @@ def _remove(file: Path) -> None:
 
 
 @contextmanager
-def _changing(package: Path) -> Iterator[None]:
+def _changing(package: Path, remedy: str) -> Iterator[None]:
     """Turn a refusal to write into an MNError with the remedy."""
     try:
         yield
     except OSError as error:
-        raise MNError(f"{package} cannot be changed ({error.strerror}); {_remedy()}") from error
+        raise MNError(f"{package} cannot be changed ({error.strerror}); {remedy}") from error
 
 
-def _remedy() -> str:
+def _other_way_in() -> str:
+    """How nnU-Net finds the plug-in if its package is read-only."""
     version = nnunet_version()
     if version.release < (2, 8):
         return f"nnunetv2 {version} looks nowhere else, so use an environment of your own or nnunetv2>=2.8"
