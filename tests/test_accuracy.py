@@ -332,7 +332,7 @@ def test_readme_quotes_the_scale_at_which_ours_was_trained_most() -> None:
 
 def test_the_evidence_page_says_which_ablations_were_trained_and_with_what_result() -> None:
     page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
-    page = page.split("### Ablations")[1].split("What the trained ones say")[0]
+    page = page.split("## Ablations")[1].split("What the trained ones say")[0]
     trained, elsewhere, defined = (
         set(re.findall(r"`([\w-]+)`", part)) & set(methods.METHODS) - {methods.OURS, methods.JOINT, methods.STUDENT}
         for part in re.split("Trained at other|Only defined", page)
