@@ -36,6 +36,7 @@ from nnunet_mn.config import environment_layer, resolve
 from nnunet_mn.console import print_table
 from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.registry import EMBEDDED
 from nnunet_mn.report.plan_table import plan_table
 
 __all__ = ["MNFingerprintExtractor", "MNPlanner", "MNPlannerResEncL", "MNPlannerResEncM", "MNPlannerResEncXL"]
@@ -142,9 +143,11 @@ class _MNPlanning(ExperimentPlanner):
                 aim *= SHRINK
         finally:
             self.UNet_vram_target_GB = target
+        backbone = self._costs.config.backbone
+        smaller = "" if backbone == EMBEDDED else f", or choose a smaller 2D network: nnUNet_mn_backbone={EMBEDDED}"
         raise MNError(
-            f"{target:g} GiB of GPU memory do not hold both networks, however small the patch: raise "
-            f"-gpu_memory_target or choose a smaller 2D network (nnUNet_mn_backbone=efficientnet-lite0)"
+            f"{target:g} GiB of GPU memory do not hold both networks with the backbone {backbone}, however small the "
+            f"patch; raise -gpu_memory_target{smaller}"
         )
 
     def _fit(self, plan: dict[str, Any], target: float, most: int) -> PlanCost | None:

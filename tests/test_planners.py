@@ -349,7 +349,9 @@ def test_half_written_descriptions_are_named(tiny_dataset: Callable[..., Any]) -
     extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
     fingerprint = dataset.preprocessed / "dataset_fingerprint.json"
     fingerprint.write_text('{"spacings": [')
-    with pytest.raises(MNError, match=f"{fingerprint} cannot be read .*nnUNetv2_extract_fingerprint"):
+    with pytest.raises(
+        MNError, match=f"{fingerprint} cannot be read .*nnUNetv2_extract_fingerprint -d {dataset.number} --"
+    ):
         plan_experiment_dataset(dataset.number, MNPlanner)
     (dataset.raw / "dataset.json").write_text('{"labels": {')
     with pytest.raises(MNError, match=r"dataset\.json cannot be read"):
@@ -516,10 +518,13 @@ def test_the_cost_of_finished_plans_is_what_they_were_planned_with(tiny_dataset:
     assert cost_of_planned(planned) == (planner.planned["3d_fullres"], [])
 
 
-def test_too_little_memory_is_an_error(tiny_dataset: Callable[..., Any]) -> None:
+def test_too_little_memory_is_an_error(tiny_dataset: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny_dataset()
     extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
-    with pytest.raises(MNError, match="1 GiB of GPU memory do not hold both networks"):
+    with pytest.raises(MNError, match=r"1 GiB of GPU memory .* backbone efficientnet-lite0, .* -gpu_memory_target$"):
+        plan_experiment_dataset(dataset.number, MNPlanner, gpu_memory_target_in_gb=1)
+    monkeypatch.setenv("nnUNet_mn_backbone", "timm:resnet18.a1_in1k")
+    with pytest.raises(MNError, match=r"backbone timm:.* or choose .* nnUNet_mn_backbone=efficientnet-lite0$"):
         plan_experiment_dataset(dataset.number, MNPlanner, gpu_memory_target_in_gb=1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.headers import Header, fault_of_unit, read_headers
@@ -135,7 +135,8 @@ def check_fingerprint(dataset_name_or_id: str | int) -> None:
     name = maybe_convert_to_dataset_name(dataset_name_or_id)
     file = Path(nnUNet_preprocessed) / name / "dataset_fingerprint.json"
     if file.is_file():  # else stock says what to do
-        read_object(file, remedy=f"run 'nnUNetv2_extract_fingerprint -d {name} --clean' again")
+        number = convert_dataset_name_to_id(name)  # the command takes no name
+        read_object(file, remedy=f"run 'nnUNetv2_extract_fingerprint -d {number} --clean' again")
 
 
 def fingerprint(
