@@ -221,7 +221,8 @@ def test_healthy_dataset_is_counted(planned_dataset) -> None:
     [
         ("nnUNetPlans", "3d_cascade_fullres", "have no configuration '3d_cascade_fullres'"),
         ("nnUNetPlans", "2d", "use 3d_fullres or 3d_lowres"),
-        ("OtherPlans", "3d_fullres", "run 'nnUNetv2_plan_and_preprocess"),
+        ("nnUNetMNPlans", "3d_fullres", "3d_fullres -pl MNPlanner', or name plans that are there with -p: nnUNetPlans"),
+        ("OtherPlans", "3d_fullres", "3d_fullres -pl PLANNER -overwrite_plans_name OtherPlans', or name plans"),
     ],
 )
 def test_plans_that_cannot_be_trained_are_bad(planned_dataset, plans: str, configuration: str, finding: str) -> None:

@@ -25,7 +25,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_mn.bridge.cases.dataset import find_dataset
-from nnunet_mn.bridge.cases.planned import load_planned
+from nnunet_mn.bridge.cases.planned import PLANNERS, load_planned
 from nnunet_mn.bridge.cases.roles import labeled_for_planning
 from nnunet_mn.bridge.planning.cost import network_2d_cost
 from nnunet_mn.bridge.planning.cost_model import CostModel, cost_of_planned, written_settings
@@ -193,6 +193,12 @@ def test_a_planner_has_stocks_memory_target_a_name_of_its_own_and_takes_others(
     made = planner(dataset.number, 5, "DefaultPreprocessor", "Mine", [1.0, 2.0, 3.0], True)
     assert (made.UNet_vram_target_GB, made.plans_identifier, made.suppress_transpose) == (5, "Mine", True)
     assert made.overwrite_target_spacing == [1.0, 2.0, 3.0]
+
+
+def test_the_remedy_for_missing_plans_names_their_planner() -> None:
+    planners = (MNPlanner, MNPlannerResEncM, MNPlannerResEncL, MNPlannerResEncXL)
+    named = {name: option for name, option in PLANNERS.items() if option}
+    assert named == {planner.default_plans_name: f" -pl {planner.__name__}" for planner in planners}
 
 
 def test_stocks_options_reach_the_plans(tiny_dataset: Callable[..., Any]) -> None:

@@ -12,6 +12,15 @@ from nnunet_mn.bridge.files import read_object
 from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
 
+# The planner that writes plans, by their name. Stock's default planner needs none.
+PLANNERS = {
+    "nnUNetPlans": "",
+    "nnUNetMNPlans": " -pl MNPlanner",
+    "nnUNetResEncUNetMMNPlans": " -pl MNPlannerResEncM",
+    "nnUNetResEncUNetLMNPlans": " -pl MNPlannerResEncL",
+    "nnUNetResEncUNetXLMNPlans": " -pl MNPlannerResEncXL",
+}
+
 
 @dataclass(frozen=True)
 class PlannedDataset:
@@ -46,13 +55,22 @@ def load_planned(folders: DatasetFolders, *, plans: str, configuration: str) -> 
     Raises:
         MNError: when one of them is missing or broken.
     """
-    hint = f"run 'nnUNetv2_plan_and_preprocess -d {folders.number} -c {configuration}'"
-    found = read_object(folders.preprocessed / f"{plans}.json", "configurations", remedy=hint)
+    planner = PLANNERS.get(plans, f" -pl PLANNER -overwrite_plans_name {plans}")
+    hint = f"run 'nnUNetv2_plan_and_preprocess -d {folders.number} -c {configuration}{planner}'"
+    found = read_object(
+        folders.preprocessed / f"{plans}.json", "configurations", remedy=hint + _other_plans(folders, plans)
+    )
     planned = planned_configuration(found, configuration)
     description = read_description(folders.preprocessed, "file_ending", "labels", remedy=hint)
     if not has_channels(description):
         raise MNError(f"{folders.preprocessed / 'dataset.json'} lacks channel_names; {hint}")
     return PlannedDataset(folders, PlansManager(found), configuration, planned, description)
+
+
+def _other_plans(folders: DatasetFolders, plans: str) -> str:
+    """Advice to take other plans of the dataset, if there are any."""
+    others = sorted({file.stem for file in folders.preprocessed.glob("*Plans*.json")} - {plans})
+    return f", or name plans that are there with -p: {', '.join(others)}" if others else ""
 
 
 def planned_configuration(plans: dict[str, Any], configuration: str) -> ConfigurationManager:
