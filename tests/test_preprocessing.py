@@ -544,12 +544,12 @@ def test_several_processes_do_the_same_work_and_name_a_bad_image(bench: Bench, v
 
 
 def test_a_killed_process_asks_for_fewer() -> None:
-    with pytest.raises(MNError, match="fewer"):
-        list(map_in_processes(signal.raise_signal, [signal.SIGKILL], processes=2))
+    with pytest.raises(MNError, match=r"one of 2 processes was killed.*; .* fewer of them, by a smaller -np$"):
+        list(map_in_processes(signal.raise_signal, [signal.SIGKILL], processes=2, remedy="a smaller -np"))
 
 
 def test_one_process_means_this_one() -> None:
-    assert set(map_in_processes(lambda _: os.getpid(), range(3), processes=1)) == {os.getpid()}
+    assert set(map_in_processes(lambda _: os.getpid(), range(3), processes=1, remedy="")) == {os.getpid()}
 
 
 # ---- copies of validation cases

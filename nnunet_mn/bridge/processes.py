@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def map_in_processes(
-    work: Callable[[Item], Result], items: Iterable[Item], *, processes: int
+    work: Callable[[Item], Result], items: Iterable[Item], *, processes: int, remedy: str
 ) -> Generator[Result, None, None]:
     """Results of `work` for every item, as they come.
 
@@ -28,6 +28,7 @@ def map_in_processes(
         work: a picklable function.
         items: taken only as fast as they are worked on.
         processes: how many; 1 means this process.
+        remedy: how to take fewer of them, for the message.
 
     Raises:
         MNError: when a process was killed. Errors of `work` come through; items not yet begun are then dropped.
@@ -41,8 +42,8 @@ def map_in_processes(
         yield from _as_completed(pool, work, iter(items), at_once=2 * processes)
     except BrokenProcessPool as error:
         raise MNError(
-            f"one of {processes} preprocessing processes was killed, most often for want of memory: run again with "
-            f"fewer (`nnUNet_def_n_proc` or the option of `nnunet-mn preprocess`); finished cases are kept"
+            f"one of {processes} processes was killed, most often for want of memory; run again with fewer of them, by "
+            f"{remedy}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -20,6 +20,7 @@ from nnunet_mn.bridge.processes import map_in_processes
 
 MOST_VOXELS = 10_000  # along one axis
 OTHER_UNIT = 100.0  # mean ratio of spacings; m or µm instead of mm make it 1000
+FEWER = "a smaller nnUNet_def_n_proc, or -np or -npfp of nnU-Net's command"
 
 _orientation: Any = nibabel.io_orientation
 
@@ -63,7 +64,7 @@ def read_headers(
         Headers by name, and why the other cases have none.
     """
     headers, unreadable = {}, {}
-    results = map_in_processes(partial(_read, reader), cases.items(), processes=processes)
+    results = map_in_processes(partial(_read, reader), cases.items(), processes=processes, remedy=FEWER)
     for name, found in tqdm(results, total=len(cases), desc="Reading image headers"):
         if isinstance(found, Header):
             headers[name] = found

@@ -12,7 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from tqdm import tqdm
 
-from nnunet_mn.bridge.cases.headers import Header, fault_of_unit, read_headers
+from nnunet_mn.bridge.cases.headers import FEWER, Header, fault_of_unit, read_headers
 from nnunet_mn.bridge.cases.images import fault_of_path, name_some
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
@@ -110,7 +110,8 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):
         """The results of stock's `analyze_case`, by case name."""
         samples = int(self.num_foreground_voxels_for_intensitystats // len(self.dataset))
         work = partial(_analyze, self.analyze_case, self.reader, samples)
-        results = map_in_processes(work, self.dataset.items(), processes=min(self.num_processes, len(self.dataset)))
+        processes = min(self.num_processes, len(self.dataset))
+        results = map_in_processes(work, self.dataset.items(), processes=processes, remedy=FEWER)
         return dict(sorted(tqdm(results, total=len(self.dataset), desc="Reading labeled cases")))
 
 

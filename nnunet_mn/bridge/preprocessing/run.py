@@ -24,6 +24,7 @@ from nnunet_mn.bridge.preprocessing.to_do import survey
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
 
+FEWER = "a smaller nnUNet_def_n_proc, or -np of `nnunet-mn preprocess`: finished cases are kept"
 MOST_BAD = 20  # bad images; from here on it is a fault of the whole dataset
 
 
@@ -172,7 +173,8 @@ def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Pat
     bad: dict[str, str] = {}
     if not cases:
         return bad
-    results = map_in_processes(functools.partial(prepare_case, job), cases, processes=min(processes, len(cases)))
+    work, workers = functools.partial(prepare_case, job), min(processes, len(cases))
+    results = map_in_processes(work, cases, processes=workers, remedy=FEWER)
     with contextlib.closing(results), tqdm(total=len(cases), desc="Preprocessing unlabeled cases") as bar:
         for record in results:
             bar.update()

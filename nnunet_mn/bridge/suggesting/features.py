@@ -78,7 +78,8 @@ def features_of(
     known = dict(_read(folder / CACHE, stamps))
     missing = [(name, images) for name, images in cases.items() if name not in known]
     faults = []
-    done = map_in_processes(describer, missing, processes=min(processes, max(1, len(missing))))
+    workers, remedy = min(processes, max(1, len(missing))), "a smaller -np: what is done is kept"
+    done = map_in_processes(describer, missing, processes=workers, remedy=remedy)
     with _Writer(folder / CACHE) as writer:
         for name, found in tqdm(done, total=len(missing), desc="Looking at images", disable=not missing):
             if isinstance(found, str):
