@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from nnunet_mn import cli
 from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.suggesting import features
 from nnunet_mn.bridge.suggesting.candidates import find_candidates
 from nnunet_mn.bridge.suggesting.features import CACHE
 from nnunet_mn.bridge.suggesting.run import read_estimates
@@ -88,6 +89,14 @@ def test_half_a_line_of_a_killed_run_does_no_harm(bare) -> None:
     kept.write_text(kept.read_text()[:-200])
     assert chosen(bare, "-n", "2") == first
     assert chosen(bare, "-n", "2") == first
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is hard to make here")
+def test_full_disk_costs_no_more_than_the_kept_features(bare, monkeypatch) -> None:
+    monkeypatch.setattr(features, "_read", lambda *_: ())
+    bare.preprocessed.mkdir(exist_ok=True)
+    (bare.preprocessed / CACHE).symlink_to("/dev/full")
+    assert len(chosen(bare, "-n", "2")) == 2
 
 
 def described(kept: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """The features of every case. Each is read and described once: the results are kept in nnUNet_preprocessed."""
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -112,7 +113,7 @@ def _read(file: Path, stamps: Mapping[str, list[Any]]) -> Iterator[tuple[str, Fe
 
 
 class _Writer:
-    """Appends results to a file. Where that is not allowed, nothing is kept."""
+    """Appends results to a file. Where that is not allowed, or the disk is full, no more are kept."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -126,11 +127,20 @@ class _Writer:
         return self
 
     def add(self, name: str, stamp: list[Any], features: list[float]) -> None:
-        if self._stream is not None:
-            line = json.dumps({"case": name, "stamp": stamp, "features": features})
+        if self._stream is None:
+            return
+        line = json.dumps({"case": name, "stamp": stamp, "features": features})
+        try:
             self._stream.write(f"\n{line}\n")  # a killed run may have left half a line
             self._stream.flush()
+        except OSError:
+            self._close()
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # it writes what is not yet written
+                self._stream.close()
+            self._stream = None
