@@ -364,6 +364,18 @@ def test_a_bad_image_is_named_and_the_others_are_kept(bench: Bench, volume_tools
     check_bad(bench, bad, "bad_0000.nii.gz")
 
 
+def test_many_bad_images_stop_the_run_and_it_says_so(
+    bench: Bench, volume_tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_mn.bridge.preprocessing.run.MOST_BAD", 2)
+    bad = [bench.case(f"bad_{i}", nan(volume_tools.make(9)[0][0])) for i in range(2)]
+    with pytest.raises(MNError, match=r"^2 .*, the run stops there and keeps finished cases: .*bad_0.*bad_1"):
+        bench.run([*bad, *bench.cases])
+    assert not bench.written()
+    with pytest.raises(MNError, match=r"^1 .*, the others are kept: .*bad_0"):
+        bench.run([bad[0], *bench.cases])
+
+
 CORRUPT: dict[str, Callable[[Path], Any]] = {
     "empty": lambda file: file.write_bytes(b""),
     "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),

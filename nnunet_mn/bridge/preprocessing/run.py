@@ -46,6 +46,8 @@ def prepare_unlabeled(
     """Find the unlabeled cases of a fold, preprocess missing ones, and refuse copies of validation cases.
 
     Args:
+        planned: the dataset and its plans.
+        roles: of the fold.
         sources: as in `find_unlabeled`.
         num_processes: 1 means this process.
         log: takes lines for the user.
@@ -68,6 +70,7 @@ def check_sound_and_no_copies(planned: PlannedDataset, roles: Roles, unlabeled: 
     """Check what a training will read: no case is unsound, and no unlabeled one is a validation case.
 
     Args:
+        planned: the dataset and its plans.
         roles: of the fold.
         unlabeled: names of its preprocessed unlabeled cases.
 
@@ -103,13 +106,15 @@ def preprocess_unlabeled(
 
     Args:
         cases: from `find_unlabeled`.
+        planned: the dataset and its plans.
         num_processes: 1 means this process.
         num_parts, part_id: take every n-th case only, from this one on.
         skip_bad: leave bad images out, now and later, instead of raising.
         log: takes lines for the user.
 
     Raises:
-        MNError: for bad images, once all others are done; when raw data are missing; when writing fails.
+        MNError: for bad images, once all others are done or `MOST_BAD` are bad; when raw data are missing; when
+            writing fails.
     """
     if num_processes < 1 or not 0 <= part_id < num_parts:
         raise MNError(
@@ -188,8 +193,9 @@ def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Pat
             elif len(bad) == MOST_BAD:
                 break
     if bad and not skip_bad:
+        kept = "the others are kept" if len(bad) < MOST_BAD else "the run stops there and keeps finished cases"
         raise MNError(
-            f"{len(bad)} unlabeled case(s) cannot be used, the others are kept: {'; '.join(bad.values())}; or leave "
+            f"{len(bad)} unlabeled case(s) cannot be used, {kept}: {'; '.join(bad.values())}; or leave "
             f"them out with `nnunet-mn preprocess --skip-bad`"
         )
     return bad
