@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -45,6 +46,26 @@ def test_masks_in_tiff_files_keep_the_spacing_beside_them(tmp_path: Path, made_b
         assert (array.shape, array.max()) == ((1, *SHAPE), most)
         assert properties["spacing"] == SPACING
         assert {found.name for found in file.parent.iterdir()} == {"a.b.tif", "a.b.json"}
+
+
+def test_a_nifti_file_cut_short_by_a_full_disk_does_not_stay(
+    tmp_path: Path, made_by: Any, predicted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_by.plans = PlansManager({**made_by.plans.plans, "image_reader_writer": "SimpleITKIO"})
+    made_by.description["file_ending"] = ".nii.gz"
+    geometry = {"spacing": (1.5, 1.0, 3.0), "origin": (0.0, 0.0, 0.0), "direction": np.eye(3).ravel()}
+    properties = {**PROPERTIES, "sitk_stuff": geometry}
+    write_masks(tmp_path / "whole", "a", predicted, properties, made_by)
+    stock = SimpleITKIO.write_seg
+
+    def cut_short(writer: Any, segmentation: Any, file: str, properties: Any) -> None:
+        stock(writer, segmentation, file, properties)
+        Path(file).write_bytes(Path(file).read_bytes()[:-30])
+
+    monkeypatch.setattr(SimpleITKIO, "write_seg", cut_short)
+    with pytest.raises(OSError, match=r"a\.nii\.gz was not written whole"):
+        write_masks(tmp_path / "cut", "a", predicted, properties, made_by)
+    assert [found.name for found in tmp_path.rglob("*.gz")] == ["a.nii.gz"] * 2  # both of the first call
 
 
 def test_writer_that_fails_leaves_nothing(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from nnunet_mn.errors import MNError
@@ -80,7 +80,7 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
             folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=files, local_dir=to))
             if (folder / CONFIG).is_file() and weight_files(folder):
                 return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # by its version the hub lets errors of requests or of httpx through
         if isinstance(error, OSError) and error.errno in _NOT_STORED:
             other = "set HF_HUB_CACHE to" if to is None else "give"
             raise MNError(

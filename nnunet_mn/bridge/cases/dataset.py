@@ -28,7 +28,7 @@ class DatasetFolders:
     @property
     def number(self) -> str:
         """As nnU-Net's commands take it."""
-        return self.name.removeprefix("Dataset").partition("_")[0].lstrip("0")
+        return self.name.removeprefix("Dataset").partition("_")[0].lstrip("0") or "0"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,7 @@ def read_images(
             _check_header(image)
         data, properties = _read_aside(reader, images)
         for image in images:
-            _check_nifti(image)
+            check_nifti(image)
     except BadImageError:
         raise
     except MemoryError as error:
@@ -183,7 +183,7 @@ def _why_unreadable(reader: Any, images: Sequence[str], error: Exception) -> str
     for image in images:
         try:
             data, properties = _read_aside(reader, [image])
-            _check_nifti(image)
+            check_nifti(image)
         except Exception as own:
             reason = " ".join(str(own).split()) or type(own).__name__
             return f"{image} cannot be read ({reason[-200:]}); restore it or remove the case"
@@ -223,8 +223,13 @@ def fault_of_values(header: SimpleITK.ImageFileReader, image: str) -> str | None
     return None
 
 
-def _check_nifti(image: str) -> None:
-    """Read a NIfTI file a second time. ITK reads NaNs, and the rest of a truncated file, as zeros."""
+def check_nifti(image: str) -> None:
+    """Read a NIfTI file a second time. ITK reads NaNs, and the rest of a truncated file, as zeros.
+
+    Raises:
+        BadImageError: when voxels are NaN or infinite.
+        OSError, ValueError, EOFError: when the file is truncated.
+    """
     if image.endswith((".nii", ".nii.gz")):
         nifti: Any = nibabel.load(image)
         stored = nifti.dataobj
