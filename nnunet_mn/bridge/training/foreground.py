@@ -244,7 +244,7 @@ def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Vo
                 cases,
                 patch_size=trainer.configuration_manager.patch_size,
                 iterations=trainer.schedule.total,
-                batch_size=trainer.counts.batch_size,
+                batch_size=trainer.unlabeled_counts.batch_size,
             ),
             ranks=trainer.ranks,
         )

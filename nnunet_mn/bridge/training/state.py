@@ -89,7 +89,7 @@ def mn_state(training: Training) -> dict[str, Any]:
     return {
         "trainer": type(training).__name__,
         "config": training.mn_config.to_dict(),
-        "batch_size": training.counts.batch_size,
+        "batch_size": training.unlabeled_counts.batch_size,
         "cases": training.n_cases,
         "dataset": training.plans_manager.dataset_name,
         "schedule": {"total": training.schedule.total, "supervised": training.schedule.supervised},
