@@ -75,7 +75,7 @@ class Training(Protocol):
 
     mn_config: MNConfig
     schedule: Schedule
-    counts: UnlabeledCounts
+    unlabeled_counts: UnlabeledCounts
     foreground: ForegroundLocations
     plans_manager: Any
     n_cases: dict[str, int]
