@@ -21,7 +21,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.training.join import JointModel, joint_model, read_trained
+from nnunet_mn.bridge.training.joint_model import JointModel, joint_model, read_trained
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.slices import along_axis

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_mn.bridge.reading import read
-from nnunet_mn.bridge.training.join import joint_model, read_trained
+from nnunet_mn.bridge.training.joint_model import joint_model, read_trained
 from nnunet_mn.config import REMOVED
 
 pytestmark = pytest.mark.slow

@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.join import join
+from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
 from nnunet_mn.errors import MNError
 from nnunet_mn.slices import SliceSampler
@@ -70,7 +71,7 @@ def test_a_student_learns_from_a_finished_training_and_leaves_an_ordinary_model(
     assert "network_2d" not in mn
     assert mn["teacher_backbone"] == "efficientnet-lite0"
     with pytest.raises(MNError, match=f"was written by {STUDENT} and holds no 2D network; name a training of both"):
-        join(replace(_folders(site), trainer=STUDENT), ["0"])
+        read_trained(site.fold / "checkpoint_final.pth")
     # as many on top as labeled ones, but in the last tenth
     assert content["logging"]["unlabeled_fraction"] == [pytest.approx(0.9)]
 
@@ -84,6 +85,38 @@ def test_the_joint_models_own_folder_comes_first_and_has_the_same_weights(site: 
     assert code == 0, output
     assert "nnUNetTrainerMNJoint__nnUNetPlans__3d_fullres" in output
     assert _checkpoint(site)["mn"]["teacher_hash"] == from_training["mn"]["teacher_hash"]
+
+
+def test_a_student_is_joined_with_the_2d_network_that_taught_it(site: Any, train: Any) -> None:
+    code, output = train(site)
+    assert code == 0, output
+    of_teacher = _weights(join(_folders(site), ["0"]))
+    folders = replace(_folders(site), trainer=STUDENT)
+    with pytest.raises(MNError, match="give --force to replace it"):
+        join(folders, ["0"])
+    for _ in range(2):  # the second one finds the student's model in the place of the teacher's
+        joint = join(folders, ["0"], weight_2d=0.25, force=True)
+    plans = json.loads((joint / "plans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    assert (architecture["trained_by"], architecture["arch_kwargs"]["weight_2d"]) == (STUDENT, 0.25)
+    own = {f"network_3d.{name}": one for name, one in _checkpoint(site)["network_weights"].items()}
+    weights = _weights(joint)
+    assert weights.keys() == of_teacher.keys()
+    for name, one in weights.items():
+        assert torch.equal(one, own.get(name, of_teacher[name])), name
+    assert any(not torch.equal(one, of_teacher[name]) for name, one in own.items())
+    file = _folders(site).finished("0")
+    content = torch.load(file, weights_only=False)
+    content["network_weights"] = {name: one + 1 for name, one in content["network_weights"].items()}
+    torch.save(content, file)
+    with pytest.raises(MNError, match=r"is not the model that taught .*nnUNetTrainerMNStudent.*_teacher_folder"):
+        join(folders, ["0"], force=True)
+    assert _weights(joint).keys() == weights.keys()
+
+
+def _weights(joint: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = read(joint / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    return weights
 
 
 def test_stored_masks_are_made_once_and_stand_in_for_labels(site: Any, train: Any) -> None:

@@ -15,7 +15,7 @@ from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.model_folders import ModelFolders
-from nnunet_mn.bridge.training.join import read_trained
+from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.errors import MNError
 
 # The newest first. A training that has just begun has the last one alone.

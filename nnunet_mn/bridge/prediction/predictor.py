@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnunet_mn.bridge.prediction.fold import TrainedFold
 from nnunet_mn.bridge.prediction.structures import Structure, masks_of, structures_of
-from nnunet_mn.bridge.training.join import joint_model
+from nnunet_mn.bridge.training.joint_model import joint_model
 from nnunet_mn.device import prepare_torch
 from nnunet_mn.networks.joint import SideBySide
 from nnunet_mn.quality import Pair, Sums, binary_entropy, sums_of

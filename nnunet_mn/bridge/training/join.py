@@ -4,29 +4,22 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from filelock import FileLock
 
 from nnunet_mn.bridge.files import why_no_lock
 from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders, read_json
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
 from nnunet_mn.bridge.staging import save_tensors, staging_beside, take_place
-from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER, check_network
-from nnunet_mn.bridge.training.joint_plans import TrainedPlans, trainer_of
-from nnunet_mn.config import MNConfig
+from nnunet_mn.bridge.training import joint_model, teacher_model
+from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER
+from nnunet_mn.bridge.training.joint_plans import trainer_of
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks import Network2D, build_network_2d
-from nnunet_mn.networks.joint import Joint
-from nnunet_mn.networks.weights import frozen_hash, load_learned_state
 
 _OF_MODEL = ("dataset.json", "dataset_fingerprint.json")
-_OF_NETWORKS = ("backbone", "adaptation", "lora_rank", "dropout_2d", "slice_axes", "slices_per_forward")
 _KEPT = ("init_args", "inference_allowed_mirroring_axes", "logging", "_best_ema", "current_epoch")
-_TOLERANCE = 1e-3  # of a logit of the 2D network when it is built again
 
 
 def join(
@@ -35,7 +28,7 @@ def join(
     """Write the joint model of trained folds, whole or not at all.
 
     Args:
-        folders: of an M&N training.
+        folders: of an M&N training. Or of its student: the 2D network is then its teacher's.
         folds: their names, such as `0` or `all`.
         weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
         force: replace an existing joint model, with its validation.
@@ -62,7 +55,7 @@ def join(
             if (folders.trained / name).is_file():
                 shutil.copyfile(folders.trained / name, staging / name)
         for file in files:
-            _join_fold(file, staging, folders.configuration, weight_2d=weight_2d)
+            _join_fold(file, staging, folders, weight_2d=weight_2d)
         if keep and folders.joint.exists():
             _keep_other_folds(folders, staging)
     return folders.joint
@@ -87,81 +80,19 @@ def _keep_other_folds(folders: ModelFolders, staging: Path) -> None:
             shutil.copytree(fold, staging / fold.name)
 
 
-@dataclass(frozen=True)
-class JointModel:
-    """Both networks of a checkpoint as one network.
-
-    Args:
-        network: with the trained weights.
-        plans: its plans.
-    """
-
-    network: Joint
-    plans: TrainedPlans
-
-
-def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, weight_2d: float = 0.5) -> JointModel:
-    """Build the joint model of a checkpoint in memory.
-
-    Args:
-        file: of an M&N training, in its fold's folder.
-        checkpoint: its content, from `read_trained`.
-        configuration: the name of the trained one.
-        weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
-
-    Raises:
-        MNError: when a file cannot be read, or the 2D network cannot be built here.
-    """
-    plans = read_json(file.parents[1] / "plans.json", "configurations")
-    description = read_json(file.parents[1] / "dataset.json", "labels")
-    trained = TrainedPlans(plans, description, configuration)
-    stored = checkpoint["mn"]["config"]  # 0.1.0 has no dropout_2d, which changes no prediction
-    config = MNConfig(**{name: stored[name] for name in _OF_NETWORKS if name in stored})
-    network_2d = _trained_network_2d(checkpoint["mn"], config, trained, file)
-    joined = trained.joined(network_2d.spec.to_json(), config, weight_2d=weight_2d, trainer=checkpoint["mn"]["trainer"])
-    joint = joined.build()
-    weights_3d = {name.removeprefix("module."): tensor for name, tensor in checkpoint["network_weights"].items()}
-    check_network(weights_3d, joint.network_3d, file)
-    joint.network_3d.load_state_dict(weights_3d)
-    rebuilt = cast(Network2D, joint.network_2d.network)
-    rebuilt.load_state_dict(network_2d.state_dict())
-    _check_rebuilt(rebuilt, network_2d)
-    return JointModel(joint, joined)
-
-
-def _join_fold(file: Path, staging: Path, configuration: str, *, weight_2d: float) -> None:
-    checkpoint = read_trained(file)
-    model = joint_model(file, checkpoint, configuration, weight_2d=weight_2d)
+def _join_fold(file: Path, staging: Path, folders: ModelFolders, *, weight_2d: float) -> None:
+    checkpoint = read_by_environment(file)
+    if "teacher_hash" in mn_part(checkpoint, file):
+        model = teacher_model.joined_with_student(file, checkpoint, folders, weight_2d=weight_2d)
+    else:
+        joint_model.check_has_2d_network(checkpoint, file)
+        model = joint_model.joint_model(file, checkpoint, folders.configuration, weight_2d=weight_2d)
     _write_plans(model.plans.plans, staging, file)
     fold = staging / file.parent.name
     fold.mkdir()
     save_tensors(_checkpoint(checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
     if (file.parent / "progress.png").is_file():  # nnU-Net's export insists on it
         shutil.copyfile(file.parent / "progress.png", fold / "progress.png")
-
-
-def read_trained(file: Path) -> dict[str, Any]:
-    """A checkpoint of a training of both networks. Raises an MNError if the file is none, or cannot be read."""
-    content = read_by_environment(file)
-    mn = mn_part(content, file)
-    if "network_2d" not in mn:
-        raise MNError(
-            f"{file} was written by {mn['trainer']} and holds no 2D network; name a training of both networks, such as "
-            f"that of nnUNetTrainerMN"
-        )
-    return content
-
-
-def _trained_network_2d(mn: Mapping[str, Any], config: MNConfig, trained: TrainedPlans, file: Path) -> Network2D:
-    """The 2D network of a training: pretrained weights, and the trained ones over them."""
-    network = build_network_2d(config, in_channels=trained.in_channels, num_classes=trained.num_classes)
-    if mn["frozen_hash"] != frozen_hash(network):
-        raise MNError(
-            f"the frozen weights of '{config.backbone}' here differ from those that {file} was trained with; put the "
-            f"same weights in place"
-        )
-    load_learned_state(network, mn["network_2d"])
-    return network.eval()
 
 
 def _write_plans(plans: dict[str, Any], staging: Path, file: Path) -> None:
@@ -173,18 +104,6 @@ def _write_plans(plans: dict[str, Any], staging: Path, file: Path) -> None:
             f"folds"
         )
     written.write_text(text, encoding="utf-8")
-
-
-def _check_rebuilt(rebuilt: Network2D, original: Network2D) -> None:
-    """Raise an MNError unless the 2D network computes the same without its pretrained files."""
-    slices = torch.randn(2, original.spec.in_channels, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        difference = float((rebuilt(slices) - original(slices)).abs().max())
-    if not difference < _TOLERANCE:
-        raise MNError(
-            f"the 2D network '{original.spec.facts.name}' cannot be joined: built without its pretrained files, its "
-            f"logits differ by {difference:.2g}; predict with the 3D network alone"
-        )
 
 
 def _checkpoint(source: Mapping[str, Any], plans: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:

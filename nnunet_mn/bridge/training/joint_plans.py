@@ -1,6 +1,6 @@
 """The plans of a joint model: one architecture that holds both networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,8 +9,6 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_mn.bridge.training.assembly import slice_axes
-from nnunet_mn.config import MNConfig
 from nnunet_mn.networks.joint import Joint
 
 _TRAINER = "trained_by"
@@ -45,14 +43,26 @@ class TrainedPlans:
         """Channels of the logits."""
         return int(self._labels.num_segmentation_heads)
 
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Of the preprocessed images, in mm."""
+        return tuple(self._configuration.spacing)
+
     def joined(
-        self, network_2d: Mapping[str, Any], config: MNConfig, *, weight_2d: float, trainer: str
+        self,
+        network_2d: Mapping[str, Any],
+        *,
+        axes: Sequence[int],
+        slices_per_forward: int | None,
+        weight_2d: float,
+        trainer: str,
     ) -> "TrainedPlans":
         """The same plans, but with both networks in the configuration.
 
         Args:
             network_2d: the description of the 2D network (`Spec.to_json`).
-            config: of the training.
+            axes: that the 2D network looks along, 0 to 2.
+            slices_per_forward: as in `MNConfig`.
             weight_2d: of the 2D network in the mean of probabilities.
             trainer: the name of the training's, for `trainer_of`.
         """
@@ -66,10 +76,10 @@ class TrainedPlans:
                     "_kw_requires_import": list(configuration.network_arch_init_kwargs_req_import),
                 },
                 "network_2d": dict(network_2d),
-                "axes": list(slice_axes(config, configuration.spacing)),
+                "axes": list(axes),
                 "regions": bool(self._labels.has_regions),
                 "weight_2d": weight_2d,
-                "slices_per_forward": config.slices_per_forward,
+                "slices_per_forward": slices_per_forward,
             },
             "_kw_requires_import": [],
             _TRAINER: trainer,  # nnU-Net reads none but the keys above

@@ -1,19 +1,22 @@
 """The teacher of a student: a frozen joint model, from its own folder or from the M&N training behind it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders, read_json
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.training.checkpoint import check_network
-from nnunet_mn.bridge.training.join import JointModel, joint_model, read_trained
-from nnunet_mn.bridge.training.joint_plans import TrainedPlans
-from nnunet_mn.config import MNConfig
+from nnunet_mn.bridge.training.joint_model import JointModel, built, joint_model, plans_of, read_trained
+from nnunet_mn.bridge.training.joint_plans import TrainedPlans, trainer_of
+from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks import Network2D
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import hash_of
 
+STUDENT, TAUGHT_BY = "nnUNetTrainerMNStudent", "nnUNetTrainerMN"
 _SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
 
 
@@ -52,10 +55,43 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPla
     return TeacherModel(model.network, file, hash_of(model.network.state_dict().items()))
 
 
+def joined_with_student(
+    file: Path, checkpoint: Mapping[str, Any], folders: ModelFolders, *, weight_2d: float
+) -> JointModel:
+    """A student's 3D network and the 2D network that taught it, in memory.
+
+    Args:
+        file: the student's final checkpoint, in its fold's folder.
+        checkpoint: its content.
+        folders: of the student.
+        weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
+
+    Raises:
+        MNError: when its teacher is not found, or was trained again.
+    """
+    mn, own = checkpoint["mn"], plans_of(file, folders.configuration)
+    named = Layer(str(file), {"teacher_folder": mn["config"]["teacher_folder"]})
+    fold = file.parent.name.removeprefix("fold_")
+    teacher = load(replace(folders, trainer=TAUGHT_BY), fold, resolve(named, environment_layer()), like=own)
+    if teacher.weights_hash != mn["teacher_hash"]:
+        raise MNError(
+            f"{teacher.source} is not the model that taught {file}; name that one's folder in nnUNet_mn_teacher_folder"
+        )
+    network_2d = cast(Network2D, teacher.network.network_2d.network)
+    joined = own.joined(
+        network_2d.spec.to_json(),
+        axes=teacher.network.axes,
+        slices_per_forward=teacher.network.network_2d.slices_per_forward,
+        weight_2d=weight_2d,
+        trainer=mn["trainer"],
+    )
+    return built(joined, checkpoint["network_weights"], network_2d, file)
+
+
 def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
     if folder is None:
         joint = folders.joint / f"fold_{fold}" / CHECKPOINT
-        return joint if joint.is_file() else folders.finished(fold)
+        return joint if joint.is_file() and not _is_of_a_student(folders) else folders.finished(fold)
     file = Path(folder).absolute() / f"fold_{fold}" / CHECKPOINT
     if not file.is_file():
         raise MNError(
@@ -63,6 +99,11 @@ def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
             f"TRAINER__PLANS__CONFIGURATION of a joint model or of a finished M&N training with this fold"
         )
     return file
+
+
+def _is_of_a_student(folders: ModelFolders) -> bool:
+    """Whether the joint model holds a student's 3D network."""
+    return trainer_of(read_json(folders.joint / "plans.json", "configurations"), folders.configuration) == STUDENT
 
 
 def _check_configuration(content: Mapping[str, Any], file: Path, configuration: str) -> None:
