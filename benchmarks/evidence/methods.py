@@ -54,6 +54,8 @@ _MN_LOGITS = "nnUNetTrainerMNSquaredDiceMeanOfLogits"
 _REPLACING = "mn-replace"
 _WITH_DIFFUSION = "mn-diffusion"
 _SMALLER_SLICES = "mn-smaller-slices"
+_64_PIXELS = "mn-64-pixels"
+_STORED_TWICE = "student-of-stored-masks-twice-as-long"
 _DIFFUSED = {"batch": "replace", "rounding": "diffusion"}
 # Each default that an ablation may start from: its settings, and words about it.
 _BASES = {
@@ -158,12 +160,24 @@ _ALL = (
         taught_by=OURS,
     ),
     Method(
-        name="student-of-stored-masks-twice-as-long",
+        name=_STORED_TWICE,
         trainer=_STUDENT,
         text="`student-of-stored-masks` with twice the updates",
         settings={**_ADAMW, "student_masks": "stored"},
         taught_by=OURS,
         length=2,
+    ),
+    Method(
+        name="joint-of-student",
+        trainer="nnUNetTrainerMNJoint",
+        text="the network of `student` and the 2D network that taught it predict together",
+        joins=STUDENT,
+    ),
+    Method(
+        name="joint-of-stored-student",
+        trainer="nnUNetTrainerMNJoint",
+        text=f"the same with the network of `{_STORED_TWICE}`",
+        joins=_STORED_TWICE,
     ),
     Method(
         name="mn-labeled-only",
@@ -203,6 +217,13 @@ _ALL = (
         "32x56 pixels for the 2D network, not 96x160",
         of=OURS,
     ),
+    _kept(
+        _64_PIXELS,
+        "a slice of 24x40 voxels becomes 64x112 pixels for the 2D network, not 96x160: sides need not be enlarged by "
+        "whole factors",
+        of=OURS,
+    ),
+    _kept("joint-of-64-pixels", f"both networks of `{_64_PIXELS}` predict together", of=JOINT),
     _kept("joint-of-smaller-slices", f"both networks of `{_SMALLER_SLICES}` predict together", of=JOINT),
     _kept(
         "mn-smaller-slices-other-teacher",
