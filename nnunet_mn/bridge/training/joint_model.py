@@ -76,7 +76,7 @@ def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, w
         weight_2d=weight_2d,
         trainer=checkpoint["mn"]["trainer"],
     )
-    return built(joined, checkpoint["network_weights"], network_2d, file)
+    return build_joint(joined, checkpoint["network_weights"], network_2d, file)
 
 
 def plans_of(file: Path, configuration: str) -> TrainedPlans:
@@ -85,7 +85,9 @@ def plans_of(file: Path, configuration: str) -> TrainedPlans:
     return TrainedPlans(plans, read_json(file.parents[1] / "dataset.json", "labels"), configuration)
 
 
-def built(joined: TrainedPlans, weights_3d: Mapping[str, Tensor], network_2d: Network2D, file: Path) -> JointModel:
+def build_joint(
+    joined: TrainedPlans, weights_3d: Mapping[str, Tensor], network_2d: Network2D, file: Path
+) -> JointModel:
     """Build the network of joined plans with these weights.
 
     Args:

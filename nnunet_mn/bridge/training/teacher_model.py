@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders, read_json
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.training.checkpoint import check_network
-from nnunet_mn.bridge.training.joint_model import JointModel, built, joint_model, plans_of, read_trained
+from nnunet_mn.bridge.training.joint_model import JointModel, build_joint, joint_model, plans_of, read_trained
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans, trainer_of
 from nnunet_mn.config import Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
@@ -16,7 +16,7 @@ from nnunet_mn.networks import Network2D
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import hash_of
 
-STUDENT, TAUGHT_BY = "nnUNetTrainerMNStudent", "nnUNetTrainerMN"
+STUDENT, TEACHER = "nnUNetTrainerMNStudent", "nnUNetTrainerMN"
 _SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
 
 
@@ -72,7 +72,7 @@ def joined_with_student(
     mn, own = checkpoint["mn"], plans_of(file, folders.configuration)
     named = Layer(str(file), {"teacher_folder": mn["config"]["teacher_folder"]})
     fold = file.parent.name.removeprefix("fold_")
-    teacher = load(replace(folders, trainer=TAUGHT_BY), fold, resolve(named, environment_layer()), like=own)
+    teacher = load(replace(folders, trainer=TEACHER), fold, resolve(named, environment_layer()), like=own)
     if teacher.weights_hash != mn["teacher_hash"]:
         raise MNError(
             f"{teacher.source} is not the model that taught {file}; name that one's folder in nnUNet_mn_teacher_folder"
@@ -85,7 +85,7 @@ def joined_with_student(
         weight_2d=weight_2d,
         trainer=mn["trainer"],
     )
-    return built(joined, checkpoint["network_weights"], network_2d, file)
+    return build_joint(joined, checkpoint["network_weights"], network_2d, file)
 
 
 def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
