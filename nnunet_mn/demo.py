@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from nnunet_mn.sandbox.workspace import CONFIGURATION, PLANS, PROCESSES, Workspa
 BASELINE = ("labeled only", "nnUNetTrainerMNLabeledOnly")
 MN = ("M&N", "nnUNetTrainerMN")
 JOINT = ("M&N, both networks", "nnUNetTrainerMNJoint")
+WITHOUT_WORKERS = {"nnUNet_n_proc_DA": "0"}  # nnU-Net seeds no worker of its own loader
 PATCH_SIZE, BATCH_SIZE, FEATURES = SHAPE, 2, (12, 24, 48, 64)  # a case is one window
 _CURVES = ("mean_fg_dice", "mean_fg_dice_2d", "unlabeled_fraction", "train_losses")
 
@@ -112,8 +113,10 @@ class _Stages:
         self.progress.remove_task(task)
         self.progress.console.print(f"{time.monotonic() - start:5.0f} s  {text}", highlight=False)
 
-    def run(self, text: str, *command: str, log: str, epochs: int | None = None) -> float:
-        """Run a command of nnU-Net; return its seconds."""
+    def run(
+        self, text: str, *command: str, log: str, epochs: int | None = None, variables: Mapping[str, str] | None = None
+    ) -> float:
+        """Run a command of nnU-Net, with more variables; return its seconds."""
         with self.stage(text, total=epochs) as task:
 
             def follow(line: str) -> None:
@@ -121,7 +124,8 @@ class _Stages:
                 if epoch is not None:
                     self.progress.update(task, completed=epoch)
 
-            return run_stock(command, environment=self.environment, log=self.space.logs / log, on_line=follow)
+            environment = {**self.environment, **(variables or {})}
+            return run_stock(command, environment=environment, log=self.space.logs / log, on_line=follow)
 
 
 def _progress(console: Console) -> Progress:
@@ -178,7 +182,8 @@ def _make_data(show: _Stages, *, seed: int, scale: Scale) -> None:
 def _train_and_test(show: _Stages, name: str, trainer: str, scale: Scale) -> ModelResult:
     """Train, and evaluate on the test cases."""
     command = ("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, "0", "-tr", trainer, "-p", PLANS, "-device", "cpu")
-    seconds = show.run(f"nnUNetv2_train -tr {trainer}", *command, log=f"train_{trainer}.log", epochs=scale.epochs)
+    log, of_loader = f"train_{trainer}.log", WITHOUT_WORKERS if trainer == BASELINE[1] else None
+    seconds = show.run(f"nnUNetv2_train -tr {trainer}", *command, log=log, epochs=scale.epochs, variables=of_loader)
     curves = _read_curves(show.space.model(trainer) / "checkpoint_final.pth")
     return ModelResult(name=name, trainer=trainer, seconds=seconds, scores=_test(show, trainer), curves=curves)
 
