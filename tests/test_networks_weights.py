@@ -170,6 +170,18 @@ def test_weights_that_cannot_be_stored_are_told_apart_from_a_missing_network(
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_fetched_model_with_a_broken_index_is_no_missing_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(MNError, match=r"^\S+ has no 'weight_map' from tensors to files; fetch it again$"):
+        hub.fetch("owner/model", name="mine")
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_list_says_what_is_here() -> None:
     here = {entry.name for entry, is_here in list_backbones() if is_here}
     assert here == {"efficientnet-lite0"}

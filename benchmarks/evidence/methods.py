@@ -219,8 +219,7 @@ _ALL = (
     ),
     _kept(
         _64_PIXELS,
-        "a slice of 24x40 voxels becomes 64x112 pixels for the 2D network, not 96x160: sides need not be enlarged by "
-        "whole factors",
+        "a slice of 24x40 voxels becomes 64x112 pixels for the 2D network, not 96x160: it is enlarged by 8/3, not by 4",
         of=OURS,
     ),
     _kept("joint-of-64-pixels", f"both networks of `{_64_PIXELS}` predict together", of=JOINT),

@@ -74,27 +74,31 @@ def fetch(source: str, *, name: str, to: Path | None = None) -> Path:
     Raises:
         MNError: when there is no connection or no such model, or when the files cannot be stored.
     """
-    try:
-        for weights in _WEIGHTS:
+    for weights in _WEIGHTS:
+        try:
             files = [CONFIG, _PROCESSOR, *weights]
             folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=files, local_dir=to))
-            if (folder / CONFIG).is_file() and weight_files(folder):
-                return folder
-    except Exception as error:  # by its version the hub lets errors of requests or of httpx through
-        if isinstance(error, OSError) and error.errno in _NOT_STORED:
-            other = "set HF_HUB_CACHE to" if to is None else "give"
-            raise MNError(
-                f"The weights of '{name}' cannot be stored in {error.filename or to or constants.HF_HUB_CACHE} "
-                f"({error.strerror}); free space or check the rights there, or {other} another folder"
-            ) from error
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no connection, or no such model"
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MNError(
-            f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}: "
-            f"{first_line}); run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded "
-            f"backbone '{EMBEDDED}' ({license_of(EMBEDDED)})"
-        ) from error
+        except Exception as error:  # by its version the hub lets errors of requests or of httpx through
+            raise _not_fetched(error, source, name=name, to=to) from error
+        if (folder / CONFIG).is_file() and weight_files(folder):
+            return folder
     raise MNError(f"{source} has no {CONFIG} with weights as safetensors or state dict; name another model")
+
+
+def _not_fetched(error: Exception, source: str, *, name: str, to: Path | None) -> MNError:
+    if isinstance(error, OSError) and error.errno in _NOT_STORED:
+        other = "set HF_HUB_CACHE to" if to is None else "give"
+        return MNError(
+            f"The weights of '{name}' cannot be stored in {error.filename or to or constants.HF_HUB_CACHE} "
+            f"({error.strerror}); free space or check the rights there, or {other} another folder"
+        )
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no connection, or no such model"
+    first_line = next(iter(str(error).splitlines()), type(error).__name__)
+    return MNError(
+        f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}: "
+        f"{first_line}); run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded "
+        f"backbone '{EMBEDDED}' ({license_of(EMBEDDED)})"
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
