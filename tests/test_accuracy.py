@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -243,6 +244,21 @@ def test_trainings_of_other_lengths_and_settings_share_no_results(tmp_path: Path
     assert len({space.log("mn") for space in spaces}) == 3
     run = runs.Run(method=methods.find_method("mn"), fold=0, seed=0)
     assert len({(*run.key(_space(scale)),) for scale in (SCALE, longer, other)}) == 3
+
+
+def test_a_second_student_is_taught_by_the_joint_model_beside_the_first(tmp_path: Path) -> None:
+    """It is there: neither the first student nor the networks that taught it are trained again."""
+    space = workspace.Workspace(tmp_path / "Dataset004_Hippocampus", tmp_path, SCALE)
+    second = runs.Run(method=methods.find_method("second-student"), fold=3, seed=0)
+    first = runs.Run(method=methods.find_method("student-of-stored-masks-twice-as-long"), fold=3, seed=0)
+    teacher = runs.teacher_folder(second, space)
+    assert teacher is not None
+    assert teacher.is_relative_to(space.results(first.name))
+    assert teacher.name.startswith("nnUNetTrainerMNJoint__")
+    (teacher / "fold_3").mkdir(parents=True)
+    (teacher / "fold_3" / "checkpoint_final.pth").touch()
+    runs.train_networks_before(second, space, lambda epoch: None, math.inf)
+    assert not space.results("mn_fold3_seed0").exists()
 
 
 def test_options_of_a_scale_are_those_it_was_made_from() -> None:

@@ -19,7 +19,8 @@ class Method:
         all_labels: trains on every label of the pool (the upper bound) rather than on the fold's few.
         teaches_itself: the labeled-only model of the same fold and seed labels the unlabeled cases, and stock nnU-Net
             is trained again on both.
-        taught_by: the method whose finished networks of the same fold and seed, joined, teach this one.
+        taught_by: the method whose finished networks of the same fold and seed teach this one: two that were trained
+            together, or a joint model.
         joins: the method whose networks of the same fold and seed predict together. Nothing is trained.
         length: updates, as a multiple of the comparison's.
         ablation_of: the method to compare it with; the two differ in one thing. None: it is no variant of M&N, and
@@ -178,6 +179,14 @@ _ALL = (
         trainer="nnUNetTrainerMNJoint",
         text=f"the same with the network of `{_STORED_TWICE}`",
         joins=_STORED_TWICE,
+    ),
+    Method(
+        name="second-student",
+        trainer=_STUDENT,
+        text=f"`{_STORED_TWICE}` again, taught by the networks of `joint-of-stored-student`",
+        settings={**_ADAMW, "student_masks": "stored"},
+        taught_by="joint-of-stored-student",
+        length=2,
     ),
     Method(
         name="mn-labeled-only",

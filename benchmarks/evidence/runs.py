@@ -16,6 +16,7 @@ from evidence.workspace import CONFIGURATION, PLANS, Scale, Workspace, scale_key
 from filelock import FileLock
 
 from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.bridge.model_folders import CHECKPOINT
 from nnunet_mn.bridge.reading import read
 from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.bridge.versions import package_versions
@@ -76,13 +77,9 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: 
         MNError: when a command fails, with its log.
     """
     where = _pseudo_labeled(run, space, until) if run.method.teaches_itself else space
-    if (needed := run.method.taught_by or run.method.joins) is not None:
-        train(_other(run, needed), space, on_epoch, until)
+    train_networks_before(run, space, on_epoch, until)
     start = time.monotonic()
-    if run.method.joins is None:
-        folder = train(run, where, on_epoch, until)
-    else:
-        folder = _validate_joint(run, _other(run, run.method.joins), space)
+    folder = train(run, where, on_epoch, until) if run.method.joins is None else _validate_joint(run, space)
     seconds = time.monotonic() - start
     scores = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
     splits = json.loads((space.dataset / "splits_final.json").read_bytes())
@@ -95,7 +92,7 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: 
         scale=scale_key(space.scale),
         updates=space.scale.updates,
         seconds=round(seconds, 1),
-        config=_config(folder / "checkpoint_final.pth", run, space.scale),
+        config=_config(folder / CHECKPOINT, run, space.scale),
         versions=package_versions(),
         date=datetime.date.today().isoformat(),
         dice=scores.dice,
@@ -131,21 +128,59 @@ def _other(run: Run, method: str) -> Run:
     return Run(method=METHODS[method], fold=run.fold, seed=run.seed)
 
 
+def _owner(run: Run) -> Run:
+    """The run in whose result folder the model lies: a joint model lies beside the one that was trained."""
+    return run if run.method.joins is None else _other(run, run.method.joins)
+
+
+def teacher_folder(run: Run, space: Workspace) -> Path | None:
+    """The folder of the model that teaches this run, or None."""
+    taught_by = run.method.taught_by
+    return None if taught_by is None else _model(_other(run, taught_by), space)
+
+
 def _model(run: Run, space: Workspace) -> Path:
-    """nnU-Net's folder of a trained model."""
-    return space.results(run.name) / space.dataset.name / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
+    """nnU-Net's folder of a model."""
+    return space.results(_owner(run).name) / space.dataset.name / f"{run.method.trainer}__{PLANS}__{CONFIGURATION}"
 
 
-def _validate_joint(run: Run, trained: Run, space: Workspace) -> Path:
+def train_networks_before(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: float) -> None:
+    """Train the networks that teach this run, or that it joins, and those before them.
+
+    Raises:
+        OutOfTimeError: when an epoch would begin after `until`.
+        MNError: when a command fails.
+    """
+    if (needed := run.method.taught_by or run.method.joins) is None:
+        return
+    other = _other(run, needed)
+    final = _model(other, space) / f"fold_{run.fold}" / CHECKPOINT
+    if not final.exists():
+        train_networks_before(other, space, on_epoch, until)
+    if other.method.joins is None:
+        train(other, space, on_epoch, until)
+    elif not final.exists():
+        _join(other, space)
+
+
+def _join(run: Run, space: Workspace) -> None:
+    """Join the networks of the finished run that this one names."""
+    command = ["nnunet-mn", "join", "-d", space.dataset_id, "-c", CONFIGURATION, "-f", str(run.fold), "-p", PLANS]
+    command += ["-tr", str(METHODS[str(run.method.joins)].trainer), "--force"]
+    run_stock(command, environment=_joint_environment(run, space), log=space.log(run.name))
+
+
+def _validate_joint(run: Run, space: Workspace) -> Path:
     """Join the networks of a finished run and let nnU-Net validate them. Returns the fold's result folder."""
-    folder = _model(trained, space).with_name(f"{run.method.trainer}__{PLANS}__{CONFIGURATION}") / f"fold_{run.fold}"
-    where = [space.dataset_id, CONFIGURATION, str(run.fold)]
-    environment, log = space.environment(_settings(run, space.scale), run=trained.name), space.log(run.name)
-    join = ["nnunet-mn", "join", "-d", where[0], "-c", where[1], "-f", where[2], "-p", PLANS, "--force"]
-    run_stock([*join, "-tr", str(trained.method.trainer)], environment=environment, log=log)
-    validate = ["nnUNetv2_train", *where, "-tr", str(run.method.trainer), "-p", PLANS, "-device", space.device, "--val"]
-    run_stock(validate, environment=environment, log=log)
-    return folder
+    _join(run, space)
+    command = ["nnUNetv2_train", space.dataset_id, CONFIGURATION, str(run.fold), "-tr", str(run.method.trainer)]
+    command += ["-p", PLANS, "-device", space.device, "--val"]
+    run_stock(command, environment=_joint_environment(run, space), log=space.log(run.name))
+    return _model(run, space) / f"fold_{run.fold}"
+
+
+def _joint_environment(run: Run, space: Workspace) -> dict[str, str]:
+    return space.environment(_settings(run, space.scale), run=_owner(run).name)
 
 
 def note_settings(folder: Path, config: MNConfig) -> None:
@@ -171,11 +206,11 @@ def note_settings(folder: Path, config: MNConfig) -> None:
 def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], None], until: float) -> None:
     command = ["nnUNetv2_train", space.dataset_id, CONFIGURATION, str(run.fold), "-tr", run.method.trainer]
     command += ["-p", PLANS, "-device", space.device]
-    if (folder / "checkpoint_latest.pth").exists() or (folder / "checkpoint_final.pth").exists():
+    if (folder / "checkpoint_latest.pth").exists() or (folder / CHECKPOINT).exists():
         command.append("--c")
     settings = _settings(run, space.scale)
-    if run.method.taught_by is not None:
-        settings["teacher_folder"] = str(_model(_other(run, run.method.taught_by), space))
+    if (teacher := teacher_folder(run, space)) is not None:
+        settings["teacher_folder"] = str(teacher)
     environment = space.environment(settings, run=run.name)
     stopped = False
 
