@@ -351,12 +351,28 @@ def test_the_baseline_is_the_stock_trainer_on_the_labeled_cases(
     changed = {name for name, _ in inspect.getmembers(type(trainer), inspect.isfunction)
                if getattr(type(trainer), name) is not getattr(nnUNetTrainer, name, None)}  # fmt: skip
     assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "load_checkpoint", "_refuse",
-                       "_planned_dataset"}  # fmt: skip
+                       "_planned_dataset", "get_dataloaders"}  # fmt: skip
     trainer.initialize()
     ours, schedule = trainer.configure_optimizers()
     stocks, stocks_schedule = nnUNetTrainer.configure_optimizers(trainer)
     assert (type(ours), ours.defaults) == (type(stocks), stocks.defaults)
     assert type(schedule) is type(stocks_schedule)
+
+
+@pytest.mark.parametrize(("seed", "workers", "told"), [(0, "1", True), (0, "0", False), (None, "1", False)])
+def test_the_baseline_says_that_a_seed_reaches_no_worker(
+    trainings: Trainings, planned_dataset: Callable[..., Any], seed: int | None, workers: str, told: bool
+) -> None:
+    trainings.monkeypatch.delitem(FIELDS, "seed")
+    given = {} if seed is None else {"seed": seed}
+    trainer = trainings.trainer(planned_dataset(), trainer="nnUNetTrainerMNLabeledOnly", **given)
+    trainer.initialize()
+    trainings.monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    for running in trainer.get_dataloaders():
+        if hasattr(running, "_finish"):
+            running._finish()
+    log = Path(trainer.log_file).read_text()
+    assert ("WARNING: seed is" in log) is told
 
 
 def test_variants_fix_the_epochs_and_the_environment_wins(

@@ -19,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.benchmarking.nnUNetTrainerBenchmark_5epochs import (
     nnUNetTrainerBenchmark_5epochs,
 )
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_mn.bridge import reading
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
@@ -754,6 +755,15 @@ class nnUNetTrainerMNLabeledOnly(_ConfiguredTrainer):
     """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
 
     variant: ClassVar[dict[str, Any]] = {"optimizer_3d": "sgd"}  # nnU-Net's
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        if self.mn_config.seed is not None and get_allowed_n_proc_DA() > 0:
+            self.print_to_log_file(
+                f"WARNING: seed is {self.mn_config.seed}, but nnU-Net seeds no worker of its loader: the next training "
+                f"comes out differently; set nnUNet_n_proc_DA=0"
+            )
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        return loaders
 
 
 class nnUNetTrainerMN_1epoch(nnUNetTrainerMN):
