@@ -1,6 +1,7 @@
 """Teachers: their masks take the place of labels in unlabeled samples.
 
-A teacher sees the unlabeled volumes and the 3D student's logits for them. It returns soft masks for each student.
+A teacher sees the unlabeled volumes and, if the 3D student saw the same, its logits for them. It returns soft masks
+for each student.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,12 +46,13 @@ class Teacher:
     labels: LabelSpace
     sampler: SliceSampler
 
-    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         """Teach.
 
         Args:
             unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
-            logits_3d: the 3D student's logits of the volumes, `(n_u, K, D, H, W)`, without a gradient.
+            logits_3d: the 3D student's logits of the volumes, `(n_u, K, D, H, W)`, without a gradient. None: it
+                has not seen them, or in another view.
 
         Returns:
             One soft mask `(n_u, K, D, H, W)` for each student, in fp32 and without a gradient.
@@ -69,9 +71,9 @@ class Teacher:
         """Undo `state_dict`."""
         return
 
-    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
+    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor | None) -> Tensor:
         """The 3D network's probabilities. The student's own logits serve if evaluation mode would give the same."""
-        if same_in_eval(self.network_3d):
+        if logits_3d is not None and same_in_eval(self.network_3d):
             return self.labels.probabilities(logits_3d)
         return pseudo_mask(self.network_3d, unlabeled, self.labels)
 
@@ -88,7 +90,7 @@ class Teacher:
 class OtherNetwork(Teacher):
     """Each network learns from the other's masks, as in the paper (arXiv 2509.15167, section 2.2)."""
 
-    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         of_2d = self.masks_of_2d(unlabeled)
         return PseudoMasks(for_3d=of_2d, for_2d=self.masks_of_3d(unlabeled, logits_3d))
 
@@ -96,7 +98,7 @@ class OtherNetwork(Teacher):
 class MeanOfBoth(Teacher):
     """Both networks learn from the mean of their masks. Different errors partly cancel."""
 
-    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         of_2d = self.masks_of_2d(unlabeled)
         masks = self.mean(of_2d, self.masks_of_3d(unlabeled, logits_3d))
         return PseudoMasks(masks, masks)
@@ -125,7 +127,7 @@ class MovingAverage(MeanOfBoth):
         self.students = (self.network_3d, self.network_2d)
         self.network_3d, self.network_2d = (deepcopy(network).requires_grad_(False) for network in self.students)
 
-    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
+    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor | None) -> Tensor:
         """The slow 3D network's probabilities."""
         return pseudo_mask(self.network_3d, unlabeled, self.labels)
 
@@ -171,7 +173,7 @@ class FrozenPair(MeanOfBoth):
         """The weighted mean of both networks' probabilities `(n_u, K, D, H, W)`."""
         return self.weight_2d * of_2d + (1 - self.weight_2d) * of_3d
 
-    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
+    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor | None) -> Tensor:
         """The frozen 3D network's probabilities."""
         return pseudo_mask(self.network_3d, unlabeled, self.labels)
 

@@ -338,3 +338,41 @@ def test_a_3d_network_may_learn_alone_from_a_frozen_pair() -> None:
     assert losses.keys() == {"3d"}
     assert trainer.students == (student,)
     assert all(torch.equal(a, b) for a, b in zip(before, _weights(pair), strict=True))
+
+
+def _recording(loss: Any, targets_seen: list[Tensor]) -> Any:
+    """A loss that keeps the finest target of each call."""
+
+    def record(outputs: Any, targets: Any) -> Any:
+        targets_seen.append(targets[0].values)
+        return loss(outputs, targets)
+
+    return record
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_students_see_a_stronger_view_of_unlabeled_samples_and_the_teacher_does_not(weight: float | None) -> None:
+    """Both learn from the masks of the volumes as they are. Labeled samples stay as they are for all."""
+    volumes, targets = _batch()
+    strong, plain = _trainer(teacher=MeanOfBoth), _trainer(teacher=MeanOfBoth)
+    masks = plain.teacher(volumes[2:], None)
+    strong.strong_view = lambda unlabeled: 2 * unlabeled + 1
+    seen: list[Tensor] = []
+    strong.student_3d.network.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    taught: list[Tensor] = []
+    for student in strong.students:
+        student.loss = _recording(student.loss, taught)
+    strong.step(volumes, targets, n_labeled=2, unlabeled_weight=weight)
+    assert torch.equal(seen[0], volumes[2:])  # the teacher
+    assert torch.equal(torch.cat(seen[1:]), torch.cat([volumes[:2], 2 * volumes[2:] + 1]))
+    truth = torch.cat([_one_hot(targets[0][:2]), masks.for_3d])
+    of_3d, of_2d = taught[: len(taught) // 2], taught[len(taught) // 2 :]
+    torch.testing.assert_close(torch.cat(of_3d), truth)
+    torch.testing.assert_close(torch.cat(of_2d), truth)
+
+
+def test_a_strong_view_of_a_batch_of_labeled_samples_is_not_asked_for() -> None:
+    trainer = _trainer()
+    trainer.strong_view = lambda unlabeled: pytest.fail("no sample is unlabeled")
+    volumes, targets = _batch()
+    trainer.step(volumes, targets, n_labeled=4)

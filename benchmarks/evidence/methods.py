@@ -56,6 +56,7 @@ _REPLACING = "mn-replace"
 _WITH_DIFFUSION = "mn-diffusion"
 _SMALLER_SLICES = "mn-smaller-slices"
 _64_PIXELS = "mn-64-pixels"
+_48_PIXELS = "mn-48-pixels"
 _STORED_TWICE = "student-of-stored-masks-twice-as-long"
 _DIFFUSED = {"batch": "replace", "rounding": "diffusion"}
 # Each default that an ablation may start from: its settings, and words about it.
@@ -220,6 +221,26 @@ _ALL = (
     _ablation(
         "mn-every-fourth-slice", "the 2D network learns from every fourth slice, not from every eighth", slice_step="4"
     ),
+    _ablation(
+        "mn-strong-view",
+        "the students see unlabeled samples with other contrast, brightness, sharpness and noise than the teacher",
+        strong_view="true",
+    ),
+    Method(
+        name="joint-of-strong-view",
+        trainer="nnUNetTrainerMNJoint",
+        text="both networks of `mn-strong-view` predict together",
+        joins="mn-strong-view",
+        ablation_of=JOINT,
+    ),
+    Method(
+        name="student-of-strong-view",
+        trainer=_STUDENT,
+        text="taught by both networks of `mn-strong-view`, and sees such samples itself",
+        settings={**_ADAMW, "strong_view": "true"},
+        taught_by="mn-strong-view",
+        ablation_of=STUDENT,
+    ),
     _kept(
         _SMALLER_SLICES,
         "with 32 as the shortest side (`SHORTEST_SIDE` in `networks/geometry.py`) a slice of 24x40 voxels becomes "
@@ -231,6 +252,12 @@ _ALL = (
         "a slice of 24x40 voxels becomes 64x112 pixels for the 2D network, not 96x160: it is enlarged by 8/3, not by 4",
         of=OURS,
     ),
+    _kept(
+        _48_PIXELS,
+        "the same with 48x80 pixels: it is enlarged by 2",
+        of=OURS,
+    ),
+    _kept("joint-of-48-pixels", f"both networks of `{_48_PIXELS}` predict together", of=JOINT),
     _kept("joint-of-64-pixels", f"both networks of `{_64_PIXELS}` predict together", of=JOINT),
     _kept("joint-of-smaller-slices", f"both networks of `{_SMALLER_SLICES}` predict together", of=JOINT),
     _kept(

@@ -23,6 +23,7 @@ from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.ranks import Ranks
 from nnunet_mn.schedule import scale_learning_rates
 from nnunet_mn.slices import SliceSampler, SliceWise
+from nnunet_mn.strong_view import StrongView
 from nnunet_mn.targets import LabelSpace
 from nnunet_mn.teaching import FrozenPair, MeanOfBoth, OtherNetwork
 
@@ -112,6 +113,7 @@ def build(config: MNConfig, parts: StockParts, *, in_channels: int, spacing: Seq
         teacher=teacher,
         labels=parts.labels,
         sampler=sampler,
+        strong_view=StrongView(generator=sampler.generator) if config.strong_view else None,
         autocast=_autocast(config, parts.device),
     )
 
@@ -132,6 +134,7 @@ def build_student(config: MNConfig, parts: StockParts, joint: Joint) -> CoTraine
         teacher=teacher,
         labels=parts.labels,
         sampler=sampler,
+        strong_view=StrongView(generator=sampler.generator) if config.strong_view else None,
         autocast=_autocast(config, parts.device),
     )
 
