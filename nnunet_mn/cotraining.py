@@ -126,8 +126,8 @@ class CoTrainer:
         teacher: makes the masks of unlabeled samples.
         labels: how labels become channels.
         sampler: draws the slices for the 2D network.
-        strong_view: of unlabeled volumes for the students, such as a `StrongView`; the teacher sees them as
-            they are. None: the students see them so, too.
+        strong_view: of unlabeled volumes for the students, such as a `StrongView`; the teacher sees them as they
+            are. None: the students see them so, too.
         autocast: the precision of all forward passes; losses and soft masks are fp32.
     """
 
@@ -157,7 +157,7 @@ class CoTrainer:
             The loss of each student.
         """
         passes, known = split_passes(len(volumes), n_labeled, unlabeled_weight), None
-        if self.strong_view is not None and n_labeled < len(volumes):
+        if self.strong_view is not None:  # also without unlabeled samples: all ranks draw as many numbers
             with self.autocast():
                 known = self.teacher(volumes[n_labeled:], None)
             volumes = torch.cat([volumes[:n_labeled], self.strong_view(volumes[n_labeled:])])
@@ -191,10 +191,10 @@ class CoTrainer:
             if isinstance(outputs, Tensor):  # without deep supervision
                 outputs = [outputs]
             unlabeled = volumes[one.first + one.n_labeled : one.last]
-            if known is None or len(unlabeled) == 0:
+            if known is None:
                 masks = self.teacher(unlabeled, outputs[0][one.n_labeled :].detach())
-            else:
-                masks = known  # all unlabeled samples are in this pass
+            else:  # all unlabeled samples are in one pass
+                masks = PseudoMasks(*(mask[: len(unlabeled)] for mask in known))
         targets = [target[one.first : one.last] for target in targets]
         self.student_3d.learn(outputs, combine_scales(targets, masks.for_3d, self.labels), weight=one.weight)
         return masks

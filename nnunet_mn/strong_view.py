@@ -26,7 +26,10 @@ class StrongView:
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def __call__(self, volumes: Tensor) -> Tensor:
-        rng = torch.Generator(volumes.device).manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        if len(volumes) == 0:  # pooling takes none
+            return volumes
+        rng = torch.Generator(volumes.device).manual_seed(seed)
         spread, mean = torch.std_mean(volumes, dim=(2, 3, 4), keepdim=True, correction=0)  # (n, C, 1, 1, 1)
 
         def draw(name: str, low: float, high: float, neutral: float) -> Tensor:

@@ -10,6 +10,7 @@ from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.slices import SliceSampler
+from nnunet_mn.strong_view import StrongView
 from nnunet_mn.targets import LabelSpace, SoftTarget
 from nnunet_mn.teaching import FrozenPair, MeanOfBoth, OtherNetwork, Teacher, pseudo_mask
 
@@ -371,8 +372,14 @@ def test_students_see_a_stronger_view_of_unlabeled_samples_and_the_teacher_does_
     torch.testing.assert_close(torch.cat(of_2d), truth)
 
 
-def test_a_strong_view_of_a_batch_of_labeled_samples_is_not_asked_for() -> None:
-    trainer = _trainer()
-    trainer.strong_view = lambda unlabeled: pytest.fail("no sample is unlabeled")
-    volumes, targets = _batch()
-    trainer.step(volumes, targets, n_labeled=4)
+@pytest.mark.parametrize("n_labeled", [0, 1, 4])
+def test_ranks_with_and_without_unlabeled_samples_draw_as_many_numbers(n_labeled: int) -> None:
+    """Where unlabeled samples replace labeled ones, one rank may have none. All must see the same slices."""
+    states = []
+    for n in (n_labeled, 2):
+        trainer = _trainer(axes=(0, 1, 2))
+        trainer.strong_view = StrongView(generator=trainer.sampler.generator)
+        volumes, targets = _batch()
+        trainer.step(volumes, targets, n_labeled=n)
+        states.append(trainer.sampler.generator.get_state())
+    assert torch.equal(*states)
