@@ -22,8 +22,10 @@ from typing import Annotated, cast
 
 import typer
 from evidence import records, tables, workspace
+from evidence.execute import execute
 from evidence.methods import OURS, find_method
-from evidence.runs import OutOfTimeError, Run, epochs, execute, plan_runs
+from evidence.runs import Run, plan_runs
+from evidence.training import OutOfTimeError
 from evidence.workspace import Scale, Workspace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -108,7 +110,7 @@ def _work_off(missing: list[Run], space: Workspace, jobs: int, until: float) -> 
                 raise OutOfTimeError(f"{one.name} was not begun")
             share = shares.get()
             os.sched_setaffinity(0, share)  # of this thread, and so of its commands
-            task = progress.add_task(one.name, total=epochs(one, space.scale))
+            task = progress.add_task(one.name, total=one.epochs(space.scale))
             try:
                 record = execute(one, space, lambda epoch: progress.update(task, completed=epoch), until)
             finally:

@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from evidence.execute import execute
 from evidence.methods import FAIR_BASELINE, OURS, find_method
-from evidence.runs import Run, execute
+from evidence.runs import Run
 from evidence.workspace import Scale, Workspace
 
 from nnunet_mn.bridge.cases.raw_images import RawImages

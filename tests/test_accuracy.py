@@ -1,5 +1,6 @@
 """The accuracy benchmark's bookkeeping; its trainings are too long for a test."""
 
+import copy
 import importlib
 import json
 import math
@@ -25,7 +26,7 @@ from nnunet_mn.targets import LabelSpace, SoftTarget
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import accuracy  # noqa: E402
-from evidence import methods, records, runs, tables, workspace  # noqa: E402
+from evidence import methods, records, runs, tables, training, workspace  # noqa: E402
 
 SCALE = workspace.Scale(updates=600, spacing=None, patch_size=(8, 8, 8), batch_size=2, features=(4, 8))
 SPLITS = [
@@ -97,6 +98,28 @@ def test_plans_as_they_are_have_a_name_and_an_option_of_their_own() -> None:
     assert workspace.options(workspace.scale_key(planned), 600) == expected
     assert planned.text == "600 updates, plans as they are, lr_3d=0.01, teacher=other"
     assert "--patch-size 8 8 8 --batch-size 2 --features 4,8" in workspace.options(workspace.scale_key(SCALE), 600)
+
+
+def test_a_batch_of_nnunets_2d_configuration_has_as_many_voxels() -> None:
+    network = {"arch_kwargs": {"n_conv_per_stage": [2, 2], "n_conv_per_stage_decoder": [2]}}
+    stock = {
+        "plans_name": "nnUNetPlans",
+        "configurations": {
+            name: {
+                "spacing": [1.0] * n_axes,
+                "median_image_size_in_voxels": [30.0] * n_axes,
+                "architecture": copy.deepcopy(network),
+            }
+            for name, n_axes in (("3d_fullres", 3), ("2d", 2))
+        },
+    }
+    scale = replace(SCALE, spacing=(3, 1.5, 2), patch_size=(8, 16, 12))
+    plans = [workspace.small_plans_of(copy.deepcopy(stock), scale, name, "Small") for name in ("3d_fullres", "2d")]
+    of_3d, of_2d = (plan["configurations"][name] for plan, name in zip(plans, ("3d_fullres", "2d"), strict=True))
+    assert (of_3d["patch_size"], of_3d["spacing"]) == ([8, 16, 12], [3, 1.5, 2])
+    assert (of_2d["patch_size"], of_2d["spacing"]) == ([16, 12], [1.5, 2])
+    assert of_2d["batch_size"] * math.prod(of_2d["patch_size"]) == of_3d["batch_size"] * math.prod(of_3d["patch_size"])
+    assert of_2d["median_image_size_in_voxels"] == [20, 15]
 
 
 def test_on_a_card_nnunet_decides_on_workers_and_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,13 +274,13 @@ def test_a_second_student_is_taught_by_the_joint_model_beside_the_first(tmp_path
     space = workspace.Workspace(tmp_path / "Dataset004_Hippocampus", tmp_path, SCALE)
     second = runs.Run(method=methods.find_method("second-student"), fold=3, seed=0)
     first = runs.Run(method=methods.find_method("student-of-stored-masks-twice-as-long"), fold=3, seed=0)
-    teacher = runs.teacher_folder(second, space)
+    teacher = second.teacher(space)
     assert teacher is not None
     assert teacher.is_relative_to(space.results(first.name))
     assert teacher.name.startswith("nnUNetTrainerMNJoint__")
     (teacher / "fold_3").mkdir(parents=True)
     (teacher / "fold_3" / "checkpoint_final.pth").touch()
-    runs.train_networks_before(second, space, lambda epoch: None, math.inf)
+    training.train_networks_before(second, space, lambda epoch: None, math.inf)
     assert not space.results("mn_fold3_seed0").exists()
 
 

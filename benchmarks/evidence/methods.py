@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from functools import partial
 
+from evidence.workspace import CONFIGURATION, CONFIGURATION_2D
+
 from nnunet_mn.errors import MNError
 
 
@@ -22,6 +24,9 @@ class Method:
         taught_by: the method whose finished networks of the same fold and seed teach this one: two that were trained
             together, or a joint model.
         joins: the method whose networks of the same fold and seed predict together. Nothing is trained.
+        ensemble_of: the methods whose networks of the same fold and seed `nnUNetv2_ensemble` puts together. Nothing
+            is trained.
+        configuration: of nnU-Net.
         length: updates, as a multiple of the comparison's.
         ablation_of: the method to compare it with; the two differ in one thing. None: it is no variant of M&N, and
             compared with `mn`.
@@ -35,6 +40,8 @@ class Method:
     teaches_itself: bool = False
     taught_by: str | None = None
     joins: str | None = None
+    ensemble_of: tuple[str, ...] = ()
+    configuration: str = CONFIGURATION
     length: float = 1.0
     ablation_of: str | None = None
 
@@ -94,6 +101,20 @@ _ALL = (
         text="`nnunet-adamw` with four times the updates, the time of `mn` at these sizes on a CPU",
         settings=_ADAMW,
         length=4,
+    ),
+    Method(
+        name="nnunet-2d",
+        trainer=_LABELED_ONLY,
+        text="nnU-Net's 2D configuration on the labeled cases, with the optimizer that M&N uses",
+        settings=_ADAMW,
+        configuration=CONFIGURATION_2D,
+    ),
+    Method(
+        name="nnunet-ensemble",
+        trainer=_LABELED_ONLY,
+        text=f"`{FAIR_BASELINE}` and `nnunet-2d` together, by `nnUNetv2_ensemble`",
+        settings=_ADAMW,
+        ensemble_of=(FAIR_BASELINE, "nnunet-2d"),
     ),
     Method(
         name="nnunet-copy-paste",

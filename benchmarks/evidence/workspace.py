@@ -1,6 +1,7 @@
 """The benchmark's folder: one preprocessing for all methods, a result folder for each, small plans."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -8,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from nnunet_mn.bridge.files import write_whole
 from nnunet_mn.bridge.stock_commands import run_stock
@@ -17,6 +20,8 @@ from nnunet_mn.sandbox.small_plans import small_plans
 
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetBenchmarkPlans"
+CONFIGURATION_2D = "2d"
+PLANS_2D = f"{PLANS}2d"
 TRAINERS = Path(__file__).parent / "trainers"
 
 
@@ -113,21 +118,39 @@ class Workspace:
         Raises:
             MNError: when the folder holds the preprocessing of another scale, or a command fails.
         """
-        plans_file = self.preprocessed / f"{PLANS}.json"
         done = self.preprocessed / "benchmark_is_prepared"
         if done.exists():
             if done.read_text() != plans_key(self.scale):
                 raise MNError(f"{self.folder} holds a benchmark of another scale; give --work a new folder")
             return
         shutil.rmtree(self.preprocessed, ignore_errors=True)
-        environment = {**self.environment({}, run="none"), "nnUNet_n_proc_DA": "1"}  # planning crashes with 0
         plan = ("nnUNetv2_plan_and_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION, "--no_pp")
-        run_stock(plan, environment=environment, log=self.log("plan"))
-        stock = json.loads((self.preprocessed / "nnUNetPlans.json").read_bytes())
-        write_whole(plans_file, json.dumps(_shrink(stock, self.scale), indent=4))
-        preprocess = ("nnUNetv2_preprocess", "-d", self.dataset_id, "-c", CONFIGURATION, "-plans_name", PLANS)
-        run_stock((*preprocess, "-np", "2"), environment=environment, log=self.log("preprocess"))
+        run_stock(plan, environment=self._planning_environment(), log=self.log("plan"))
+        self._preprocess(CONFIGURATION, PLANS)
         write_whole(done, plans_key(self.scale))
+
+    def prepare_2d(self) -> None:
+        """Preprocess once for nnU-Net's 2D configuration. `prepare` comes before.
+
+        Raises:
+            MNError: when the command fails.
+        """
+        done = self.preprocessed / "2d_is_prepared"
+        with FileLock(self.preprocessed / "2d.lock"):  # several jobs may want it
+            if not done.exists():
+                self._preprocess(CONFIGURATION_2D, PLANS_2D)
+                done.touch()
+
+    def _preprocess(self, configuration: str, plans: str) -> None:
+        """Derive the small plans of a configuration from nnU-Net's own, and preprocess."""
+        stock = json.loads((self.preprocessed / "nnUNetPlans.json").read_bytes())
+        small = small_plans_of(stock, self.scale, configuration, plans)
+        write_whole(self.preprocessed / f"{plans}.json", json.dumps(small, indent=4))
+        command = ("nnUNetv2_preprocess", "-d", self.dataset_id, "-c", configuration, "-plans_name", plans, "-np", "2")
+        run_stock(command, environment=self._planning_environment(), log=self.log(f"preprocess_{configuration}"))
+
+    def _planning_environment(self) -> dict[str, str]:
+        return {**self.environment({}, run="none"), "nnUNet_n_proc_DA": "1"}  # planning crashes with 0
 
 
 def scale_key(scale: Scale) -> str:
@@ -172,21 +195,25 @@ def options(key: str, updates: int) -> str:
     return " ".join(parts)
 
 
-def _shrink(stock: dict[str, Any], scale: Scale) -> dict[str, Any]:
-    configuration = stock["configurations"][CONFIGURATION]
+def small_plans_of(stock: dict[str, Any], scale: Scale, configuration: str, name: str) -> dict[str, Any]:
+    """The plans of a scale. A batch of the 2D configuration has as many voxels as one of the 3D configuration."""
+    chosen = stock["configurations"][configuration]
+    n_axes = len(chosen["spacing"])  # 2D: the last two
     if scale.spacing is not None:
-        ratio = [new / old for new, old in zip(scale.spacing, configuration["spacing"], strict=True)]
-        median = configuration["median_image_size_in_voxels"]
-        configuration["median_image_size_in_voxels"] = [n / r for n, r in zip(median, ratio, strict=True)]
-        configuration["spacing"] = list(scale.spacing)
-    configuration["data_identifier"] = f"{PLANS}_{CONFIGURATION}"
+        spacing = scale.spacing[-n_axes:]
+        ratio = [new / old for new, old in zip(spacing, chosen["spacing"], strict=True)]
+        median = chosen["median_image_size_in_voxels"]
+        chosen["median_image_size_in_voxels"] = [n / r for n, r in zip(median, ratio, strict=True)]
+        chosen["spacing"] = list(spacing)
+    chosen["data_identifier"] = f"{name}_{configuration}"
     if scale.planned:
-        return {**stock, "plans_name": PLANS}
+        return {**stock, "plans_name": name}
+    slices = math.prod(scale.patch_size[:-n_axes])
     return small_plans(
         stock,
-        name=PLANS,
-        patch_size=scale.patch_size,
-        batch_size=scale.batch_size,
+        name=name,
+        patch_size=scale.patch_size[-n_axes:],
+        batch_size=scale.batch_size * slices,
         features=scale.features,
-        configuration=CONFIGURATION,
+        configuration=configuration,
     )
