@@ -74,7 +74,7 @@ def build(
         device=device,
         ranks=ranks,
     )
-    return assembly.build(config, parts, in_channels=1, spacing=SPACING)
+    return assembly.build_cotraining(config, parts, in_channels=1, spacing=SPACING)
 
 
 def batch_of(patch: tuple[int, ...], size: int, scales: int, device: torch.device) -> tuple[torch.Tensor, list[Any]]:

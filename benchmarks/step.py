@@ -66,7 +66,7 @@ def build_cotrainer(backbone: str, device: torch.device) -> CoTrainer:
         ranks=ALONE,
     )
     config = resolve(Layer("the command line", {"backbone": backbone, "seed": 0}), environment_layer())
-    return assembly.build(config, parts, in_channels=1, spacing=(1.0, 1.0, 1.0))
+    return assembly.build_cotraining(config, parts, in_channels=1, spacing=(1.0, 1.0, 1.0))
 
 
 def step_and_parts(
@@ -123,7 +123,7 @@ def steps_on_top(
 
 def numbers_on_top(batch_size: int) -> Counter[int]:
     """The numbers of unlabeled samples on top of a batch, and in how many of 1,000 steps each comes."""
-    counts = UnlabeledCounts(Schedule.of(resolve(environment_layer()), total=1000), batch_size=batch_size)
+    counts = UnlabeledCounts(Schedule.of(resolve(environment_layer()), total=1000), batch_size=batch_size, batch="add")
     return Counter(counts.of(iteration) for iteration in range(1000))
 
 

@@ -6,13 +6,15 @@ samples too (batch Dice). torch's DistributedDataParallel averages gradients ins
 wants every forward pass to go through it, but recomputed slices and two passes a step do not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,28 @@ class Ranks:
 
     group: dist.ProcessGroup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
+    @property
+    def own(self) -> int:
+        """The number of this one, from 0."""
+        return 0 if self.group is None else dist.get_rank(self.group)
+
+    def rounds(self, names: Sequence[str]) -> list[list[str]]:
+        """Names in turns: in each round this rank has one of them, or in the last one none."""
+        return [list(names[first + self.own : first + self.own + 1]) for first in range(0, len(names), self.size)]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order. Any that can be pickled. All must ask."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all ranks; only this rank's part has a gradient."""

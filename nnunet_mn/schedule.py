@@ -40,7 +40,8 @@ class Schedule:
         return cls(total=total, supervised=supervised, kind=config.schedule)
 
     def learning_rate_factor(self, iteration: float) -> float:
-        """The learning rate at an iteration as a share of its peak."""
+        """The learning rate at an iteration as a share of its peak. After the end it stays as it is then."""
+        iteration = min(iteration, self.total)
         if self.kind == "poly":
             return float((1 - iteration / self.total) ** POLY_EXPONENT)
         warm_up = min(PAPER_WARM_UP * self.total, self.supervised)
@@ -155,7 +156,7 @@ class UnlabeledCounts:
         schedule: Schedule,
         *,
         batch_size: int,
-        batch: BatchKind = "add",
+        batch: BatchKind,
         guidance: Guidance = "number",
         rounding: Rounding = "auto",
         ranks: int = 1,

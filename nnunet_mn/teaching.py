@@ -4,6 +4,7 @@ A teacher sees the unlabeled volumes and, if the 3D student saw the same, its lo
 for each student.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class PseudoMasks(NamedTuple):
 
 
 @dataclass(kw_only=True, eq=False)
-class Teacher:
+class Teacher(ABC):
     """Turns unlabeled volumes into soft masks. A teacher defines `__call__`; the rest has a default.
 
     Args:
@@ -46,18 +47,18 @@ class Teacher:
     labels: LabelSpace
     sampler: SliceSampler
 
+    @abstractmethod
     def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         """Teach.
 
         Args:
             unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
             logits_3d: the 3D student's logits of the volumes, `(n_u, K, D, H, W)`, without a gradient. None: it
-                has not seen them, or in another view.
+                has not seen them, or with other intensities.
 
         Returns:
             One soft mask `(n_u, K, D, H, W)` for each student, in fp32 and without a gradient.
         """
-        raise NotImplementedError
 
     def follow(self) -> None:
         """Called at the end of each step, after both updates."""

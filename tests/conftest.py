@@ -124,6 +124,7 @@ class _DatasetMaker:
         n_val: int = 2,
         n_unlabeled: int = 3,
         channels: int = 1,
+        normalized: bool = True,
         layout: Literal["split", "imagesUn", "imagesTs"] = "split",
         labels: Literal["classes", "regions", "ignore"] = "classes",
         split_file: bool = True,
@@ -134,6 +135,7 @@ class _DatasetMaker:
         Args:
             n_labeled, n_val, n_unlabeled: cases of each kind; labeled and val lie in imagesTr.
             channels: image files per case.
+            normalized: nnU-Net z-scores them; else they stay as they are (`noNorm`).
             layout: folder of the unlabeled images. "split": in imagesTr, with labels, and listed in splits_final.json.
             labels: the form of the label dictionary.
             split_file: whether to write splits_final.json.
@@ -153,7 +155,8 @@ class _DatasetMaker:
         for folder in ("imagesUn", "imagesTs"):
             if not any((raw / folder).iterdir()):
                 (raw / folder).rmdir()
-        self._write_json(raw, channels, labels, ending, len(inside))
+        modalities = {str(c): f"MR{c}" if normalized else "noNorm" for c in range(channels)}
+        self._write_json(raw, modalities, labels, ending, len(inside))
         if split_file:
             entry = {"train": names["labeled"], "val": names["val"]}
             entry |= {"unlabeled": names["unlabeled"]} if layout == "split" else {}
@@ -162,9 +165,9 @@ class _DatasetMaker:
         return TinyDataset(name, number, raw, preprocessed, **names)
 
     @staticmethod
-    def _write_json(raw: Path, channels: int, labels: str, ending: str, n_training: int) -> None:
+    def _write_json(raw: Path, modalities: dict[str, str], labels: str, ending: str, n_training: int) -> None:
         content: dict[str, Any] = {
-            "channel_names": {str(c): f"MR{c}" for c in range(channels)},
+            "channel_names": modalities,
             "labels": LABELS[labels],
             "numTraining": n_training,
             "file_ending": ending,

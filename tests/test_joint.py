@@ -100,8 +100,8 @@ def model(
     request: Any, planned_dataset: Any, copy_site: Any, train: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Model:
     """A joined model. Tests do not change what is in it."""
-    channels = {"classes": 1, "regions": 2}[request.param]
-    dataset = planned_dataset(labels=request.param, channels=channels)
+    others = {"channels": 2, "normalized": False} if request.param == "regions" else {}
+    dataset = planned_dataset(labels=request.param, **others)
     made = trained(copy_site(dataset, tmp_path_factory.mktemp("joint") / "root"), train)
     join(made.folders, ["0"])
     return made

@@ -95,6 +95,16 @@ def test_labeled_samples_come_first_and_are_counted(make_loader: Callable[..., M
     assert np.mean(counts) == pytest.approx(0.6 * 4, abs=0.1)
 
 
+def test_a_loader_of_nnunet_that_draws_other_cases_is_refused(
+    make_loader: Callable[..., MixedLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pseudo-masks would stand under labeled samples."""
+    loader = make_loader()
+    monkeypatch.setattr(loader, "get_indices", lambda: ["labeled_0"] * 4)
+    with pytest.raises(MNError, match=r"nnU-Net's loader drew \['labeled_0', .* this version of nnunetv2 does not fit"):
+        next(loader)
+
+
 def test_samples_on_top_come_after_a_whole_labeled_batch(make_loader: Callable[..., MixedLoader]) -> None:
     loader = make_loader(batch_size=2, fraction=1, from_iteration=1, batch="add")
     for n_unlabeled in (0, 2, 2):

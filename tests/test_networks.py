@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_mn.config import Layer, resolve
+from nnunet_mn.config import Layer, MNConfig, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.adaptation import BatchStatistics
 from nnunet_mn.networks.adapter import ChannelAdapter, to_pixels
+from nnunet_mn.networks.build import rebuild_network_2d
 from nnunet_mn.networks.folding import NormedConv
 from nnunet_mn.networks.heads import FeatureHead, resize
 from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
@@ -104,6 +105,21 @@ def test_normalized_intensities_get_the_statistics_of_natural_images() -> None:
     assert pixels.mean().item() == pytest.approx(0.449, abs=0.005)
     assert pixels.std().item() == pytest.approx(0.226, abs=0.01)
     assert to_pixels(torch.tensor([-1e6, 1e6])).tolist() == [0, 1]
+
+
+def test_raw_intensities_are_standardized_and_the_description_keeps_them() -> None:
+    intensities = ((500.0, 100.0), (0.449, 0.226))
+    torch.manual_seed(0)
+    of_raw = build_network_2d(MNConfig(), in_channels=2, num_classes=2, intensities=intensities).eval()
+    torch.manual_seed(0)
+    of_standard = build_network_2d(MNConfig(), in_channels=2, num_classes=2).eval()
+    slices = torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    raw = torch.stack([slices[:, c] * spread + center for c, (center, spread) in enumerate(intensities)], dim=1)
+    rebuilt = rebuild_network_2d(of_raw.spec.to_json())
+    rebuilt.load_state_dict(of_raw.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(of_raw(raw), of_standard(slices), atol=1e-3, rtol=0)
+        torch.testing.assert_close(rebuilt(raw), of_raw(raw))
 
 
 def test_imagenet_weights_give_the_features_that_timm_computes(network: Callable[..., Network2D]) -> None:

@@ -126,7 +126,7 @@ def test_labeled_samples_fill_the_parts_of_a_batch_from_the_first_on() -> None:
 
 
 def test_samples_on_top_may_be_as_many_as_the_labeled_ones_and_weigh_as_their_share() -> None:
-    counts = UnlabeledCounts(Schedule(total=40, supervised=8), batch_size=4, rounding="floor")
+    counts = UnlabeledCounts(Schedule(total=40, supervised=8), batch_size=4, batch="add", rounding="floor")
     assert [counts.of(iteration) for iteration in (7, 8, 40)] == [0, 0, 4]
     assert [counts.weight(iteration) for iteration in (7, 40)] == [0, 1]
     assert all(counts.weight(i) == counts.of(i) / 4 for i in range(41))
@@ -134,13 +134,13 @@ def test_samples_on_top_may_be_as_many_as_the_labeled_ones_and_weigh_as_their_sh
 
 def test_a_growing_weight_keeps_their_number_at_half_of_the_batch() -> None:
     schedule = Schedule(total=40, supervised=8)
-    counts = UnlabeledCounts(schedule, batch_size=4, guidance="weight")
+    counts = UnlabeledCounts(schedule, batch_size=4, batch="add", guidance="weight")
     assert [counts.of(iteration) for iteration in (8, 9, 39)] == [0, 2, 2]  # at weight 0 none are drawn
     assert [counts.weight(i) for i in (9, 39)] == [schedule.unlabeled_fraction(i) for i in (9, 39)]
 
 
 def test_samples_on_top_are_divided_evenly_among_ranks() -> None:
-    counts = UnlabeledCounts(Schedule(total=40, supervised=0), batch_size=5, rounding="floor", ranks=2)
+    counts = UnlabeledCounts(Schedule(total=40, supervised=0), batch_size=5, batch="add", rounding="floor", ranks=2)
     for iteration in range(40):
         parts = [counts.in_part(iteration, part) for part in (range(3), range(3, 5))]
         assert parts[0] == parts[1]
@@ -152,5 +152,5 @@ def test_samples_that_replace_labeled_ones_have_no_weight_of_their_own() -> None
 
 
 def test_a_student_sees_as_many_unlabeled_samples_as_labeled_ones_and_ends_on_labels_alone() -> None:
-    counts = UnlabeledCounts(DistillationSchedule(total=40, supervised=0), batch_size=2)
+    counts = UnlabeledCounts(DistillationSchedule(total=40, supervised=0), batch_size=2, batch="add")
     assert [counts.of(iteration) for iteration in range(40)] == [2] * 36 + [0] * 4

@@ -23,8 +23,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
-from nnunet_mn.bridge.training import loader
+from nnunet_mn.bridge.training import assembly, loader
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.adapter import Standardized, to_pixels
 from nnunet_mn.networks.timm_backbones import timm  # without its warnings
 from nnunet_mn.networks.weights import read_tensors, renamed_by_order
 
@@ -363,8 +364,8 @@ def test_the_baseline_is_the_stock_trainer_on_the_labeled_cases(
     assert (set(train), set(val)) == (set(dataset.labeled), set(dataset.val))
     changed = {name for name, _ in inspect.getmembers(type(trainer), inspect.isfunction)
                if getattr(type(trainer), name) is not getattr(nnUNetTrainer, name, None)}  # fmt: skip
-    assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "load_checkpoint", "_refuse",
-                       "_planned_dataset", "get_dataloaders"}  # fmt: skip
+    assert changed == {"__init__", "initialize", "configure_optimizers", "do_split", "load_checkpoint", "check_plans",
+                       "_read_checkpoint", "_planned_dataset", "get_dataloaders"}  # fmt: skip
     trainer.initialize()
     ours, schedule = trainer.configure_optimizers()
     stocks, stocks_schedule = nnUNetTrainer.configure_optimizers(trainer)
@@ -395,6 +396,55 @@ def test_variants_fix_the_epochs_and_the_environment_wins(
     trainings.monkeypatch.delitem(FIELDS, "epochs")
     assert trainings.trainer(dataset, trainer="nnUNetTrainerMN_5epochs").num_epochs == 5
     assert trainings.trainer(dataset, trainer="nnUNetTrainerMN_5epochs", epochs=3).num_epochs == 3
+
+
+def test_the_2d_network_sees_standardized_channels_whatever_nnunet_does_with_them() -> None:
+    raw = {"0": {"mean": 300.0, "std": 40.0}, "1": {"mean": 5.0, "std": 0.0}}
+    of = assembly.channel_intensities
+    assert of(["ZScoreNormalization", "CTNormalization"], {}) is None
+    assert of(["NoNormalization", "NoNormalization"], raw) == ((300, 40), (5, 1))
+    to_pixel = of(["ZScoreNormalization", "RescaleTo01Normalization"], {})
+    assert to_pixel is not None
+    assert to_pixel[0] == (0, 1)
+    pixels = torch.rand(2, 2, 4, 4)
+    torch.testing.assert_close(to_pixels(Standardized(to_pixel)(pixels))[:, 1], pixels[:, 1])
+
+
+def test_variants_may_be_written_as_nnunets_own_are(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
+    """Those set their lengths and rates behind nnU-Net's constructor."""
+    trainer = trainings.trainer(planned_dataset())
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.oversample_foreground_percent = 5, 6, 0.5
+    trainer.initial_lr, trainer.weight_decay, trainer.save_every = 5e-4, 0.2, 3
+    trainer.initialize()
+    assert (trainer.schedule.total, trainer.iterations, trainer.foreground_share) == (30, 6, 0.5)
+    (group,) = trainer.optimizer.param_groups
+    assert (group["peak_lr"], group["weight_decay"], trainer.checkpoint_every) == (5e-4, 0.2, 3)
+
+
+def test_a_variant_of_a_variant_keeps_what_it_does_not_change(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainings.monkeypatch.delitem(FIELDS, "epochs")
+    base = type(trainings.trainer(planned_dataset(), trainer="nnUNetTrainerMN_5epochs"))
+    own = type("Own", (base,), {"variant": {"lr_2d": 5e-4}})
+    assert own._merged_variants() == {"epochs": 5, "lr_2d": 5e-4}
+
+
+def test_the_baseline_has_the_crops_of_the_training_that_it_is_compared_with(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    for name in ("nnUNetTrainerMN", "nnUNetTrainerMNLabeledOnly"):
+        trainer = trainings.trainer(planned_dataset(), trainer=name, foreground_share=0.6)
+        assert trainer.oversample_foreground_percent == 0.6
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerMN", "nnUNetTrainerMNLabeledOnly"])
+def test_the_content_of_a_checkpoint_loads_as_its_file_does(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any, name: str
+) -> None:
+    trainer = trainings.trainer(planned_dataset(), trainer=name)
+    trainer.load_checkpoint(read(Path(finished.output_folder) / "checkpoint_best.pth"))
+    assert _same(trainer.network.state_dict(), _checkpoint(finished, "best")["network_weights"])
 
 
 def test_the_benchmarks_trainer_times_epochs_in_nnunets_form(

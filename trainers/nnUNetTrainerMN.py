@@ -24,7 +24,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunet_mn.bridge import reading
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.planned import PlannedDataset, planned_configuration
-from nnunet_mn.bridge.cases.preprocessed import dataset_class_of
+from nnunet_mn.bridge.cases.preprocessed import Cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.files import refusals_told
@@ -55,6 +55,7 @@ from nnunet_mn.device import check_device, check_is_card, fused, prepare_torch, 
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.networks import Network2D
+from nnunet_mn.networks.adapter import Intensities
 from nnunet_mn.report.progress import plot_progress
 from nnunet_mn.schedule import (
     DistillationSchedule,
@@ -67,6 +68,7 @@ from nnunet_mn.schedule import (
 
 LOGGED_2D = ("train_losses_2d", "val_losses_2d", "mean_fg_dice_2d", "dice_per_class_or_region_2d", "lrs_2d")
 LR_3D_ADAMW = 1e-3
+WEIGHT_DECAY_ADAMW = 0.01  # AdamW's default
 
 
 class _ConfiguredTrainer(nnUNetTrainer):
@@ -77,7 +79,7 @@ class _ConfiguredTrainer(nnUNetTrainer):
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
     current_epoch: int
-    variant: ClassVar[dict[str, Any]] = {}  # a class's settings: over the defaults, under the plans'
+    variant: ClassVar[dict[str, Any]] = {}  # settings of a class, over those of its bases and under the plans'
 
     @last_word
     def __init__(
@@ -92,21 +94,31 @@ class _ConfiguredTrainer(nnUNetTrainer):
         check_device(device)
         planned = planned_configuration(plans, configuration)
         self.mn_config = resolve(
-            Layer(f"the trainer {type(self).__name__}", self.variant),
+            Layer(f"the trainer {type(self).__name__}", self._merged_variants()),
             Layer(f"'mn' in the plans' configuration {configuration}", planned.configuration.get("mn", {})),
             environment_layer(),
         )
-        self._refuse(configuration, planned)
+        self.check_plans(configuration, planned)
         if device.type == "cpu":
             prepare_torch()
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.mn_config.optimizer_3d == "adamw":
+            self.initial_lr, self.weight_decay = LR_3D_ADAMW, WEIGHT_DECAY_ADAMW
+        self.initial_lr = self.mn_config.lr_3d or self.initial_lr
+        if self.mn_config.foreground_share is not None:
+            self.oversample_foreground_percent = self.mn_config.foreground_share
         self.num_epochs = self.mn_config.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.mn_config.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.mn_config.val_iterations_per_epoch or self.num_val_iterations_per_epoch
         self.save_every = self.mn_config.checkpoint_every
 
-    def _refuse(self, configuration: str, planned: Any) -> None:
-        """Raise an MNError if this trainer cannot train the configuration."""
+    @classmethod
+    def _merged_variants(cls) -> dict[str, Any]:
+        """The `variant` of this class over those of its bases."""
+        return {name: value for one in reversed(cls.__mro__) for name, value in vars(one).get("variant", {}).items()}
+
+    def check_plans(self, configuration: str, planned: Any) -> None:
+        """Raise an MNError if this trainer cannot train the configuration of the plans."""
 
     @last_word
     def initialize(self) -> None:
@@ -117,12 +129,12 @@ class _ConfiguredTrainer(nnUNetTrainer):
         super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        is_stock = self.mn_config.optimizer_3d == "sgd"
-        self.initial_lr = self.mn_config.lr_3d or (self.initial_lr if is_stock else LR_3D_ADAMW)
-        if is_stock:
+        if self.mn_config.optimizer_3d == "sgd":
             optimizer, scheduler = super().configure_optimizers()
             return optimizer, scheduler
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, fused=fused(self.device))
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, fused=fused(self.device)
+        )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     @last_word
@@ -140,12 +152,16 @@ class _ConfiguredTrainer(nnUNetTrainer):
     @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Load a checkpoint, or the content of one. What a file holds cannot run code here, as it could in stock's."""
-        content, name = filename_or_checkpoint, "checkpoint"
-        if not isinstance(content, dict):
-            name = str(content)
-            content = reading.read(Path(name), trust=self.mn_config.trust_checkpoints)
+        content, file = self._read_checkpoint(filename_or_checkpoint)
         with reading.handed_over(content):
-            super().load_checkpoint(name)
+            super().load_checkpoint(str(file))
+
+    def _read_checkpoint(self, filename_or_checkpoint: Any) -> tuple[dict[str, Any], Path]:
+        """The content of a checkpoint, and its file for messages."""
+        if isinstance(filename_or_checkpoint, dict):
+            return filename_or_checkpoint, Path("the checkpoint")
+        file = Path(filename_or_checkpoint)
+        return reading.read(file, trust=self.mn_config.trust_checkpoints), file
 
     @refusals_told()
     def _planned_dataset(self) -> PlannedDataset:
@@ -173,14 +189,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
     ) -> None:
         self.asked_to_continue = bool(plans.get("continue_training"))  # nnU-Net's --c; 2.6 does not write it here
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.mn_config.foreground_share is not None:
-            self.oversample_foreground_percent = self.mn_config.foreground_share
-        self.foreground_share = self.oversample_foreground_percent  # of a whole batch; stock divides it among GPUs
         self.ranks = ddp.find_ranks(self.device)
-        self.save_every = 2**62  # stock would write `latest` too early, without the best score; see on_epoch_end
-        self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed epoch is shorter
-        self.schedule = self.build_schedule()
-        self.unlabeled_counts = self.build_counts()
         self.failures = WorkerFailures()
         self.iteration = 0  # of the epoch
         self.train_outputs: list[dict[str, float]] = []  # of the epoch so far
@@ -189,18 +198,29 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.stopping = Stopping(self.ranks)
         self.lock = owner.FoldLock(Path(self.output_folder))
         self.n_cases: dict[str, int] = {}
-        self.unlabeled_cases: loader.Cases
+        self.unlabeled_cases: Cases
         self.foreground: foreground.ForegroundLocations
         self.cotrainer: CoTrainer
         self.skips: skips.Skips
         for key in self.logged:
             self._log_lists().setdefault(key, [])
 
-    def _refuse(self, configuration: str, planned: Any) -> None:
-        check_co_trainable(planned, configuration, self.mn_config)
-        ddp.refuse_ranks(planned.batch_size)
+    @last_word
+    def initialize(self) -> None:
+        if not self.was_initialized:  # only now: the constructor of a subclass may have changed the lengths
+            self.checkpoint_every, self.save_every = self.save_every, 2**62  # stock's `latest` lacks the best score
+            self.foreground_share = self.oversample_foreground_percent  # of a whole batch; stock divides it among GPUs
+            self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed epoch is shorter
+            self.schedule = self.build_schedule()
+            self.unlabeled_counts = self.build_counts()
+        super().initialize()
 
     # ---- for a subclass to replace -------------------------------------------------------------------------------
+
+    def check_plans(self, configuration: str, planned: Any) -> None:
+        """Raise an MNError if this trainer cannot train the configuration of the plans."""
+        check_co_trainable(planned, configuration, self.mn_config)
+        ddp.refuse_ranks(planned.batch_size)
 
     def build_schedule(self) -> Schedule:
         """The learning rate and the share of unlabeled samples, by iteration."""
@@ -214,7 +234,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             batch=self.mn_config.batch,
             guidance=self.mn_config.guidance,
             rounding=self.mn_config.rounding,
-            ranks=ddp.number_of_ranks(self.ranks),
+            ranks=self.ranks.size,
         )
 
     def build_cotrainer(self) -> CoTrainer:
@@ -368,7 +388,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             next(one)
         return ddp.together(running, self.ranks)
 
-    def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> loader.Cases:
+    def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> Cases:
         """Find the unlabeled cases and preprocess the missing ones."""
         planned = self._planned_dataset()
         splits, _ = read_splits(planned.folders.preprocessed, planned.folders.raw)
@@ -378,12 +398,12 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         ).names  # fmt: skip
         self.n_cases = {"labeled": len(labeled), "unlabeled": len(names), "val": len(val)}
         self.print_to_log_file(
-            f"M&N trains on {len(labeled)} labeled and {len(names)} unlabeled cases; co-training starts at "
+            f"M&N trains on {len(labeled)} labeled and {len(names)} unlabeled cases; unlabeled samples start at "
             f"iteration {self.schedule.supervised} of {self.schedule.total}"
         )
         # labeled cases may still lie in nnU-Net's older format: the folders' classes can differ
         folder = planned.cases.unlabeled
-        dataset: loader.Cases = dataset_class_of(folder)(str(folder), list(names))
+        dataset: Cases = dataset_class_of(folder)(str(folder), list(names))
         return dataset
 
     def _refresh_foreground(self) -> None:
@@ -444,7 +464,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         super().on_epoch_end()  # writes `best` and counts the epoch
         if self.local_rank == 0:
             plot_progress(self._log_lists(), Path(self.output_folder) / "progress_mn.png")
-        if self.current_epoch % self.mn_config.checkpoint_every == 0 and self.current_epoch < self.num_epochs:
+        if self.current_epoch % self.checkpoint_every == 0 and self.current_epoch < self.num_epochs:
             self._save_latest(epochs_done=self.current_epoch)
 
     def _students(self) -> tuple[Student, ...]:
@@ -487,16 +507,15 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
 
     @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        file = Path(filename_or_checkpoint)
-        content = reading.read(file, trust=self.mn_config.trust_checkpoints)
+        content, file = self._read_checkpoint(filename_or_checkpoint)
         mn = reading.mn_part(content, file)
-        now = self.mn_config.to_dict()
-        if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
-            self._refuse_to_continue(mn)  # now: stock cannot load another optimizer's state
         if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
         if not self.was_initialized:
             self.initialize()
+        now = self.mn_config.to_dict()
+        if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
+            self._refuse_to_continue(mn)  # now: stock cannot load another optimizer's state
         weights = content.get("network_weights", {})  # check_network names missing ones
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
         super().load_checkpoint(content)
@@ -574,11 +593,12 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
 
     def build_cotrainer(self) -> CoTrainer:
         """Both students and their teacher."""
-        built = assembly.build(
+        built = assembly.build_cotraining(
             self.mn_config,
             self.stock_parts(),
             in_channels=self.num_input_channels,
             spacing=self.configuration_manager.spacing,
+            intensities=self._intensities(),
         )
         self.print_to_log_file(assembly.network_2d(built).description)
         return built
@@ -595,6 +615,15 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
         if self.resumed is not None:
             state.refuse_other_weights(self.resumed, self.mn_config, self.pretrained_hash)
         return built
+
+    def _intensities(self) -> Intensities | None:
+        """Center and spread of each channel, for the 2D network. A resumed training keeps its own."""
+        if self.resumed is not None:
+            return cast(Intensities | None, self.resumed.get("intensities"))
+        return assembly.channel_intensities(
+            self.configuration_manager.normalization_schemes,
+            self.plans_manager.foreground_intensity_properties_per_channel,
+        )
 
     @property
     def _student_2d(self) -> Student:
@@ -665,7 +694,9 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
 
     def _own_state(self, *, with_optimizer: bool) -> dict[str, Any]:
         kept = state.cotraining_state(self.cotrainer, with_optimizer=with_optimizer)
-        return {**kept, "pretrained_hash": self.pretrained_hash}
+        spec = getattr(assembly.network_2d(self.cotrainer), "spec", None)  # another second student has none
+        intensities = None if spec is None else spec.intensities
+        return {**kept, "pretrained_hash": self.pretrained_hash, "intensities": intensities}
 
     def _restore_own(self, mn: dict[str, Any]) -> None:
         state.restore_cotraining(self.cotrainer, mn)
@@ -691,7 +722,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
             batch_size=self.configuration_manager.batch_size,
             batch="replace" if self._stores_masks else "add",
             rounding="diffusion",
-            ranks=ddp.number_of_ranks(self.ranks),
+            ranks=self.ranks.size,
         )
 
     @property
@@ -704,7 +735,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=own)
         self.print_to_log_file(f"the teacher is {joint.source}")
         self.teacher_hash, self.joint = joint.weights_hash, joint.network.to(self.device)
-        return assembly.build_student(self.mn_config, self.stock_parts(), self.joint)
+        return assembly.build_distillation(self.mn_config, self.stock_parts(), self.joint)
 
     def foreground_network(self) -> torch.nn.Module:
         return self.joint
@@ -725,6 +756,13 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
 
     def number_with_masks(self, batch: dict[str, Any]) -> int:
         return len(batch["data"]) if self._stores_masks else super().number_with_masks(batch)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.mn_config.join:
+            self.print_to_log_file(
+                "WARNING: join writes nothing after a student: run 'nnunet-mn join' with '-tr nnUNetTrainerMNStudent'"
+            )
 
     def _refuse_to_continue(self, mn: dict[str, Any]) -> None:
         state.refuse_to_continue(
@@ -859,7 +897,7 @@ class nnUNetTrainerMNBenchmark_5epochs(nnUNetTrainerBenchmark_5epochs, nnUNetTra
         if fold != 0:
             raise MNError(f"{type(self).__name__} takes fold 0, as nnU-Net's own benchmark does, not {fold!r}")
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.mn_config.epochs or self.num_epochs
+        self.num_epochs = self.mn_config.epochs or self.num_epochs  # stock's benchmark has set 5
 
     def build_schedule(self) -> Schedule:
         return HalfUnlabeled(total=self.num_epochs * self.iterations, supervised=0)

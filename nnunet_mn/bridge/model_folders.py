@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_mn.bridge.files import read_object
 from nnunet_mn.errors import MNError
 
-JOINT_TRAINER = "nnUNetTrainerMNJoint"
+MN_TRAINER, STUDENT_TRAINER, JOINT_TRAINER = "nnUNetTrainerMN", "nnUNetTrainerMNStudent", "nnUNetTrainerMNJoint"
 CHECKPOINT = "checkpoint_final.pth"
 PUT_BACK = "put back the file that the training wrote"
 

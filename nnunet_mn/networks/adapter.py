@@ -8,6 +8,8 @@ from torch import Tensor, nn
 # Mean and standard deviation of ImageNet's pixels, over its three channels, on a scale from 0 (black) to 1 (white).
 PIXEL_MEAN, PIXEL_STD = 0.449, 0.226
 
+Intensities = Sequence[tuple[float, float]]  # center and spread of each channel
+
 
 def to_pixels(intensities: Tensor) -> Tensor:
     """Map nnU-Net's normalized intensities to the range of pixels in natural images.
@@ -19,6 +21,30 @@ def to_pixels(intensities: Tensor) -> Tensor:
         intensities: of any shape, z-scored or otherwise of about zero mean and unit deviation.
     """
     return (intensities * PIXEL_STD + PIXEL_MEAN).clamp(0, 1)
+
+
+class Standardized(nn.Module):
+    """Slices (N, C, H, W) -> the same with about zero mean and unit deviation in each channel.
+
+    nnU-Net's z-score and CT normalization give such slices. Its others do not, and the pretrained network would see
+    them too dark, too bright or clipped.
+
+    Args:
+        intensities: of each channel.
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, intensities: Intensities) -> None:
+        super().__init__()
+        center, spread = torch.tensor(intensities).T[..., None, None]  # (C, 1, 1) each
+        self.register_buffer("center", center, persistent=False)
+        self.register_buffer("spread", spread, persistent=False)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        standardized: Tensor = (slices - self.center) / self.spread
+        return standardized
 
 
 class ChannelAdapter(nn.Module):

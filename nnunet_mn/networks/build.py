@@ -10,7 +10,7 @@ from torch import nn
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.adaptation import BatchStatistics, adapt, chosen_adaptation
-from nnunet_mn.networks.adapter import ChannelAdapter
+from nnunet_mn.networks.adapter import ChannelAdapter, Intensities
 from nnunet_mn.networks.backbone import Backbone, measure, probe_image
 from nnunet_mn.networks.folding import fold_norms
 from nnunet_mn.networks.heads import FeatureHead, FusedHead
@@ -21,7 +21,12 @@ from nnunet_mn.networks.spec import Spec
 
 
 def build_network_2d(
-    config: MNConfig, *, in_channels: int, num_classes: int, batch_statistics: BatchStatistics = "frozen"
+    config: MNConfig,
+    *,
+    in_channels: int,
+    num_classes: int,
+    intensities: Intensities | None = None,
+    batch_statistics: BatchStatistics = "frozen",
 ) -> Network2D:
     """Build the 2D network of the settings, with its pretrained weights.
 
@@ -32,6 +37,7 @@ def build_network_2d(
         config: its backbone and adaptation.
         in_channels: C of the slices.
         num_classes: K of the logits.
+        intensities: center and spread of each channel; None: about 0 and 1, as nnU-Net's z-score leaves them.
         batch_statistics: whether the backbone's batch norms keep their statistics or adapt them in training.
 
     Raises:
@@ -48,6 +54,7 @@ def build_network_2d(
         dropout=config.dropout_2d,
         in_channels=in_channels,
         num_classes=num_classes,
+        intensities=intensities,
     )
     network = _assemble(backbone, spec, batch_statistics)
     _freeze_unused(network, in_channels)

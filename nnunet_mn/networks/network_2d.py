@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mn.networks.adaptation import BatchStatistics, is_convolutional, keep_still
-from nnunet_mn.networks.adapter import ChannelAdapter
+from nnunet_mn.networks.adapter import ChannelAdapter, Standardized
 from nnunet_mn.networks.backbone import Backbone
 from nnunet_mn.networks.geometry import crop_slices, pad_slices
 from nnunet_mn.networks.heads import resize
@@ -36,6 +36,7 @@ class Network2D(nn.Module):
         batch_statistics: BatchStatistics = "frozen",
     ) -> None:
         super().__init__()
+        self.standardized = nn.Identity() if spec.intensities is None else Standardized(spec.intensities)
         self.adapter = adapter
         self.backbone = backbone
         self.head = head
@@ -51,7 +52,7 @@ class Network2D(nn.Module):
     def forward(self, slices: Tensor) -> Tensor:
         height, width = slices.shape[-2:]
         padded_size, input_size = self.geometry.sizes(height, width)
-        padded = pad_slices(slices, size=padded_size)  # (N, C, H', W')
+        padded = pad_slices(self.standardized(slices), size=padded_size)  # (N, C, H', W')
         images = resize(self.adapter(padded), input_size)  # (N, 3, f H', f W')
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

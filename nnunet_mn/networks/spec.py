@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_mn.config import MNConfig
 from nnunet_mn.networks.adaptation import Adaptation
+from nnunet_mn.networks.adapter import Intensities
 from nnunet_mn.networks.backbone import Facts, Measured
 from nnunet_mn.networks.geometry import Geometry
 from nnunet_mn.networks.recipes import Recipe
@@ -24,6 +25,7 @@ class Spec:
         lora_rank, dropout: of the low-rank updates.
         in_channels: C of the slices.
         num_classes: K of the logits.
+        intensities: center and spread of each channel; None: about 0 and 1.
     """
 
     recipe: Recipe
@@ -34,6 +36,7 @@ class Spec:
     dropout: float
     in_channels: int
     num_classes: int
+    intensities: Intensities | None = None  # descriptions of earlier versions have none
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain JSON."""

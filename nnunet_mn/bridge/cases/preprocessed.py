@@ -2,11 +2,22 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_mn.errors import MNError
+
+
+class Cases(Protocol):
+    """An nnU-Net dataset of preprocessed cases."""
+
+    identifiers: list[str]
+    source_folder: str
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image, segmentation, previous stage's segmentation and properties."""
+        ...
 
 
 def dataset_class_of(folder: Path) -> Any:

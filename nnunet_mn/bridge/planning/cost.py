@@ -180,7 +180,7 @@ class PlanCost:
             batch_size=self.batch_size,
             batch=self.config.batch,
             guidance=self.config.guidance,
-            rounding="diffusion",
+            rounding=self.config.rounding,
         )
         return sum(counts.of(i) for i in range(EPOCHS)) / EPOCHS / self.batch_size
 

@@ -1,6 +1,6 @@
 """Builds the co-trainer from nnU-Net's plans and the settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.device import autocast_type, fused
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.networks import build_network_2d
+from nnunet_mn.networks.adapter import PIXEL_MEAN, PIXEL_STD, Intensities
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.ranks import Ranks
@@ -28,6 +29,7 @@ from nnunet_mn.targets import LabelSpace
 from nnunet_mn.teaching import FrozenPair, MeanOfBoth, OtherNetwork
 
 WEIGHT_DECAY_2D = 0.01  # AdamW's default
+_FROM_0_TO_1 = ("RescaleTo01Normalization", "RGBTo01Normalization")
 TEACHERS = {"both": MeanOfBoth, "other": OtherNetwork}
 
 
@@ -46,9 +48,29 @@ def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: R
 
 
 def slice_axes(config: MNConfig, spacing: Sequence[float]) -> tuple[int, ...]:
-    """The axes to slice along. `auto` takes all three if nnU-Net's planner would call the spacing isotropic."""
+    """The axes to slice along. `auto` takes all three if nnU-Net's resampling treats no axis apart at this spacing."""
     nearly_cubes = max(spacing) < ANISO_THRESHOLD * min(spacing)
     return (0, 1, 2) if config.slice_axes == "auto" and nearly_cubes else (0,)
+
+
+def channel_intensities(schemes: Sequence[str], foreground: Mapping[str, Mapping[str, float]]) -> Intensities | None:
+    """Center and spread of each channel after nnU-Net's normalization; None where all are about 0 and 1.
+
+    Args:
+        schemes: nnU-Net's class of each channel's normalization.
+        foreground: the plans' statistics of each channel's raw intensities in the foreground.
+    """
+
+    def of(channel: int, scheme: str) -> tuple[float, float]:
+        if scheme in _FROM_0_TO_1:
+            return PIXEL_MEAN, PIXEL_STD  # they are pixels already
+        if scheme != "NoNormalization":
+            return 0.0, 1.0
+        raw = foreground[str(channel)]
+        return float(raw["mean"]), float(raw["std"]) or 1.0
+
+    found = tuple(of(channel, scheme) for channel, scheme in enumerate(schemes))
+    return None if set(found) == {(0.0, 1.0)} else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +96,7 @@ class StockParts:
     device: torch.device
     ranks: Ranks
 
-    def student(self, config: MNConfig) -> Student:
+    def student_3d(self, config: MNConfig) -> Student:
         """The 3D student."""
         in_fp16 = autocast_type(config.precision, self.device) == torch.float16
         return Student(
@@ -91,24 +113,32 @@ class StockParts:
         return loss_for(config, self.labels, batch_dice=self.batch_dice, ranks=self.ranks)
 
 
-def build(config: MNConfig, parts: StockParts, *, in_channels: int, spacing: Sequence[float]) -> CoTrainer:
+def build_cotraining(
+    config: MNConfig,
+    parts: StockParts,
+    *,
+    in_channels: int,
+    spacing: Sequence[float],
+    intensities: Intensities | None = None,
+) -> CoTrainer:
     """Put the 2D network beside nnU-Net's 3D network.
 
     Args:
         in_channels: of an image.
         spacing: mm between voxels along each axis, as planned.
+        intensities: from `channel_intensities`.
 
     Raises:
         MNError: if the 2D network's weights are missing or do not fit.
     """
-    student_2d = _student_2d(config, parts, in_channels)
+    student_2d = _student_2d(config, parts, in_channels, intensities)
     axes = slice_axes(config, spacing)
     sampler = SliceSampler(axes=axes, step=config.slice_step, generator=_generator(config, parts.ranks))
     teacher = TEACHERS[config.teacher](
         network_3d=parts.network, network_2d=student_2d.network, labels=parts.labels, sampler=sampler
     )
     return CoTrainer(
-        student_3d=parts.student(config),
+        student_3d=parts.student_3d(config),
         student_2d=student_2d,
         teacher=teacher,
         labels=parts.labels,
@@ -118,7 +148,7 @@ def build(config: MNConfig, parts: StockParts, *, in_channels: int, spacing: Seq
     )
 
 
-def build_student(config: MNConfig, parts: StockParts, joint: Joint) -> CoTrainer:
+def build_distillation(config: MNConfig, parts: StockParts, joint: Joint) -> CoTrainer:
     """Put a frozen joint model before nnU-Net's 3D network. It teaches along a random one of its axes in each step."""
     frozen = joint.eval().requires_grad_(False)
     sampler = SliceSampler(axes=frozen.axes, generator=_generator(config, parts.ranks))
@@ -130,7 +160,7 @@ def build_student(config: MNConfig, parts: StockParts, joint: Joint) -> CoTraine
         weight_2d=frozen.weight_2d,
     )
     return CoTrainer(
-        student_3d=parts.student(config),
+        student_3d=parts.student_3d(config),
         teacher=teacher,
         labels=parts.labels,
         sampler=sampler,
@@ -139,9 +169,11 @@ def build_student(config: MNConfig, parts: StockParts, joint: Joint) -> CoTraine
     )
 
 
-def _student_2d(config: MNConfig, parts: StockParts, in_channels: int) -> Student:
+def _student_2d(config: MNConfig, parts: StockParts, in_channels: int, intensities: Intensities | None) -> Student:
     device, ranks, autocast = parts.device, parts.ranks, autocast_type(config.precision, parts.device)
-    network = build_network_2d(config, in_channels=in_channels, num_classes=parts.labels.num_channels).to(device)
+    network = build_network_2d(
+        config, in_channels=in_channels, num_classes=parts.labels.num_channels, intensities=intensities
+    ).to(device)
     ranks.take_from_first([*network.parameters(), *network.buffers()])
     if autocast is not None:
         hold_frozen_weights(network, autocast)

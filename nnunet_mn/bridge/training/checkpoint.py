@@ -64,9 +64,8 @@ def remove_leftovers(folder: Path) -> None:
 
 def check_network(weights: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
     """Raise an MNError unless a checkpoint's weights fit a network. The error names the first different tensors."""
-    plain = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     remedy = "it was trained with other plans or classes: put them back, or move the checkpoint away"
-    check_fit(plain, network.state_dict(), source=f"the checkpoint {path}", remedy=remedy)
+    check_fit(weights, network.state_dict(), source=f"the checkpoint {path}", remedy=remedy)
 
 
 def seed_all(seed: int | None) -> None:

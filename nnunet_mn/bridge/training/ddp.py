@@ -23,11 +23,6 @@ def find_ranks(device: torch.device) -> Ranks:
     return Ranks(dist.group.WORLD, device)
 
 
-def number_of_ranks(ranks: Ranks) -> int:
-    """How many processes share each batch."""
-    return 1 if ranks.group is None else dist.get_world_size(ranks.group)
-
-
 def own_seed(seed: int | None, rank: int, done: int = 0) -> int | None:
     """The seed of one rank after some iterations. Each rank, and each resumed training, must draw its own samples."""
     return None if seed is None else (seed + rank + MANY_RANKS * done) % 2**32
@@ -46,21 +41,13 @@ def refuse_ranks(batch_size: int) -> None:
 
 def part_of_batch(ranks: Ranks, samples: int) -> range:
     """This rank's samples as a range of the whole batch. `samples` is their number."""
-    if ranks.group is None:
-        return range(samples)
-    sizes: list[int] = [0] * dist.get_world_size(ranks.group)
-    dist.all_gather_object(sizes, samples, group=ranks.group)
-    before = sum(sizes[: dist.get_rank(ranks.group)])
+    before = sum(ranks.gather(samples)[: ranks.own])
     return range(before, before + samples)
 
 
 def cases_of_all_ranks(cases: Iterable[str], ranks: Ranks) -> list[str]:
     """The names of a joint batch's cases, from the names of each rank's part. All ranks must ask."""
-    parts: list[list[str]] = [[str(case) for case in cases]]
-    if ranks.group is not None:
-        parts *= dist.get_world_size(ranks.group)
-        dist.all_gather_object(parts, parts[0], group=ranks.group)
-    return [case for part in parts for case in part]
+    return [case for part in ranks.gather([str(case) for case in cases]) for case in part]
 
 
 class RankedLoader:

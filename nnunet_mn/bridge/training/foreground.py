@@ -11,16 +11,16 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import Value
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.cases.preprocessed import Cases
 from nnunet_mn.bridge.files import write_arrays
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
@@ -32,16 +32,6 @@ TIME_SHARE = 0.02  # of a training, for all its refreshes
 # An iteration costs this many forward passes of a patch for each sample: forward and backward of both networks.
 PASSES_PER_SAMPLE = 6
 NEVER = -1
-
-
-class Volumes(Protocol):
-    """nnU-Net's dataset of unlabeled cases."""
-
-    identifiers: list[str]
-
-    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image, segmentation, previous stage's segmentation and properties."""
-        ...
 
 
 class ForegroundLocations:
@@ -122,7 +112,7 @@ class ForegroundLocations:
 
 def refresh(
     locations: ForegroundLocations,
-    cases: Volumes,
+    cases: Cases,
     predict: Callable[[Tensor], Tensor],
     *,
     position: int,
@@ -157,13 +147,12 @@ def refresh(
     names = sorted(cases.identifiers)
     if len(names) > most_cases:
         names = sorted(rng.choice(names, most_cases, replace=False).tolist())
-    rank, n_ranks = (0, 1) if ranks.group is None else (dist.get_rank(ranks.group), dist.get_world_size(ranks.group))
     located: dict[str, list[np.ndarray]] = {}
     failed: list[str] = []
-    for first in range(0, len(names), n_ranks):
+    for own_names in ranks.rounds(names):
         if ranks.any(bool(stop())):
             return "M&N: the search for foreground in unlabeled cases was given up, since the training is to stop"
-        for name in names[first + rank : first + rank + 1]:  # empty when no names are left
+        for name in own_names:
             image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
             own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
             try:
@@ -174,8 +163,8 @@ def refresh(
                 failed.append(f"'{name}' ({error})")
                 continue
             located[name] = [_sample(voxels, logits.shape[1:], own) for voxels in _foreground(logits, regions=regions)]
-    located = _of_all_ranks(located, ranks)
-    if rank == 0:
+    located = {name: voxels for part in ranks.gather(located) for name, voxels in part.items()}
+    if ranks.own == 0:
         locations.write(position, located)
     ranks.any(False)  # the file is there
     locations.use(position)
@@ -187,7 +176,7 @@ def refresh(
     )
 
 
-def affordable_cases(cases: Volumes, *, patch_size: Sequence[int], iterations: int, batch_size: int) -> int:
+def affordable_cases(cases: Cases, *, patch_size: Sequence[int], iterations: int, batch_size: int) -> int:
     """The number of cases at one refresh with which all refreshes take 2 % of the training.
 
     It counts windows of nnU-Net's sliding window, and is the same in every run.
@@ -204,14 +193,6 @@ def affordable_cases(cases: Volumes, *, patch_size: Sequence[int], iterations: i
     return int(np.clip(windows / steps.prod(1).mean(), FEWEST_CASES, MOST_CASES))
 
 
-def _of_all_ranks(located: dict[str, list[np.ndarray]], ranks: Ranks) -> dict[str, list[np.ndarray]]:
-    if ranks.group is None:
-        return located
-    parts: list[Any] = [None] * dist.get_world_size(ranks.group)
-    dist.all_gather_object(parts, located, group=ranks.group)
-    return {name: voxels for part in parts for name, voxels in part.items()}
-
-
 def sliding_window(trainer: Any, network: nn.Module) -> Callable[[Tensor], Tensor]:
     """nnU-Net's own prediction of a whole image by the network in training, without mirroring."""
     predictor = nnUNetPredictor(
@@ -226,7 +207,7 @@ def sliding_window(trainer: Any, network: nn.Module) -> Callable[[Tensor], Tenso
     return predict
 
 
-def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Volumes, *, position: int) -> None:
+def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Cases, *, position: int) -> None:
     """Refresh with the network that the trainer names, and leave it as it was."""
     network: nn.Module = trainer.foreground_network()
     was_training = network.training

@@ -100,9 +100,8 @@ def build_joint(
         MNError: when the weights do not fit, or the 2D network cannot be built here.
     """
     joint = joined.build()
-    plain = {name.removeprefix("module."): tensor for name, tensor in weights_3d.items()}
-    check_network(plain, joint.network_3d, file)
-    joint.network_3d.load_state_dict(plain)
+    check_network(weights_3d, joint.network_3d, file)
+    joint.network_3d.load_state_dict(weights_3d)
     rebuilt = cast(Network2D, joint.network_2d.network)
     rebuilt.load_state_dict(network_2d.state_dict())
     _check_rebuilt(rebuilt, network_2d)
@@ -111,7 +110,12 @@ def build_joint(
 
 def _trained_network_2d(mn: Mapping[str, Any], config: MNConfig, trained: TrainedPlans, file: Path) -> Network2D:
     """The 2D network of a training: pretrained weights, and the trained ones over them."""
-    network = build_network_2d(config, in_channels=trained.in_channels, num_classes=trained.num_classes)
+    network = build_network_2d(
+        config,
+        in_channels=trained.in_channels,
+        num_classes=trained.num_classes,
+        intensities=mn.get("intensities"),  # earlier versions had none
+    )
     if mn["frozen_hash"] != frozen_hash(network):
         raise MNError(
             f"the frozen weights of '{config.backbone}' here differ from those that {file} was trained with; put the "

@@ -3,7 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_mn.bridge.cases.preprocessed import Cases
 from nnunet_mn.bridge.last_word import WorkerFailures
 from nnunet_mn.bridge.training.foreground import ForegroundLocations
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
@@ -19,17 +20,6 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounts
 
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # from damaged files
-
-
-class Cases(Protocol):
-    """An nnU-Net dataset."""
-
-    identifiers: list[str]
-    source_folder: str
-
-    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image, segmentation, previous stage's segmentation and properties."""
-        ...
 
 
 class JointCases:
@@ -181,6 +171,11 @@ class MixedLoader(TellingLoader):
             raise
         except UNREADABLE as error:
             raise self._blame(error) from error
+        if list(batch["keys"]) != list(keys):  # else pseudo-masks would stand under labeled samples
+            raise MNError(
+                f"nnU-Net's loader drew {list(batch['keys'])}, not {list(keys)} as it was asked to: this version of "
+                f"nnunetv2 does not fit; install one that M&N was tried with"
+            )
         return batch
 
     def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Mapping[Any, Any], *args: Any) -> Any:

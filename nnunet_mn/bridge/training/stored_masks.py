@@ -7,13 +7,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_mn.bridge.cases.preprocessed import Cases
 from nnunet_mn.bridge.files import write_arrays
-from nnunet_mn.bridge.training.foreground import Volumes
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 
@@ -92,7 +91,7 @@ def to_labels(logits: Tensor, label_manager: LabelManager) -> np.ndarray:
 
 def store(
     masks: StoredMasks,
-    cases: Volumes,
+    cases: Cases,
     predict: Callable[[Tensor], np.ndarray],
     *,
     ranks: Ranks = ALONE,
@@ -112,10 +111,9 @@ def store(
         MNError: if a file cannot be written.
     """
     missing = [name for name in sorted(cases.identifiers) if not masks.has(name, cases.load_case(name)[0])]
-    rank, n_ranks = (0, 1) if ranks.group is None else (dist.get_rank(ranks.group), dist.get_world_size(ranks.group))
     ranks.any(False)  # all have looked
-    for first in tqdm(range(0, len(missing), n_ranks), desc="masks of the teacher", disable=rank > 0):
-        for name in missing[first + rank : first + rank + 1]:  # empty when no names are left
+    for names in tqdm(ranks.rounds(missing), desc="masks of the teacher", disable=ranks.own > 0):
+        for name in names:
             image = np.asarray(cases.load_case(name)[0][:], dtype=np.float32)
             masks.write(name, predict(torch.from_numpy(image)), image)
         ranks.any(False)  # the others have theirs, too

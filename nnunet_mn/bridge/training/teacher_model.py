@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders, read_json
+from nnunet_mn.bridge.model_folders import (
+    CHECKPOINT,
+    JOINT_TRAINER,
+    MN_TRAINER,
+    STUDENT_TRAINER,
+    ModelFolders,
+    read_json,
+)
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.training.checkpoint import check_network
 from nnunet_mn.bridge.training.joint_model import JointModel, build_joint, joint_model, plans_of, read_trained
@@ -16,7 +23,6 @@ from nnunet_mn.networks import Network2D
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import hash_of
 
-STUDENT, TEACHER = "nnUNetTrainerMNStudent", "nnUNetTrainerMN"
 _SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
 
 
@@ -72,7 +78,7 @@ def joined_with_student(
     mn, own = checkpoint["mn"], plans_of(file, folders.configuration)
     named = Layer(str(file), {"teacher_folder": mn["config"]["teacher_folder"]})
     fold = file.parent.name.removeprefix("fold_")
-    teacher = load(replace(folders, trainer=TEACHER), fold, resolve(named, environment_layer()), like=own)
+    teacher = load(replace(folders, trainer=MN_TRAINER), fold, resolve(named, environment_layer()), like=own)
     if teacher.weights_hash != mn["teacher_hash"]:
         raise MNError(
             f"{teacher.source} is not the model that taught {file}; name that one's folder in nnUNet_mn_teacher_folder"
@@ -103,7 +109,8 @@ def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
 
 def _is_of_a_student(folders: ModelFolders) -> bool:
     """Whether the joint model holds a student's 3D network."""
-    return trainer_of(read_json(folders.joint / "plans.json", "configurations"), folders.configuration) == STUDENT
+    plans = read_json(folders.joint / "plans.json", "configurations")
+    return trainer_of(plans, folders.configuration) == STUDENT_TRAINER
 
 
 def _check_configuration(content: Mapping[str, Any], file: Path, configuration: str) -> None:
@@ -119,9 +126,7 @@ def _check_of_training(joint: Joint, file: Path, trained: Path) -> None:
     """Raise an MNError if the joint model of this fold is of an earlier training, or of a trainer of another length."""
     if not trained.is_file():
         return
-    weights = {
-        name.removeprefix("module."): one for name, one in read_by_environment(trained)["network_weights"].items()
-    }
+    weights = read_by_environment(trained)["network_weights"]
     if hash_of(joint.network_3d.state_dict().items()) != hash_of(weights.items()):
         raise MNError(
             f"the joint model {file} is of another training than {trained}; run 'nnunet-mn join --force' for this one, "
