@@ -197,7 +197,7 @@ def preprocess(
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
     for warning in found.warnings:
         typer.echo(warning)
-    write_wanted(planned.cases.unlabeled, found.held)
+    write_wanted(planned.cases.unlabeled, found.names_by_source)
     done = preprocess_unlabeled(
         found.cases,
         planned,

@@ -501,12 +501,12 @@ def test_without_raw_data_exactly_the_recorded_names_count(tmp_path: Path) -> No
     touch(raw / "imagesUn", "u", "a", "new")
     splits = [entry(), entry(["b"])]
     assert "removed" in names(find(None, folder, splits=splits))  # an older version left no record
-    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).held)
+    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).names_by_source)
     assert names(find(None, folder, splits=splits)) == names(find(raw, folder, splits=splits)) == ["new", "u"]
     (raw / "imagesUn" / "u_0000.nii.gz").unlink()
     (raw / "imagesUn" / "new_0000.nii.gz").unlink()
     touch(raw / "imagesUn", "w")
-    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).held)
+    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).names_by_source)
     assert names(find(None, folder, splits=splits)) == ["w"]
 
 
@@ -514,7 +514,7 @@ def test_recorded_names_of_other_sources_stay(tmp_path: Path) -> None:
     touch(tmp_path / "imagesUn", "u")
     touch(tmp_path / "imagesTs", "t")
     for sources in (("imagesTs",), None):
-        write_wanted(tmp_path / "x_unlabeled", find(tmp_path, sources=sources).held)
+        write_wanted(tmp_path / "x_unlabeled", find(tmp_path, sources=sources).names_by_source)
     put_preprocessed(tmp_path / "x_unlabeled", "u", "t")
     assert names(find(None, tmp_path / "x")) == ["u"]
     assert names(find(None, tmp_path / "x", sources=("imagesTs",))) == ["t"]
@@ -525,7 +525,7 @@ def test_broken_record_of_names_is_named_and_written_anew(tmp_path: Path) -> Non
     (tmp_path / "x_unlabeled.wanted.json").write_text("[1")
     with pytest.raises(MNError, match=r"x_unlabeled.wanted.json cannot be read .*delete it"):
         find(None, tmp_path / "x")
-    write_wanted(tmp_path / "x_unlabeled", find(tmp_path).held)
+    write_wanted(tmp_path / "x_unlabeled", find(tmp_path).names_by_source)
     assert names(find(None, tmp_path / "x")) == ["u"]
 
 
@@ -533,7 +533,7 @@ def test_record_of_names_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     touch(tmp_path / "imagesUn", "u")
     (tmp_path / "x_unlabeled.wanted.json").mkdir()
     with pytest.raises(MNError, match=r"x_unlabeled.wanted.json cannot be written \(Is a directory\)"):
-        write_wanted(tmp_path / "x_unlabeled", find(tmp_path).held)
+        write_wanted(tmp_path / "x_unlabeled", find(tmp_path).names_by_source)
 
 
 def test_raw_data_without_images_are_as_none(tmp_path: Path) -> None:
@@ -543,7 +543,7 @@ def test_raw_data_without_images_are_as_none(tmp_path: Path) -> None:
     touch(raw / "imagesTs", "t")
     put_preprocessed(tmp_path / "x_unlabeled", "u", "w")
     splits = [entry(unlabeled=["u"])]
-    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).held)
+    write_wanted(tmp_path / "x_unlabeled", find(raw, folder, splits=splits).names_by_source)
     for gone in ("imagesTr", "imagesUn", "imagesTs"):
         shutil.rmtree(raw / gone)
         assert names(find(raw, folder, splits=splits)) == ["u", "w"]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from nnunet_mn.bridge.training import foreground
-from nnunet_mn.bridge.training.foreground import NEVER, ForegroundLocations, refresh
+from nnunet_mn.bridge.training.foreground import NEVER, ForegroundLocations, refresh, take_from_masks
 from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
+from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 SHAPE = (12, 14, 16)
@@ -47,6 +48,22 @@ def _refresh(locations: ForegroundLocations, *names: str, position: int = 20, **
 @pytest.fixture
 def locations(tmp_path: Path) -> ForegroundLocations:
     return ForegroundLocations(tmp_path / "fold_0", [1, 2], iterations_per_epoch=8)
+
+
+def test_locations_may_come_from_stored_masks_and_nothing_is_predicted(tmp_path: Path) -> None:
+    locations = ForegroundLocations(tmp_path, [(1, 2), 2], iterations_per_epoch=8)
+    masks, cases = StoredMasks(tmp_path, "a" * 64), Volumes("a", "empty")
+    for name in cases.identifiers:
+        image = cases.load_case(name)[0]
+        masks.write(name, 2 * image[0], image)
+    line = take_from_masks(locations, cases, masks, position=0, seed=0)
+    assert "foreground of 2 unlabeled cases" in line
+    mask = np.zeros(SHAPE, bool)
+    mask[ORGAN] = True
+    for key in ((1, 2), 2):
+        assert sorted(map(tuple, locations.of("a")[key][:, 1:])) == sorted(map(tuple, np.argwhere(mask)))
+    assert locations.of("empty") == {}
+    assert locations.position == 0
 
 
 def test_locations_are_foreground_voxels_under_nnunets_keys(locations: ForegroundLocations) -> None:

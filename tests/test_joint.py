@@ -161,10 +161,15 @@ def mean_by_hand(model: Model, volume: Tensor) -> Tensor:
     load_learned_state(network_2d, mn["network_2d"])
     network_2d.eval()
     to_probabilities: Callable[[Tensor], Tensor] = torch.sigmoid if labels.has_regions else lambda x: x.softmax(1)
+    standardized = volume.clone()
+    for channel, scheme in enumerate(predictor.configuration_manager.normalization_schemes):
+        if scheme == "NoNormalization":
+            raw = predictor.plans_manager.foreground_intensity_properties_per_channel[str(channel)]
+            standardized[:, channel] = (volume[:, channel] - raw["mean"]) / raw["std"]
     with torch.no_grad():
         of_2d = torch.zeros(())
         for axis in (0, 1, 2):
-            slices = volume.transpose(2, 2 + axis).unbind(2)
+            slices = standardized.transpose(2, 2 + axis).unbind(2)
             probabilities = torch.stack([to_probabilities(network_2d(one)) for one in slices], dim=2)
             of_2d = of_2d + probabilities.transpose(2, 2 + axis) / 3
         return (to_probabilities(predictor.network(volume)) + of_2d) / 2

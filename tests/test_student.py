@@ -126,6 +126,7 @@ def test_stored_masks_are_made_once_and_stand_in_for_labels(site: Any, train: An
     n = len(site.names["unlabeled"])
     assert f"{n} cases are stored in" in output
     assert f"{n} of them were missing" in output
+    assert f"foreground of {n} unlabeled cases taken from the teacher's masks" in output
     content = _checkpoint(site)
     (folder,) = site.fold.glob("masks_of_*")
     assert content["mn"]["teacher_hash"].startswith(folder.name.removeprefix("masks_of_"))

@@ -245,6 +245,10 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         """The network for finding foreground in whole unlabeled cases: volume -> logits, or a list of them."""
         return self.cotrainer.student_3d.network
 
+    def find_foreground(self, position: int) -> None:
+        """Find the foreground of unlabeled cases for their crops, after so many iterations."""
+        foreground.refresh_from_trainer(self, self.foreground, self.unlabeled_cases, position=position)
+
     def stored_masks(self) -> StoredMasks | None:
         """Masks in place of the unlabeled cases' labels, made before the first batch. None: they are made online."""
         return None
@@ -409,7 +413,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
     def _refresh_foreground(self) -> None:
         due = self.schedule.refresh_due(self._position())
         if self.mn_config.foreground_crops and due > self.foreground.position:
-            foreground.refresh_from_trainer(self, self.foreground, self.unlabeled_cases, position=due)
+            self.find_foreground(due)
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
 
@@ -753,6 +757,17 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
             f"{masks.folder}; {n} of them were missing"
         )
         return masks
+
+    def find_foreground(self, position: int) -> None:
+        if not self._stores_masks:
+            super().find_foreground(position)
+            return
+        masks = StoredMasks(Path(self.output_folder), self.teacher_hash)
+        line = foreground.take_from_masks(
+            self.foreground, self.unlabeled_cases, masks, position=position, seed=self.mn_config.seed or 0,
+            ranks=self.ranks,
+        )  # fmt: skip
+        self.print_to_log_file(line)
 
     def number_with_masks(self, batch: dict[str, Any]) -> int:
         return len(batch["data"]) if self._stores_masks else super().number_with_masks(batch)

@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
     cases: list[UnlabeledCase]
     warnings: list[str]
-    held: dict[str, list[str]]
+    names_by_source: dict[str, list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +130,12 @@ def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Foun
     labeled = frozenset(roles.labeled)
     found: dict[str, UnlabeledCase] = {}
     warnings: list[str] = []
-    held: dict[str, list[str]] = {}
+    names_by_source: dict[str, list[str]] = {}
     for source in sources:
         cases, more = source.find(raw, roles)
         warnings += more
         if source.name != LISTED.name:
-            held[source.name] = [case.name for case in cases]
+            names_by_source[source.name] = [case.name for case in cases]
         for case in cases:
             if case.name in roles.validated:
                 raise MNError(f"{case.images[0]} is called like the validation case '{case.name}'; rename or remove it")
@@ -145,7 +145,7 @@ def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Foun
                 _check_same(case.images, found[case.name].images, case.name, same)
             else:
                 found[case.name] = case
-    return Found(list(found.values()), warnings, held)
+    return Found(list(found.values()), warnings, names_by_source)
 
 
 def _check_same(

@@ -17,12 +17,12 @@ from nnunet_mn.errors import MNError
 class UnlabeledCases:
     """The unlabeled cases of a fold, by name, and warnings for the user.
 
-    `held` are all names in each searched folder of images. `write_wanted` records them.
+    `names_by_source` are all names in each searched folder of images. `write_wanted` records them.
     """
 
     cases: tuple[UnlabeledCase, ...]
     warnings: tuple[str, ...]
-    held: dict[str, list[str]] = field(default_factory=dict)
+    names_by_source: dict[str, list[str]] = field(default_factory=dict)
 
 
 @refusals_told()
@@ -43,18 +43,18 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
         raise MNError(
             f"{name_some(both)} cannot be unlabeled and labeled or validation cases at once; correct {SPLITS}"
         )
-    cases, warnings, held = search(folders, roles, sources or USUAL)
+    cases, warnings, names_by_source = search(folders, roles, sources or USUAL)
     filled = filled_folders(folders.raw, USUAL) if folders.raw is not None else []
     if not cases and sources is None and not filled:
-        cases, more, also_held = search(folders, roles, LAST_RESORTS)
-        warnings, held = warnings + more, held | also_held
+        cases, more, more_names = search(folders, roles, LAST_RESORTS)
+        warnings, names_by_source = warnings + more, names_by_source | more_names
     if not cases:
         raise MNError(_no_unlabeled_case(roles.fold, sources, filled, warnings))
     for source in SOURCES:
         n = sum(case.source == source.name for case in cases)
         if n and source.warning:
             warnings.append(source.warning.format(n=n))
-    return UnlabeledCases(tuple(sorted(cases, key=lambda case: case.name)), tuple(warnings), held)
+    return UnlabeledCases(tuple(sorted(cases, key=lambda case: case.name)), tuple(warnings), names_by_source)
 
 
 def _no_unlabeled_case(fold: int | str, sources: tuple[str, ...] | None, filled: list[str], warnings: list[str]) -> str:

@@ -30,19 +30,19 @@ def read_wanted(folder: Path) -> dict[str, list[str]] | None:
         ) from error
 
 
-def write_wanted(folder: Path, held: Mapping[str, list[str]]) -> None:
+def write_wanted(folder: Path, names_by_source: Mapping[str, list[str]]) -> None:
     """Record the names in folders of images. Other folders keep their entry.
 
     Args:
         folder: of the preprocessed unlabeled cases.
-        held: names by source. It is empty without raw data.
+        names_by_source: names of cases by source. It is empty without raw data.
     """
     try:
         old = read_wanted(folder)
     except MNError:  # a broken record is written anew
         old = None
-    new = {**(old or {}), **held}
-    if held and new != old and os.access(folder.parent, os.W_OK):
+    new = {**(old or {}), **names_by_source}
+    if names_by_source and new != old and os.access(folder.parent, os.W_OK):
         try:
             write_whole(_file(folder), json.dumps(new, indent=1) + "\n")
         except OSError as error:

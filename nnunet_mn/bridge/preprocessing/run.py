@@ -58,7 +58,7 @@ def prepare_unlabeled(
     found = find_unlabeled(planned.cases, roles, sources)
     for warning in found.warnings:
         log(warning)
-    write_wanted(planned.cases.unlabeled, found.held)
+    write_wanted(planned.cases.unlabeled, found.names_by_source)
     done = preprocess_unlabeled(found.cases, planned, num_processes=num_processes, log=log)
     for warning in check_sound_and_no_copies(planned, roles, done.names):
         log(warning)

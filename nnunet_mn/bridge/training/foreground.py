@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.preprocessed import Cases
 from nnunet_mn.bridge.files import write_arrays
+from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import REFRESHES
@@ -174,6 +175,37 @@ def refresh(
         f"M&N: foreground of {len(located)} unlabeled cases located in {time.monotonic() - start:.1f} s; "
         f"{empty} of them show none to the 3D network: their crops stay random{problem}"
     )
+
+
+def take_from_masks(
+    locations: ForegroundLocations, cases: Cases, masks: StoredMasks, *, position: int, seed: int, ranks: Ranks = ALONE
+) -> str:
+    """Keep the foreground locations of stored masks. Nothing is predicted.
+
+    Args:
+        locations: keeps what was found, in a file.
+        cases: preprocessed unlabeled cases; each has a mask.
+        masks: of the cases.
+        position: iterations done.
+        seed: of the draws.
+        ranks: the first one writes, and the others wait for it.
+
+    Returns:
+        A line for the log.
+
+    Raises:
+        MNError: if a mask cannot be read, or the file cannot be written.
+    """
+    located: dict[str, list[np.ndarray]] = {}
+    for name in sorted(cases.identifiers) if ranks.own == 0 else ():
+        (mask,) = masks.of(name, np.asarray(cases.load_case(name)[1][:]))
+        own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
+        located[name] = [_sample(np.flatnonzero(np.isin(mask, key)), mask.shape, own) for key in locations.keys]
+    if ranks.own == 0:
+        locations.write(position, located)
+    ranks.any(False)  # the file is there
+    locations.use(position)
+    return f"M&N: foreground of {len(cases.identifiers)} unlabeled cases taken from the teacher's masks"
 
 
 def affordable_cases(cases: Cases, *, patch_size: Sequence[int], iterations: int, batch_size: int) -> int:
