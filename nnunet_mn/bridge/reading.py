@@ -122,7 +122,7 @@ def check_pretrained(arguments: Sequence[str], *, trust: bool) -> None:
     """Read the file of nnU-Net's `-pretrained_weights` before stock does. Stock would run its code.
 
     Args:
-        arguments: of the command. Stock tells a trainer nothing of this one.
+        arguments: of the command. Stock tells a trainer nothing of this one, so a call from Python is not checked.
         trust: see `read`.
 
     Raises:
