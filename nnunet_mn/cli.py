@@ -191,9 +191,11 @@ def preprocess(
     from nnunet_mn.bridge.cases.planned import load_planned
     from nnunet_mn.bridge.cases.unlabeled import find_unlabeled_of_all_folds
     from nnunet_mn.bridge.cases.wanted import write_wanted
+    from nnunet_mn.bridge.planning.checks import check_co_trainable
     from nnunet_mn.bridge.preprocessing.run import preprocess_unlabeled
 
     planned = load_planned(find_dataset(dataset), plans=plans, configuration=configuration)
+    check_co_trainable(planned.configuration_manager, configuration, planned.config())
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
     for warning in found.warnings:
         typer.echo(warning)

@@ -72,6 +72,13 @@ def test_a_split_without_unlabeled_lists_reads_as_one_with_empty_lists(tmp_path:
     assert read_splits(tmp_path, None) == ([entry()], [])
 
 
+def test_a_misspelled_list_is_told_and_another_key_is_not(tmp_path: Path) -> None:
+    folder = write_splits(tmp_path, [{"train": ["a"], "val": ["v"], "unlabeld": ["b"], "comment": ["c"]}])
+    splits, (warning,) = read_splits(folder, None)
+    assert splits == [{"train": ["a"], "val": ["v"], "unlabeled": []}]
+    assert warning.endswith("has a list 'unlabeld', which is not read; did you mean 'unlabeled'?")
+
+
 def test_no_split_file_is_no_error(tmp_path: Path) -> None:
     assert read_splits(tmp_path, tmp_path / "raw") == (None, [])
 

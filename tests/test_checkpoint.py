@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from nnunet_mn.bridge.reading import mn_part, read
-from nnunet_mn.bridge.training.checkpoint import random_state, remove_leftovers, restore_random_state, save
+from nnunet_mn.bridge.training.checkpoint import (
+    EARLIER,
+    keep_earlier,
+    random_state,
+    remove_leftovers,
+    restore_random_state,
+    save,
+)
 from nnunet_mn.errors import MNError
 
 STOCK = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainerMN", "init_args": {"device": "cpu"}}
@@ -21,6 +28,13 @@ def load_mn(path: Path) -> dict[str, Any]:
 
 def _write_stock(file: io.BytesIO) -> None:
     torch.save(STOCK, file)
+
+
+def test_what_an_unfinished_training_left_is_kept_under_another_name(tmp_path: Path) -> None:
+    assert not keep_earlier(tmp_path)
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"state")
+    assert keep_earlier(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {EARLIER: b"state"}
 
 
 def test_a_checkpoint_is_stocks_with_one_more_key_and_a_built_in_trainer(tmp_path: Path) -> None:

@@ -453,6 +453,23 @@ def test_cases_that_training_would_preprocess_are_noted_with_the_command(fresh_p
     assert f"preprocess 3 cases at its start, unless you run 'nnunet-mn preprocess -d {dataset.name}" in notes
 
 
+def test_cases_that_are_left_out_do_not_count_and_changed_images_are_noted(fresh_planned_dataset, cases_alone) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    image = dataset.raw / "imagesUn" / f"{dataset.unlabeled[0]}_0000.nii.gz"
+    arguments = ["preprocess", "-d", dataset.name, "-np", "1"]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    assert "3 cases of all folds are preprocessed" in findings(check_dataset(dataset.name, **DOCTOR), "good")
+    image.write_bytes(image.read_bytes()[:3000])
+    notes = findings(check_dataset(dataset.name, **DOCTOR), "note")
+    assert "training will preprocess 1 cases at its start" in notes
+    assert "only then is it known whether they can be read and are no copies of validation cases" in notes
+    assert CliRunner().invoke(cli.app, [*arguments, "--skip-bad"]).exit_code == 0
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert "3 labeled, 2 val, 2 unlabeled" in findings(rows, "good")
+    assert "2 cases of all folds are preprocessed" in findings(rows, "good")
+    assert f"left out by --skip-bad: {dataset.unlabeled[0]}" in findings(rows, "note")
+
+
 def test_copy_of_a_val_image_under_another_name_is_bad(fresh_planned_dataset) -> None:
     dataset = fresh_planned_dataset(layout="imagesUn")
     shutil.copy(

@@ -516,6 +516,7 @@ def test_a_case_that_turns_bad_leaves_no_old_voxels(bench: Bench, volume_tools: 
     bench.case("u", nan(array))
     assert bench.run([case], skip_bad=True).names == ()
     assert not bench.written()
+    assert list(bench.folder.iterdir()) == []  # nor the rest of the case
 
 
 # ---- writing

@@ -294,6 +294,23 @@ def test_lost_foreground_locations_are_found_anew(
     assert _foreground_files(again)[0] == "foreground_epoch_0000_iteration_0003.npz"
 
 
+def test_a_new_training_keeps_what_an_unfinished_one_left_and_says_so(
+    trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any
+) -> None:
+    trainings.adopt(killed)
+    anew = trainings.trainer(planned_dataset())
+    before = (Path(anew.output_folder) / "checkpoint_latest.pth").read_bytes()
+    _stop_after(anew, epochs=1)
+    assert (Path(anew.output_folder) / "checkpoint_before_restart.pth").read_bytes() == before
+    assert "name that file checkpoint_latest.pth again and add --c" in Path(anew.log_file).read_text()
+    goes_on = trainings.trainer(planned_dataset(), go_on=True)
+    goes_on.on_train_start()
+    goes_on.stopping.finish_loaders()
+    goes_on.stopping.stop_listening()
+    goes_on.lock.release()
+    assert "M&N goes on in epoch 1 after iteration 0" in Path(goes_on.log_file).read_text()
+
+
 @pytest.mark.parametrize("labels", ["regions", "ignore"])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_regions_ignore_label_and_several_channels_train(

@@ -292,10 +292,14 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if self.resumed is not None:
             self._refuse_to_continue(self.resumed)
         elif self.asked_to_continue:
-            self._say_that_nothing_is_continued()
+            self._warn(
+                f"--c was given, but there is no checkpoint in {self.output_folder}: a new training starts at epoch 0"
+            )
         if self.local_rank == 0:  # the ranks of a training are one owner
             self.lock.acquire()
             checkpoint.remove_leftovers(Path(self.output_folder))
+            if self.resumed is None and not self.disable_checkpointing:
+                self._keep_earlier_training()
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         self.foreground = foreground.ForegroundLocations(
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
@@ -546,16 +550,23 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self.print_to_log_file(f"M&N: {change}")
         self._restore_own(mn)
         self.iteration, self.train_outputs = mn["iteration"], mn["train_outputs"]
+        self.print_to_log_file(f"M&N goes on in epoch {self.current_epoch} after iteration {self.iteration}")
         if not self.foreground.use(mn.get("foreground", foreground.NEVER)):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
-    def _say_that_nothing_is_continued(self) -> None:
+    def _keep_earlier_training(self) -> None:
+        """Without --c nnU-Net begins anew, and would write over what an unfinished training has left."""
+        if checkpoint.keep_earlier(Path(self.output_folder)):
+            self._warn(
+                f"a new training starts at epoch 0. {self.output_folder} has the state of an earlier one: it is kept "
+                f"as {checkpoint.EARLIER}. To go on with it, stop this training, name that file checkpoint_latest.pth "
+                f"again and add --c"
+            )
+
+    def _warn(self, text: str) -> None:
+        """Log a warning that nobody overlooks."""
         line = "#" * 100
-        self.print_to_log_file(
-            f"\n{line}\nWARNING: --c was given, but there is no checkpoint in {self.output_folder}: a new training "
-            f"starts at epoch 0\n{line}",
-            add_timestamp=False,
-        )
+        self.print_to_log_file(f"\n{line}\nWARNING: {text}\n{line}", add_timestamp=False)
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 
@@ -573,10 +584,12 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.stopping.finish_loaders()
         self.ranks.any(False)  # wait for the writing rank: when one process ends, torch ends the others
         reason = self.stopping.signal_name() or "a signal to another process"
-        raise SystemExit(
+        last = (
             f"M&N stopped on {reason} in epoch {self.current_epoch} after iteration {self.iteration} of "
             f"{self.iterations}; run the same command with --c to go on"
         )
+        self.print_to_log_file(last, also_print_to_console=False)
+        raise SystemExit(last)
 
     def _tell(self, error: Exception) -> None:
         """Log the error. If a loader's worker has told an MNError, raise it."""

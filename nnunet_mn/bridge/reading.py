@@ -1,6 +1,7 @@
 """Reads nnU-Net's checkpoints as data: no file can run code."""
 
 import argparse
+import errno
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ def read(path: Path, *, trust: bool = False, remedy: str = GO_ON) -> dict[str, A
     except FileNotFoundError as error:
         raise MNError(f"there is no checkpoint {path}: {remedy}") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch, of a file that was cut off
+            raise _refusal(path, error, remedy) from error
         raise MNError(f"the checkpoint {path} cannot be read ({error}): look at its rights and its disk") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise _refusal(path, error, remedy) from error

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -109,6 +109,12 @@ class Manifest:
             return Record.from_line(self._lines[name][1])
         except (ValueError, KeyError, TypeError):
             return None  # of another version: the case counts as unrecorded
+
+
+def left_out(folder: Path, names: Iterable[str]) -> set[str]:
+    """Those of the names whose images are recorded as bad, in the `_unlabeled` folder."""
+    manifest = Manifest.read(folder)
+    return {name for name in names if (record := manifest.get(name)) is not None and record.skipped is not None}
 
 
 def append(file: Path, record: Record) -> None:

@@ -1,6 +1,8 @@
 """A planned dataset: its folders, its plans, and one configuration of them."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,8 +71,17 @@ def load_planned(folders: DatasetFolders, *, plans: str, configuration: str) -> 
 
 def _other_plans(folders: DatasetFolders, plans: str) -> str:
     """Advice to take other plans of the dataset, if there are any."""
-    others = sorted({file.stem for file in folders.preprocessed.glob("*Plans*.json")} - {plans})
+    others = sorted({file.stem for file in folders.preprocessed.glob("*Plans*.json") if _are_plans(file)} - {plans})
     return f", or name plans that are there with -p: {', '.join(others)}" if others else ""
+
+
+def _are_plans(file: Path) -> bool:
+    """Other files beside plans have such names, too."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "configurations" in content
 
 
 def planned_configuration(plans: dict[str, Any], configuration: str) -> ConfigurationManager:

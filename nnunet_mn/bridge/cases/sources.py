@@ -75,7 +75,8 @@ class SplitList(Source):
         for name, images in found.items():
             if images is None and raw.has_training_images:
                 raise MNError(
-                    f"{SPLITS} lists '{name}' under 'unlabeled', but {raw.folder} has no image of it; add or remove it"
+                    f"{SPLITS} lists '{name}' under 'unlabeled', but imagesTr of {raw.folder} has no image of it; add "
+                    f"one, or take the name off the list: cases of imagesUn need no list"
                 )
         return [UnlabeledCase(name, images or (), self.name) for name, images in found.items()], []
 

@@ -1,6 +1,7 @@
 """The split file: reading and checking it. Needs no torch."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ def _check_entry(entry: Any, where: str) -> tuple[Split, list[str]]:
             raise MNError(
                 f"{where} lists {name_some(both)} under 'unlabeled' and '{key}'; remove them from one of the two"
             )
-    # Stock nnU-Net takes such a split with a remark, so it is no error of ours either.
+    # Stock nnU-Net takes such splits, the first one with a remark, so they are no errors of ours either.
     both = sorted(set(lists["train"]) & set(lists["val"]))
-    return lists, [f"WARNING: {where} lists {name_some(both)} under 'train' and 'val'"] if both else []
+    warnings = [f"WARNING: {where} lists {name_some(both)} under 'train' and 'val'"] if both else []
+    for key in sorted(set(entry) - set(PARTS)):
+        if meant := get_close_matches(key, PARTS, n=1):
+            warnings.append(f"WARNING: {where} has a list '{key}', which is not read; did you mean '{meant[0]}'?")
+    return lists, warnings

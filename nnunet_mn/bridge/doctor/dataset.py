@@ -8,7 +8,7 @@ import torch
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
 from nnunet_mn.bridge.cases.images import fault_of_path, name_some
-from nnunet_mn.bridge.cases.manifest import Manifest
+from nnunet_mn.bridge.cases.manifest import left_out
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.raw_images import RawImages
@@ -21,7 +21,8 @@ from nnunet_mn.bridge.doctor.page import Row, examine
 from nnunet_mn.bridge.planning.checks import check_co_trainable
 from nnunet_mn.bridge.planning.cost_model import cost_of_planned
 from nnunet_mn.bridge.planning.measure import GIB
-from nnunet_mn.bridge.preprocessing.run import check_sound_and_no_copies
+from nnunet_mn.bridge.preprocessing.run import check_any_is_left, check_sound_and_no_copies, settings_of
+from nnunet_mn.bridge.preprocessing.to_do import survey
 from nnunet_mn.errors import MNError
 
 TIGHT = 0.85  # share of the card; the estimate may be a tenth too low, and other processes take memory too
@@ -41,8 +42,10 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
         yield Row("bad", "dataset", str(error))
         yield from examine("labels", functools.partial(check_labels, folders.raw))
         return
-    yield from examine("plans", functools.partial(check_plans, planned))
-    yield from examine("GPU memory", functools.partial(check_memory, planned))
+    of_plans = examine("plans", functools.partial(check_plans, planned))
+    yield from of_plans
+    if all(row.state == "good" for row in of_plans):
+        yield from examine("GPU memory", functools.partial(check_memory, planned))
     yield from examine("2D weights", lambda: check_weights(planned.config()))
     yield from (_note("splits", warning) for warning in warnings)
     if splits is None:
@@ -117,6 +120,8 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
         return [_note(topic, f"{counts}, no unlabeled: for nnUNetTrainer or nnUNetTrainerMNLabeledOnly")]
     found = find_unlabeled(cases, roles, planned.config().unlabeled_sources)
     names = {case.name for case in found.cases}
+    names -= left_out(cases.unlabeled, names)
+    check_any_is_left(names)
     done = names & complete_cases(cases.unlabeled)
     alike = check_sound_and_no_copies(planned, roles, done)
     notes = [_note(topic, text) for text in (*roles.warnings, *found.warnings, *alike)]
@@ -132,15 +137,19 @@ def _is_supervised(cases: CaseFolders, of_fold: Roles, of_all: Roles) -> bool:
 def check_unlabeled(planned: PlannedDataset) -> list[Row]:
     """How many of the unlabeled cases of all folds are preprocessed, and whether an image cannot be opened."""
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
-    names = {case.name for case in found.cases}
-    records = Manifest.read(planned.cases.unlabeled)
-    skipped = {name for name in names if (record := records.get(name)) is not None and record.skipped is not None}
+    skipped = left_out(planned.cases.unlabeled, [case.name for case in found.cases])
     images = [image for case in found.cases if case.name not in skipped for image in case.images]
     if faults := [fault for fault in map(fault_of_path, images) if fault is not None]:
         raise MNError(f"{name_some(faults)}; or leave them out with `nnunet-mn preprocess --skip-bad`")
-    missing = len(names - skipped - complete_cases(planned.cases.unlabeled))
-    if not missing:
-        return [Row("good", "unlabeled", f"{len(names)} cases of all folds are preprocessed")]
+    state = survey(found.cases, planned.cases.unlabeled, settings_of(planned))
+    notes = [_note("unlabeled", f"left out by --skip-bad: {name_some(sorted(state.skipped))}")] if state.skipped else []
+    if not state.to_do:
+        n = len(found.cases) - len(state.skipped)
+        return [Row("good", "unlabeled", f"{n} cases of all folds are preprocessed"), *notes]
     plans = planned.plans_manager.plans_name
     command = f"nnunet-mn preprocess -d {planned.folders.name} -c {planned.configuration} -p {plans}"
-    return [_note("unlabeled", f"training will preprocess {missing} cases at its start, unless you run '{command}'")]
+    text = (
+        f"training will preprocess {len(state.to_do)} cases at its start, unless you run '{command}'. They are new or "
+        f"changed: only then is it known whether they can be read and are no copies of validation cases"
+    )
+    return [_note("unlabeled", text), *notes]

@@ -60,9 +60,16 @@ def prepare_unlabeled(
         log(warning)
     write_wanted(planned.cases.unlabeled, found.names_by_source)
     done = preprocess_unlabeled(found.cases, planned, num_processes=num_processes, log=log)
+    check_any_is_left(done.names)
     for warning in check_sound_and_no_copies(planned, roles, done.names):
         log(warning)
     return done
+
+
+def check_any_is_left(names: Collection[str]) -> None:
+    """Raise an MNError if no unlabeled case is left to train on."""
+    if not names:
+        raise MNError("every unlabeled case was left out by --skip-bad: mend their images, or add others")
 
 
 @refusals_told()
@@ -124,7 +131,7 @@ def preprocess_unlabeled(
     mine = sorted(cases, key=lambda case: case.name)[part_id::num_parts]
     folder, description = planned.cases.unlabeled, planned.dataset_json
     plans, configuration = planned.plans_manager.plans, planned.configuration_manager
-    settings = settings_hash(plans, configuration.configuration, description)
+    settings = settings_of(planned)
     found, part = survey(mine, folder, settings), Part(folder, part_id, num_parts)
     if found.to_do:
         try:
@@ -144,6 +151,12 @@ def preprocess_unlabeled(
     for name, reason in found.skipped.items():
         log(f"WARNING: the unlabeled case '{name}' is left out: {reason}")
     return Preprocessed(tuple(c.name for c in mine if c.name not in found.skipped), found.skipped)
+
+
+def settings_of(planned: PlannedDataset) -> str:
+    """A hash of all that decides how a case is preprocessed."""
+    configuration = planned.configuration_manager.configuration
+    return settings_hash(planned.plans_manager.plans, configuration, planned.dataset_json)
 
 
 def _make_folder(folder: Path) -> None:
@@ -188,7 +201,8 @@ def _run(job: Job, cases: Sequence[UnlabeledCase], processes: int, manifest: Pat
                 continue
             bad[record.name] = record.skipped
             if skip_bad:
-                (job.folder / f"{record.name}.b2nd").unlink(missing_ok=True)  # the image was good once
+                for ending in (".b2nd", "_seg.b2nd", ".pkl"):  # the image was good once
+                    (job.folder / f"{record.name}{ending}").unlink(missing_ok=True)
                 append(manifest, record)
             elif len(bad) == MOST_BAD:
                 break

@@ -15,6 +15,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
+EARLIER = "checkpoint_before_restart.pth"
 
 
 def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
@@ -53,6 +54,19 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
             f"the checkpoint {path} could not be written ({error}): the previous one is whole; free some space and "
             f"continue with --c"
         ) from error
+
+
+def keep_earlier(folder: Path) -> bool:
+    """Keep the state of an unfinished training under another name, before a new one replaces it.
+
+    Returns:
+        Whether there was one.
+    """
+    latest = folder / "checkpoint_latest.pth"
+    if not latest.is_file():
+        return False
+    latest.replace(folder / EARLIER)
+    return True
 
 
 def remove_leftovers(folder: Path) -> None:
