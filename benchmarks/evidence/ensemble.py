@@ -1,10 +1,9 @@
 """nnU-Net's own ensemble of two models, which its users know: predict with each, average, evaluate."""
 
-import json
 from pathlib import Path
 
 from evidence.runs import Run
-from evidence.training import link, predict
+from evidence.training import predict
 from evidence.workspace import Workspace
 
 from nnunet_mn.bridge.stock_commands import run_stock
@@ -18,12 +17,7 @@ def ensemble(run: Run, space: Workspace) -> Path:
     """
     folder = run.fold_folder(space)
     images, output = folder / "images", folder / "validation"
-    images.mkdir(parents=True, exist_ok=True)
-    description = space.dataset / "dataset.json"
-    ending = json.loads(description.read_bytes())["file_ending"]
-    for case in json.loads((space.dataset / "splits_final.json").read_bytes())[run.fold]["val"]:
-        for image in (space.dataset / "imagesTr").glob(f"{case}_????{ending}"):
-            link(image, images)
+    space.link_images(space.split(run.fold)["val"], images)
     predictions = []
     for name in run.method.ensemble_of:
         predictions.append(folder / name)
@@ -32,6 +26,6 @@ def ensemble(run: Run, space: Workspace) -> Path:
     average = ["nnUNetv2_ensemble", "-i", *map(str, predictions), "-o", str(output), "-np", "1"]
     run_stock(average, environment=environment, log=log)
     evaluate = ["nnUNetv2_evaluate_folder", str(space.dataset / "labelsTr"), str(output), "--chill", "-np", "1"]
-    evaluate += ["-djfile", str(description), "-pfile", str(predictions[0] / "plans.json")]
+    evaluate += ["-djfile", str(space.dataset / "dataset.json"), "-pfile", str(predictions[0] / "plans.json")]
     run_stock(evaluate, environment=environment, log=log)
     return folder

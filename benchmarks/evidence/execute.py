@@ -1,7 +1,6 @@
 """One run from its training to its record."""
 
 import datetime
-import json
 import math
 import time
 from collections.abc import Callable
@@ -41,17 +40,16 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: 
         folder = train(run, where, on_epoch, until)
     seconds = time.monotonic() - start
     scores = records.score(folder / "validation" / "summary.json", space.dataset / "labelsTr")
-    splits = json.loads((space.dataset / "splits_final.json").read_bytes())
     return records.Record(
         dataset=space.dataset.name,
         method=run.method.name,
         fold=run.fold,
         seed=run.seed,
-        n_labeled=len(splits[run.fold]["train"]),
+        n_labeled=len(space.split(run.fold)["train"]),
         scale=scale_key(space.scale),
         updates=space.scale.updates,
         seconds=round(seconds, 1),
-        config=_config(folder / CHECKPOINT, run, space.scale),
+        config=run.settings(space.scale) if run.method.ensemble_of else _config(folder / CHECKPOINT, run, space.scale),
         versions=package_versions(),
         date=datetime.date.today().isoformat(),
         dice=scores.dice,
@@ -62,7 +60,7 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: 
 
 def _config(checkpoint: Path, run: Run, scale: Scale) -> dict[str, Any]:
     """M&N's resolved settings from the checkpoint; for other trainers the given ones."""
-    stored = read(checkpoint).get("mn") if checkpoint.exists() else None  # an ensemble has none
+    stored = read(checkpoint).get("mn")
     if stored is None:
         return run.settings(scale)
     return {name: value for name, value in stored["config"].items() if name != "teacher_folder"}  # of this machine

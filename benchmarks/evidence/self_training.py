@@ -6,8 +6,8 @@ from pathlib import Path
 
 from evidence.methods import BASELINE, METHODS, Method
 from evidence.runs import Run, note_settings
-from evidence.training import link, predict, train
-from evidence.workspace import Workspace, trainings_key
+from evidence.training import predict, train
+from evidence.workspace import Workspace, link, trainings_key
 
 from nnunet_mn.bridge.files import write_whole
 
@@ -16,19 +16,14 @@ def pseudo_labeled(run: Run, space: Workspace, until: float) -> Workspace:
     """A copy of the dataset with the labeled-only model's predictions as the unlabeled cases' labels."""
     folder = space.folder / "self_training" / trainings_key(space.scale) / f"fold{run.fold}_seed{run.seed}"
     dataset = folder / "nnUNet_raw" / space.dataset.name
-    teacher = Run(method=METHODS[_teacher(run.method)], fold=run.fold, seed=run.seed)
+    teacher = run.other(_teacher(run.method))
     note_settings(folder, teacher.resolved(space.scale))  # its masks stay when its training is deleted
     train(teacher, space, lambda epoch: None, until)
-    split = json.loads((space.dataset / "splits_final.json").read_bytes())[run.fold]
-    description = json.loads((space.dataset / "dataset.json").read_bytes())
+    split, description = space.split(run.fold), space.description
     ending = description["file_ending"]
-    for part in ("imagesTr", "labelsTr", "unlabeled"):
-        (folder / part if part == "unlabeled" else dataset / part).mkdir(parents=True, exist_ok=True)
-    for case in split["train"] + split["val"] + split["unlabeled"]:
-        for image in (space.dataset / "imagesTr").glob(f"{case}_????{ending}"):
-            link(image, dataset / "imagesTr")
-            if case in split["unlabeled"]:
-                link(image, folder / "unlabeled")
+    space.link_images(split["train"] + split["val"] + split["unlabeled"], dataset / "imagesTr")
+    space.link_images(split["unlabeled"], folder / "unlabeled")
+    (dataset / "labelsTr").mkdir(exist_ok=True)
     for case in split["train"] + split["val"]:
         link(space.dataset / "labelsTr" / f"{case}{ending}", dataset / "labelsTr")
     predict(teacher, space, folder / "unlabeled", dataset / "labelsTr")

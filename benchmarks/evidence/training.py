@@ -119,10 +119,3 @@ def predict(run: Run, space: Workspace, images: Path, output: Path, *options: st
     command += ["-npp", "1", "-nps", "1", "-i", str(images), "-o", str(output), "--continue_prediction", *options]
     log = space.log(f"{run.name}_predict_{images.name}")
     run_stock(command, environment=space.environment({}, run=run.owner.name), log=log)
-
-
-def link(file: Path, folder: Path) -> None:
-    """Link a file into a folder."""
-    target = folder / file.name
-    if not target.exists():
-        target.symlink_to(file.resolve())

@@ -82,6 +82,25 @@ class Workspace:
     def dataset_id(self) -> str:
         return str(int(self.dataset.name[len("Dataset") :][:3]))
 
+    def split(self, fold: int) -> dict[str, list[str]]:
+        """The names of a fold's cases: `train`, `val` and `unlabeled`."""
+        found: dict[str, list[str]] = json.loads((self.dataset / "splits_final.json").read_bytes())[fold]
+        return found
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The dataset's `dataset.json`."""
+        found: dict[str, Any] = json.loads((self.dataset / "dataset.json").read_bytes())
+        return found
+
+    def link_images(self, cases: Sequence[str], folder: Path) -> None:
+        """Link the images of cases into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        ending = self.description["file_ending"]
+        for case in cases:
+            for image in (self.dataset / "imagesTr").glob(f"{case}_????{ending}"):
+                link(image, folder)
+
     @property
     def preprocessed(self) -> Path:
         return self.folder / "nnUNet_preprocessed" / self.dataset.name
@@ -151,6 +170,13 @@ class Workspace:
 
     def _planning_environment(self) -> dict[str, str]:
         return {**self.environment({}, run="none"), "nnUNet_n_proc_DA": "1"}  # planning crashes with 0
+
+
+def link(file: Path, folder: Path) -> None:
+    """Link a file into a folder."""
+    target = folder / file.name
+    if not target.exists():
+        target.symlink_to(file.resolve())
 
 
 def scale_key(scale: Scale) -> str:

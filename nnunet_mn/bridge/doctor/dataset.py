@@ -137,11 +137,10 @@ def _is_supervised(cases: CaseFolders, of_fold: Roles, of_all: Roles) -> bool:
 def check_unlabeled(planned: PlannedDataset) -> list[Row]:
     """How many of the unlabeled cases of all folds are preprocessed, and whether an image cannot be opened."""
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
-    skipped = left_out(planned.cases.unlabeled, [case.name for case in found.cases])
-    images = [image for case in found.cases if case.name not in skipped for image in case.images]
+    state = survey(found.cases, planned.cases.unlabeled, settings_of(planned))
+    images = [image for case in state.to_do for image in case.images]
     if faults := [fault for fault in map(fault_of_path, images) if fault is not None]:
         raise MNError(f"{name_some(faults)}; or leave them out with `nnunet-mn preprocess --skip-bad`")
-    state = survey(found.cases, planned.cases.unlabeled, settings_of(planned))
     notes = [_note("unlabeled", f"left out by --skip-bad: {name_some(sorted(state.skipped))}")] if state.skipped else []
     if not state.to_do:
         n = len(found.cases) - len(state.skipped)

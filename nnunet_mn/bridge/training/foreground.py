@@ -155,7 +155,7 @@ def refresh(
             return "M&N: the search for foreground in unlabeled cases was given up, since the training is to stop"
         for name in own_names:
             image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
-            own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
+            own = _generator(name, seed, position)
             try:
                 logits = predict(image)
             except torch.cuda.OutOfMemoryError:
@@ -165,10 +165,7 @@ def refresh(
                 continue
             located[name] = [_sample(voxels, logits.shape[1:], own) for voxels in _foreground(logits, regions=regions)]
     located = {name: voxels for part in ranks.gather(located) for name, voxels in part.items()}
-    if ranks.own == 0:
-        locations.write(position, located)
-    ranks.any(False)  # the file is there
-    locations.use(position)
+    _hand_out(locations, located, position, ranks)
     empty = sum(not any(len(voxels) for voxels in all_) for all_ in located.values())
     problem = f". WARNING: {len(failed)} could not be predicted: {name_some(failed)}" if failed else ""
     return (
@@ -199,12 +196,9 @@ def take_from_masks(
     located: dict[str, list[np.ndarray]] = {}
     for name in sorted(cases.identifiers) if ranks.own == 0 else ():
         (mask,) = masks.of(name, np.asarray(cases.load_case(name)[1][:]))
-        own = np.random.default_rng([seed, position, zlib.crc32(name.encode())])
+        own = _generator(name, seed, position)
         located[name] = [_sample(np.flatnonzero(np.isin(mask, key)), mask.shape, own) for key in locations.keys]
-    if ranks.own == 0:
-        locations.write(position, located)
-    ranks.any(False)  # the file is there
-    locations.use(position)
+    _hand_out(locations, located, position, ranks)
     return f"M&N: foreground of {len(cases.identifiers)} unlabeled cases taken from the teacher's masks"
 
 
@@ -270,6 +264,21 @@ def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Ca
 def location_keys(labels: LabelManager) -> list[Any]:
     """nnU-Net's keys of `class_locations` in the order of the network's foreground channels."""
     return list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
+
+
+def _hand_out(
+    locations: ForegroundLocations, located: Mapping[str, Sequence[np.ndarray]], position: int, ranks: Ranks
+) -> None:
+    """The first rank writes the locations, and all use them."""
+    if ranks.own == 0:
+        locations.write(position, located)
+    ranks.any(False)  # the file is there
+    locations.use(position)
+
+
+def _generator(case: str, seed: int, position: int) -> np.random.Generator:
+    """A case's own draws: they do not depend on the other cases."""
+    return np.random.default_rng([seed, position, zlib.crc32(case.encode())])
 
 
 def _foreground(logits: Tensor, *, regions: bool) -> list[np.ndarray]:
