@@ -106,8 +106,6 @@ class MNConfig:
             the same dataset, plans and configuration.
         student_masks: of `nnUNetTrainerMNStudent`: soft masks of each augmented sample, made in each step (`online`),
             or hard masks of whole cases, made once (`stored`). Stored ones replace half of each labeled batch.
-        strong_view: the students see unlabeled samples with other contrast, brightness, sharpness and noise; the
-            teacher sees them without (`strong_view.StrongView`).
         slice_axes: the 2D network's axes in a volume: the `first` (of largest spacing), as in the paper, or `auto`: all
             three if voxels are nearly cubes. In each step it then draws one at random to teach along, and one to learn
             along.
@@ -148,7 +146,6 @@ class MNConfig:
     teacher: Literal["both", "other"] = "both"
     teacher_folder: str | None = field(default=None, metadata=_NAME)
     student_masks: Literal["online", "stored"] = "online"
-    strong_view: bool = False
     slice_axes: Literal["auto", "first"] = "auto"
     slice_step: int = field(default=8, metadata=_POSITIVE)
     slices_per_forward: int | None = field(default=None, metadata=_POSITIVE)

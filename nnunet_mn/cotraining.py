@@ -126,8 +126,6 @@ class CoTrainer:
         teacher: makes the masks of unlabeled samples.
         labels: how labels become channels.
         sampler: draws the slices for the 2D network.
-        strong_view: of unlabeled volumes for the students, such as a `StrongView`; the teacher sees them as they
-            are. None: the students see them so, too.
         autocast: the precision of all forward passes; losses and soft masks are fp32.
     """
 
@@ -136,7 +134,6 @@ class CoTrainer:
     teacher: Teacher
     labels: LabelSpace
     sampler: SliceSampler = field(default_factory=SliceSampler)
-    strong_view: Callable[[Tensor], Tensor] | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def step(
@@ -156,12 +153,8 @@ class CoTrainer:
         Returns:
             The loss of each student.
         """
-        passes, known = split_passes(len(volumes), n_labeled, unlabeled_weight), None
-        if self.strong_view is not None:  # also without unlabeled samples: all ranks draw as many numbers
-            with self.autocast():
-                known = self.teacher(volumes[n_labeled:], None)
-            volumes = torch.cat([volumes[:n_labeled], self.strong_view(volumes[n_labeled:])])
-        masks = [self._teach_3d(volumes, targets, one, known) for one in passes]
+        passes = split_passes(len(volumes), n_labeled, unlabeled_weight)
+        masks = [self._teach_3d(volumes, targets, one) for one in passes]
         if self.student_2d is not None:
             with without_search():
                 self._teach_2d(self.student_2d, volumes, targets[0], list(zip(passes, masks, strict=True)))
@@ -178,23 +171,13 @@ class CoTrainer:
         """The 3D student, and the 2D one if there is one."""
         return (self.student_3d,) if self.student_2d is None else (self.student_3d, self.student_2d)
 
-    def _teach_3d(
-        self, volumes: Tensor, targets: Sequence[Tensor], one: Pass, known: PseudoMasks | None
-    ) -> PseudoMasks:
-        """Let the 3D network learn from one pass. Its activations are gone when this returns.
-
-        Args:
-            known: the masks of all unlabeled samples of the batch, if the teacher has made them already.
-        """
+    def _teach_3d(self, volumes: Tensor, targets: Sequence[Tensor], one: Pass) -> PseudoMasks:
+        """Let the 3D network learn from one pass. Its activations are gone when this returns."""
         with self.autocast():
             outputs = self.student_3d.network(volumes[one.first : one.last])
             if isinstance(outputs, Tensor):  # without deep supervision
                 outputs = [outputs]
-            unlabeled = volumes[one.first + one.n_labeled : one.last]
-            if known is None:
-                masks = self.teacher(unlabeled, outputs[0][one.n_labeled :].detach())
-            else:  # all unlabeled samples are in one pass
-                masks = PseudoMasks(*(mask[: len(unlabeled)] for mask in known))
+            masks = self.teacher(volumes[one.first + one.n_labeled : one.last], outputs[0][one.n_labeled :].detach())
         targets = [target[one.first : one.last] for target in targets]
         self.student_3d.learn(outputs, combine_scales(targets, masks.for_3d, self.labels), weight=one.weight)
         return masks

@@ -10,7 +10,6 @@ from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.slices import SliceSampler
-from nnunet_mn.strong_view import StrongView
 from nnunet_mn.targets import LabelSpace, SoftTarget
 from nnunet_mn.teaching import FrozenPair, MeanOfBoth, OtherNetwork, Teacher, pseudo_mask
 
@@ -341,44 +340,12 @@ def test_a_3d_network_may_learn_alone_from_a_frozen_pair() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, _weights(pair), strict=True))
 
 
-def _recording(loss: Any, targets_seen: list[Tensor]) -> Any:
-    """A loss that keeps the finest target of each call."""
-
-    def record(outputs: Any, targets: Any) -> Any:
-        targets_seen.append(targets[0].values)
-        return loss(outputs, targets)
-
-    return record
-
-
-@pytest.mark.parametrize("weight", [None, 0.5])
-def test_students_see_a_stronger_view_of_unlabeled_samples_and_the_teacher_does_not(weight: float | None) -> None:
-    """Both learn from the masks of the volumes as they are. Labeled samples stay as they are for all."""
-    volumes, targets = _batch()
-    strong, plain = _trainer(teacher=MeanOfBoth), _trainer(teacher=MeanOfBoth)
-    masks = plain.teacher(volumes[2:], None)
-    strong.strong_view = lambda unlabeled: 2 * unlabeled + 1
-    seen: list[Tensor] = []
-    strong.student_3d.network.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    taught: list[Tensor] = []
-    for student in strong.students:
-        student.loss = _recording(student.loss, taught)
-    strong.step(volumes, targets, n_labeled=2, unlabeled_weight=weight)
-    assert torch.equal(seen[0], volumes[2:])  # the teacher
-    assert torch.equal(torch.cat(seen[1:]), torch.cat([volumes[:2], 2 * volumes[2:] + 1]))
-    truth = torch.cat([_one_hot(targets[0][:2]), masks.for_3d])
-    of_3d, of_2d = taught[: len(taught) // 2], taught[len(taught) // 2 :]
-    torch.testing.assert_close(torch.cat(of_3d), truth)
-    torch.testing.assert_close(torch.cat(of_2d), truth)
-
-
 @pytest.mark.parametrize("n_labeled", [0, 1, 4])
 def test_ranks_with_and_without_unlabeled_samples_draw_as_many_numbers(n_labeled: int) -> None:
     """Where unlabeled samples replace labeled ones, one rank may have none. All must see the same slices."""
     states = []
     for n in (n_labeled, 2):
         trainer = _trainer(axes=(0, 1, 2))
-        trainer.strong_view = StrongView(generator=trainer.sampler.generator)
         volumes, targets = _batch()
         trainer.step(volumes, targets, n_labeled=n)
         states.append(trainer.sampler.generator.get_state())

@@ -237,18 +237,6 @@ def test_a_cluster_that_takes_the_machine_away_costs_nothing(
     assert _same(_without_times(_checkpoint(finished)["logging"]), _without_times(_checkpoint(part)["logging"]))
 
 
-def test_a_training_with_a_strong_view_goes_on_as_if_it_had_not_stopped(
-    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
-) -> None:
-    dataset = planned_dataset()
-    whole = trainings.run(dataset, name="whole", strong_view=True)
-    _stop_after(trainings.trainer(dataset, strong_view=True), epochs=1)
-    part = trainings.run(dataset, go_on=True, strong_view=True)
-    assert _same(_checkpoint(whole)["network_weights"], _checkpoint(part)["network_weights"])
-    assert _same(_checkpoint(whole)["mn"], _checkpoint(part)["mn"])
-    assert not _same(_checkpoint(whole)["network_weights"], _checkpoint(finished)["network_weights"])
-
-
 def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
     trainings: Trainings, fresh_planned_dataset: Callable[..., Any], finished: Any, volume_tools: Any
 ) -> None:

@@ -242,25 +242,15 @@ _ALL = (
     _ablation(
         "mn-every-fourth-slice", "the 2D network learns from every fourth slice, not from every eighth", slice_step="4"
     ),
-    _ablation(
+    _kept(
         "mn-strong-view",
         "the students see unlabeled samples with other contrast, brightness, sharpness and noise than the teacher",
-        strong_view="true",
+        of=OURS,
     ),
-    Method(
-        name="joint-of-strong-view",
-        trainer="nnUNetTrainerMNJoint",
-        text="both networks of `mn-strong-view` predict together",
-        joins="mn-strong-view",
-        ablation_of=JOINT,
-    ),
-    Method(
-        name="student-of-strong-view",
-        trainer=_STUDENT,
-        text="taught by both networks of `mn-strong-view`, and sees such samples itself",
-        settings={**_ADAMW, "strong_view": "true"},
-        taught_by="mn-strong-view",
-        ablation_of=STUDENT,
+    _kept(
+        "student-of-strong-view",
+        "taught by both networks of `mn-strong-view`, and sees such samples itself",
+        of=STUDENT,
     ),
     _kept(
         _SMALLER_SLICES,

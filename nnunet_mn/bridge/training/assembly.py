@@ -24,7 +24,6 @@ from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.ranks import Ranks
 from nnunet_mn.schedule import scale_learning_rates
 from nnunet_mn.slices import SliceSampler, SliceWise
-from nnunet_mn.strong_view import StrongView
 from nnunet_mn.targets import LabelSpace
 from nnunet_mn.teaching import FrozenPair, MeanOfBoth, OtherNetwork
 
@@ -143,7 +142,6 @@ def build_cotraining(
         teacher=teacher,
         labels=parts.labels,
         sampler=sampler,
-        strong_view=StrongView(generator=sampler.generator) if config.strong_view else None,
         autocast=_autocast(config, parts.device),
     )
 
@@ -164,7 +162,6 @@ def build_distillation(config: MNConfig, parts: StockParts, joint: Joint) -> CoT
         teacher=teacher,
         labels=parts.labels,
         sampler=sampler,
-        strong_view=StrongView(generator=sampler.generator) if config.strong_view else None,
         autocast=_autocast(config, parts.device),
     )
 
