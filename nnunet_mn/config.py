@@ -4,6 +4,7 @@ import os
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NamedTuple
 
@@ -203,9 +204,9 @@ def resolve(*layers: Layer) -> MNConfig:
             if name in REMOVED:
                 raise MNError(f"{layer.source} sets '{name}' to {raw!r}, but M&N no longer has it: {REMOVED[name]}")
             if name not in _FIELDS:
-                raise MNError(
-                    f"{layer.source} sets '{name}' to {raw!r}, but M&N has no such field; allowed: {', '.join(_FIELDS)}"
-                )
+                near = get_close_matches(name.lower(), _FIELDS, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(_FIELDS)}"
+                raise MNError(f"{layer.source} sets '{name}' to {raw!r}, but M&N has no such field; {hint}")
             values[name] = _check(name, _convert(name, raw), source=layer.source)
             if name == "trust_checkpoints" and values[name] and layer.source != ENVIRONMENT:  # plans come from anybody
                 raise MNError(f"{layer.source} sets '{name}', which {ENVIRONMENT} alone may: remove it there")
@@ -216,7 +217,15 @@ def resolve(*layers: Layer) -> MNConfig:
 
 
 def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
-    """The settings in environment variables named `nnUNet_mn_<field>`."""
+    """The settings in environment variables named `nnUNet_mn_<field>`.
+
+    Raises:
+        MNError: if upper and lower case in a name are not as here: the setting would be lost without a word.
+    """
+    names = {f"{ENVIRONMENT_PREFIX}{name}".lower(): f"{ENVIRONMENT_PREFIX}{name}" for name in _FIELDS}
+    for name in environ:
+        if (right := names.get(name.lower(), name)) != name:
+            raise MNError(f"the environment sets {name}, which M&N does not read: name it {right}")
     found = {k[len(ENVIRONMENT_PREFIX) :]: v for k, v in environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
     return Layer(ENVIRONMENT, found)
 
@@ -251,7 +260,7 @@ def _convert(name: str, raw: Any) -> Any:
 def _check(name: str, value: Any, *, source: str) -> Any:
     """Return the value if the field accepts it."""
     (kind,), optional = _options(name)
-    allowed = _FIELDS[name].metadata.get("allowed", f"of type {getattr(kind, '__name__', kind)}")
+    allowed = _FIELDS[name].metadata.get("allowed", "true or false" if kind is bool else f"of type {kind.__name__}")
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         allowed, fits = f"one of {', '.join(choices)}", value in choices

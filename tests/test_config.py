@@ -49,6 +49,16 @@ def test_environment_variables_are_read_by_prefix_and_converted() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["nnunet_mn_epochs", "NNUNET_MN_EPOCHS", "nnUnet_mn_Epochs", "nnUNet_mn_EPOCHS"])
+def test_a_variable_in_other_letters_is_refused_and_its_right_name_told(name: str) -> None:
+    with pytest.raises(MNError, match=f"sets {name}, which M&N does not read: name it nnUNet_mn_epochs"):
+        environment_layer({name: "3"})
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    assert environment_layer({"NNUNET_MN_CACHE": "x", "nnUNet_raw": "y", "nnunet_mnist_epochs": "3"}).values == {}
+
+
 def test_a_configuration_survives_json() -> None:
     config = MNConfig(epochs=3, unlabeled_sources=("split",), seed=0)
     assert resolve(Layer("file", json.loads(json.dumps(config.to_dict())))) == config
@@ -57,7 +67,10 @@ def test_a_configuration_survives_json() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("epoch", 3, "has no such field"),
+        ("epoch", 3, "has no such field; did you mean 'epochs'?"),
+        ("slice_setp", 3, "has no such field; did you mean 'slice_step'?"),
+        ("colour", 3, "has no such field; allowed: backbone, "),
+        ("join", "maybe", "allowed is true or false"),
         ("epochs", 0, "an integer of at least 1"),
         ("epochs", "many", "an integer of at least 1"),
         ("epochs", 2.5, "an integer of at least 1"),
@@ -79,7 +92,7 @@ def test_a_configuration_survives_json() -> None:
         ("backbone", 3, "of type str"),
         ("unlabeled_sources", "imagesVal", "split, imagesUn, imagesTs"),
         ("unlabeled_sources", 3, "split, imagesUn, imagesTs"),
-        ("foreground_crops", "yes", "of type bool"),
+        ("foreground_crops", "yes", "true or false"),
     ],
 )
 def test_a_bad_value_is_named_with_its_field_source_and_remedy(field: str, value: object, allowed: str) -> None:
