@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py run DATASET_FOLDER --work FOLDER [--methods nnunet,mn] [--folds 0,3,4] [--seeds 0]
     python benchmarks/accuracy.py run DATASET_FOLDER --work FOLDER --device cuda --planned --minutes 55
     python benchmarks/accuracy.py table [--half report]
+    python benchmarks/accuracy.py compare student mn
 
 DATASET_FOLDER is a raw nnU-Net dataset with the key `unlabeled` in splits_final.json. Every method gets the same
 number of updates of the same 3D network, plans and patches. The final checkpoint counts, nothing is selected. Finished
@@ -155,6 +156,22 @@ def table(
         typer.echo(f"\n{_heading(chosen)}\n\nHalf: {half}.\n\n{_tables(chosen, cast(records.Half, half))}\n")
     if write:
         _write_report(found)
+
+
+@app.command()
+def compare(
+    method: Annotated[str, typer.Argument(help="a method with records")],
+    base: Annotated[str, typer.Argument(help="the method to compare it with")],
+) -> None:
+    """Print the differences of two methods, as docs/evidence.md quotes them."""
+    found = records.read(RECORDS)
+    known = sorted({r.method for r in found})
+    if unknown := {method, base} - set(known):
+        raise MNError(f"'{min(unknown)}' has no record; allowed: {', '.join(known)}")
+    for group in _groups(found):
+        ours, theirs = ([r for r in _of_group(found, group) if r.method == name] for name in (method, base))
+        if rows := tables.comparison(ours, theirs):
+            typer.echo(f"\n{group[0]}, {group[1]} updates, {group[2]}\n\n{rows}")
 
 
 Group = tuple[str, int, str]  # dataset, updates, scale

@@ -192,6 +192,15 @@ def test_table_names_every_method_with_its_mean_and_spread(tmp_path: Path) -> No
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_two_methods_are_compared_by_label_set_and_by_number_of_labels() -> None:
+    ours = [record("mn", fold=fold, n_labeled=n, dice=0.8) for fold, n in ((0, 4), (3, 4), (1, 8), (2, 16))]
+    theirs = [record("nnunet", fold=fold, n_labeled=n, dice=0.7) for fold, n in ((0, 4), (3, 4), (1, 8), (4, 4))]
+    rows = tables.comparison(ours, theirs).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 0", "| 3", "| 0, 3", "| 1"]
+    assert all(row.count("+0.100 [+0.100, +0.100] better") == 2 for row in rows)
+    assert tables.comparison(ours, [record("nnunet", fold=5)]) == ""
+
+
 def test_an_ablation_of_an_earlier_default_is_compared_with_that() -> None:
     found = [record("mn-replace", dice=0.9), record("mn-diffusion", dice=0.8), record("mn-two-3d", dice=0.7)]
     rows = tables.table(found, "tune").splitlines()
@@ -389,3 +398,27 @@ def test_the_evidence_page_says_which_ablations_were_trained_and_with_what_resul
         assert difference is not None
         better |= {name} if difference.verdict == "better" else set()
     assert better == set(re.findall(r"^- better than `[\w-]+` .*`(mn-[\w-]+)`", page, re.MULTILINE))
+
+
+def _tables_of_the_evidence_page() -> list[list[list[str]]]:
+    page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
+    found = re.findall(r"(?:^ *\|.*\n)+", page, re.MULTILINE)
+    return [[[cell.strip() for cell in row.strip()[1:-1].split("|")] for row in table.splitlines()] for table in found]
+
+
+def test_differences_in_the_tables_of_the_evidence_page_are_those_of_the_records() -> None:
+    found = [r for r in records.read(accuracy.RECORDS) if r.updates == 800]
+    n_checked = 0
+    for heading, _, *rows in _tables_of_the_evidence_page():
+        dataset = "Dataset005_LeftAtrium" if "left atrium" in heading[0] else "Dataset004_Hippocampus"
+        here = [r for r in found if r.dataset == dataset]
+        for row in rows:
+            folds = {int(fold) for fold in re.findall(r"fold (\d)", heading[0] + row[0])} or {0, 3, 4}
+            for title, cell in zip(heading, row, strict=True):
+                names = re.findall(r"`([\w-]+)`", f"{row[0]} {title}")
+                if " over `" not in f" {title}" or not cell:
+                    continue
+                method, base = ([r for r in here if r.method == name and r.fold in folds] for name in names[-2:])
+                assert cell == str(tables.paired_difference(method, base, "report")), (row[0], title)
+                n_checked += 1
+    assert n_checked > 50

@@ -51,6 +51,19 @@ def paired_difference(ours: Sequence[Record], theirs: Sequence[Record], half: Ha
     return Difference(mean=float(mean), low=float(low), high=float(high))
 
 
+def comparison(ours: Sequence[Record], theirs: Sequence[Record]) -> str:
+    """A table of two methods on their common label sets, with means of sets of one size; empty if they share none."""
+    sizes = {r.fold: r.n_labeled for r in ours if r.fold in {other.fold for other in theirs}}
+    by_size = [[fold for fold in sorted(sizes) if sizes[fold] == size] for size in sorted(set(sizes.values()))]
+    rows = ["| folds | tune | report |", "|---|---|---|"]
+    for folds in by_size:
+        for chosen in [[fold] for fold in folds] + [folds] * (len(folds) > 1):
+            mine, others = ([r for r in runs if r.fold in chosen] for runs in (ours, theirs))
+            tune, report = (paired_difference(mine, others, half) for half in ("tune", "report"))
+            rows.append(f"| {', '.join(map(str, chosen))} | {tune} | {report} |")
+    return "\n".join(rows) if sizes else ""
+
+
 def _mean_of_seeds(seeds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Means over cases and seeds drawn at random, `(RESAMPLES,)`."""
     resampled = [cases[rng.integers(len(cases), size=(RESAMPLES, len(cases)))].mean(1) for cases in seeds]
