@@ -10,7 +10,6 @@ import torch
 
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.checkpoint import (
-    EARLIER,
     keep_earlier,
     random_state,
     remove_leftovers,
@@ -30,11 +29,19 @@ def _write_stock(file: io.BytesIO) -> None:
     torch.save(STOCK, file)
 
 
-def test_what_an_unfinished_training_left_is_kept_under_another_name(tmp_path: Path) -> None:
-    assert not keep_earlier(tmp_path)
-    (tmp_path / "checkpoint_latest.pth").write_bytes(b"state")
-    assert keep_earlier(tmp_path)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {EARLIER: b"state"}
+def test_what_earlier_trainings_left_is_kept_in_a_folder_of_each(tmp_path: Path) -> None:
+    (tmp_path / "progress.png").write_bytes(b"picture")
+    (tmp_path / "validation").mkdir()
+    assert keep_earlier(tmp_path) is None
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"epoch 900")
+    assert keep_earlier(tmp_path) == tmp_path / "before_restart_1"
+    for name in ("latest", "best", "final"):
+        (tmp_path / f"checkpoint_{name}.pth").write_bytes(b"epoch 5")
+    assert keep_earlier(tmp_path) == tmp_path / "before_restart_2"
+    assert (tmp_path / "before_restart_1/checkpoint_latest.pth").read_bytes() == b"epoch 900"
+    assert (tmp_path / "before_restart_1/validation").is_dir()
+    assert len(list((tmp_path / "before_restart_2").iterdir())) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"progress.png", "before_restart_1", "before_restart_2"}
 
 
 def test_a_checkpoint_is_stocks_with_one_more_key_and_a_built_in_trainer(tmp_path: Path) -> None:

@@ -282,15 +282,19 @@ def test_lost_foreground_locations_are_found_anew(
     assert _foreground_files(again)[0] == "foreground_epoch_0000_iteration_0003.npz"
 
 
-def test_a_new_training_keeps_what_an_unfinished_one_left_and_says_so(
-    trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any
+@pytest.mark.parametrize(
+    ("fixture", "name"), [("killed", "checkpoint_latest.pth"), ("finished", "checkpoint_final.pth")]
+)
+def test_a_new_training_keeps_what_an_earlier_one_left_and_goes_on_from_its_own_state(
+    fixture: str, name: str, trainings: Trainings, planned_dataset: Callable[..., Any], request: pytest.FixtureRequest
 ) -> None:
-    trainings.adopt(killed)
+    trainings.adopt(request.getfixturevalue(fixture))
     anew = trainings.trainer(planned_dataset())
-    before = (Path(anew.output_folder) / "checkpoint_latest.pth").read_bytes()
+    before = (Path(anew.output_folder) / name).read_bytes()
     _stop_after(anew, epochs=1)
-    assert (Path(anew.output_folder) / "checkpoint_before_restart.pth").read_bytes() == before
-    assert "name that file checkpoint_latest.pth again and add --c" in Path(anew.log_file).read_text()
+    kept = Path(anew.output_folder) / "before_restart_1"
+    assert (kept / name).read_bytes() == before
+    assert f"What an earlier one left is kept in {kept}." in Path(anew.log_file).read_text()
     goes_on = trainings.trainer(planned_dataset(), go_on=True)
     goes_on.on_train_start()
     goes_on.stopping.finish_loaders()

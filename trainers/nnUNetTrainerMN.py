@@ -555,12 +555,11 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
     def _keep_earlier_training(self) -> None:
-        """Without --c nnU-Net begins anew, and would write over what an unfinished training has left."""
-        if checkpoint.keep_earlier(Path(self.output_folder)):
+        """Without --c nnU-Net begins anew. It would write over the earlier training's files, or later take them."""
+        if kept := checkpoint.keep_earlier(Path(self.output_folder)):
             self._warn(
-                f"a new training starts at epoch 0. {self.output_folder} has the state of an earlier one: it is kept "
-                f"as {checkpoint.EARLIER}. To go on with it, stop this training, name that file checkpoint_latest.pth "
-                f"again and add --c"
+                f"a new training starts at epoch 0. What an earlier one left is kept in {kept}. To go on with that "
+                f"one, stop this training, move those files back in place of the new ones and add --c"
             )
 
     def _warn(self, text: str) -> None:

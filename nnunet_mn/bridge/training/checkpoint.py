@@ -1,6 +1,7 @@
 """nnU-Net's checkpoint plus one key, `mn`. A kill during the writing leaves the old or the new file whole."""
 
 import io
+import itertools
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
-EARLIER = "checkpoint_before_restart.pth"
+# What a training leaves. Stock goes on from the first checkpoint of this list that it finds.
+_LEFT = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth", "validation")
 
 
 def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
@@ -56,17 +58,20 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
         ) from error
 
 
-def keep_earlier(folder: Path) -> bool:
-    """Keep the state of an unfinished training under another name, before a new one replaces it.
+def keep_earlier(folder: Path) -> Path | None:
+    """Move what an earlier training has left into a folder of its own, before a new training begins.
 
     Returns:
-        Whether there was one.
+        That folder, `before_restart_<n>`; None if there was no checkpoint.
     """
-    latest = folder / "checkpoint_latest.pth"
-    if not latest.is_file():
-        return False
-    latest.replace(folder / EARLIER)
-    return True
+    left = [path for name in _LEFT if (path := folder / name).exists()]
+    if not any(path.suffix == ".pth" for path in left):
+        return None
+    kept = next(path for n in itertools.count(1) if not (path := folder / f"before_restart_{n}").exists())
+    kept.mkdir()
+    for path in left:
+        path.rename(kept / path.name)
+    return kept
 
 
 def remove_leftovers(folder: Path) -> None:
