@@ -148,7 +148,8 @@ class UnlabeledCounts:
             alone; their number is then half of the batch.
         rounding: `floor` is the reference's. `diffusion` carries the rest to the next batch: batches of two, too, get
             unlabeled samples early. `auto` is `floor` for batches of four and more (docs/evidence.md).
-        ranks: processes of a batch. Samples on top are divided evenly among them.
+        ranks: processes of a batch. Samples on top are divided evenly among them: their number is a multiple of
+            `ranks`, and in the mean the same as for one.
     """
 
     def __init__(
@@ -164,11 +165,15 @@ class UnlabeledCounts:
         self.batch_size, self.on_top, self.ranks = batch_size, batch == "add", ranks
         fractions = [schedule.unlabeled_fraction(iteration) for iteration in range(schedule.total + 1)]
         if guidance == "weight":
-            counts = [max(1, batch_size // 2) if fraction > 0 else 0 for fraction in fractions]
+            counts = [
+                _in_ranks(max(1, batch_size // 2), ranks) * ranks if fraction > 0 else 0 for fraction in fractions
+            ]
         else:
             most = batch_size if self.on_top else batch_size - 1
             counts = _rounded([min(fraction * batch_size, most) for fraction in fractions], most, rounding, batch_size)
-        self._counts = [-(-count // ranks) * ranks for count in counts] if self.on_top else counts
+            if self.on_top:  # evenly among the ranks, and as many in the mean
+                counts = [n * ranks for n in _diffuse((n / ranks for n in counts), most=_in_ranks(batch_size, ranks))]
+        self._counts = counts
         self._weights = fractions if guidance == "weight" else [count / batch_size for count in self._counts]
 
     def of(self, iteration: int) -> int:
@@ -192,6 +197,11 @@ def _rounded(wanted: Sequence[float], most: int, rounding: Rounding, batch_size:
     if rounding == "auto":
         rounding = "floor" if batch_size >= FEWEST_TO_FLOOR else "diffusion"
     return [_floor(number) for number in wanted] if rounding == "floor" else list(_diffuse(wanted, most=most))
+
+
+def _in_ranks(samples: int, ranks: int) -> int:
+    """The largest part of some samples that are divided among ranks."""
+    return -(-samples // ranks)
 
 
 def _floor(wanted: float) -> int:

@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nnunet_mn.bridge.training.ddp import LoaderFailureError, RankedLoader
 from nnunet_mn.cotraining import CoTrainer, Student
+from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.slices import SliceSampler, SliceWise
@@ -137,6 +139,24 @@ def _with_a_bad_voxel_on_the_second_rank(rank: int, ranks: Ranks) -> dict[str, A
     }
 
 
+class _Loader:
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def __next__(self) -> str:
+        if self.error is not None:
+            raise self.error
+        return "a batch"
+
+
+def _loader_that_fails_on_the_second_rank(error: Exception, rank: int, ranks: Ranks) -> list[str | None]:
+    try:
+        next(RankedLoader(_Loader(error if rank == 1 else None), ranks))
+    except LoaderFailureError as failure:
+        return [str(failure), failure.sentence]
+    return []
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
@@ -147,6 +167,8 @@ def main(rank: int, folder: Path) -> None:
         results["steps"].append(step(cotrainer(case, ranks, seed=rank), case, part))
     results["bad"] = _with_a_bad_voxel_on_the_second_rank(rank, ranks)
     results["flags"] = [ranks.any(False), ranks.any(rank == 1), ranks.any(True)]
+    results["told"] = _loader_that_fails_on_the_second_rank(MNError("ask for more"), rank, ranks)
+    results["untold"] = _loader_that_fails_on_the_second_rank(OSError("no disk"), rank, ranks)
     results["count"] = ranks.total_number(2**24 + 1)
     torch.save(results, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()

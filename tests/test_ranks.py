@@ -63,6 +63,12 @@ def test_a_bad_voxel_on_one_rank_makes_all_skip(ranks: list[dict[str, Any]]) -> 
         assert rank["bad"] == {"unchanged": True, "skipped": [1, 1]}
 
 
+def test_all_ranks_end_with_the_sentence_of_a_loader_that_fails_on_one(ranks: list[dict[str, Any]]) -> None:
+    other = "the data loader of another GPU's process failed"
+    assert [rank["told"] for rank in ranks] == [[other, "ask for more"], ["ask for more", "ask for more"]]
+    assert [rank["untold"] for rank in ranks] == [[other, None], ["no disk", None]]
+
+
 def test_a_flag_of_one_rank_is_seen_by_all_and_counts_are_exact(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["flags"] == [False, True, True]

@@ -147,6 +147,22 @@ def test_samples_on_top_are_divided_evenly_among_ranks() -> None:
         assert sum(parts) == counts.of(iteration)
 
 
+@pytest.mark.parametrize("batch_size", [2, 4, 5, 8])
+@pytest.mark.parametrize(
+    "schedule", [Schedule(total=400, supervised=40), DistillationSchedule(total=400, supervised=0)]
+)
+def test_several_ranks_draw_as_many_samples_on_top_as_one(schedule: Schedule, batch_size: int) -> None:
+    """In the mean, and in each tenth of the training: the number follows the learning rate."""
+
+    def tenths(ranks: int) -> np.ndarray:
+        counts = UnlabeledCounts(schedule, batch_size=batch_size, batch="add", ranks=ranks)
+        assert all(counts.weight(i) == counts.of(i) / batch_size for i in range(400))
+        return np.array([counts.of(iteration) for iteration in range(400)]).reshape(10, 40).mean(1)
+
+    for ranks in {1, 2, batch_size}:
+        np.testing.assert_allclose(tenths(ranks), tenths(1), atol=ranks * 2 / 40)
+
+
 def test_samples_that_replace_labeled_ones_have_no_weight_of_their_own() -> None:
     assert UnlabeledCounts(Schedule(total=40, supervised=0), batch_size=4, batch="replace").weight(20) is None
 

@@ -591,14 +591,15 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         raise SystemExit(last)
 
     def _tell(self, error: Exception) -> None:
-        """Log the error. If a loader's worker has told an MNError, raise it."""
+        """Log the error. If a loader has told an MNError, in a worker or on another rank, raise it."""
         if isinstance(error, MNError):
             return
         failure = self.failures.first()
         text = "".join(traceback.format_exception(error)) if failure is None else failure.traceback
         self.print_to_log_file(text, also_print_to_console=False)
-        if failure is not None and failure.sentence is not None:
-            raise MNError(failure.sentence) from error
+        of_any_rank = error.sentence if isinstance(error, ddp.LoaderFailureError) else None
+        if sentence := (failure and failure.sentence) or of_any_rank:
+            raise MNError(sentence) from error
 
 
 class nnUNetTrainerMN(_WithUnlabeledCases):

@@ -13,7 +13,16 @@ MANY_RANKS = 10_007  # more than there are; a prime keeps the seeds of resumed t
 
 
 class LoaderFailureError(RuntimeError):
-    """The loader of some rank failed; raised on all ranks, between two steps."""
+    """The loader of some rank failed; raised on all ranks, between two steps.
+
+    Args:
+        text: what happened.
+        sentence: for the user, from an MNError on any rank.
+    """
+
+    def __init__(self, text: str, sentence: str | None = None) -> None:
+        super().__init__(text)
+        self.sentence = sentence
 
 
 def find_ranks(device: torch.device) -> Ranks:
@@ -67,7 +76,10 @@ class RankedLoader:
         except Exception as error:
             failure = error
         if self.ranks.any(failure is not None):
-            raise LoaderFailureError(str(failure or "the data loader of another GPU's process failed")) from failure
+            told = self.ranks.gather(str(failure) if isinstance(failure, MNError) else None)
+            sentence = next((one for one in told if one is not None), None)
+            text = str(failure or "the data loader of another GPU's process failed")
+            raise LoaderFailureError(text, sentence) from failure
         return batch
 
 
