@@ -260,6 +260,18 @@ def _foreground_files(trainer: Any) -> list[str]:
     return sorted(file.name for file in Path(trainer.output_folder).glob("*foreground*"))
 
 
+def test_a_finished_training_with_more_epochs_goes_on_from_its_latest_state(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
+) -> None:
+    trainings.adopt(finished)
+    _stop_after(trainings.trainer(planned_dataset(), go_on=True, epochs=4), epochs=1)
+    goes_on = trainings.trainer(planned_dataset(), go_on=True, epochs=4)
+    assert goes_on.current_epoch == finished.num_epochs + 1
+    goes_on.run_training()
+    assert (Path(goes_on.output_folder) / "checkpoint_final.pth").is_file()
+    assert not (Path(goes_on.output_folder) / "checkpoint_latest.pth").exists()
+
+
 def test_foreground_of_unlabeled_cases_is_sought_from_the_end_of_the_supervised_stage_on(
     trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
 ) -> None:

@@ -298,7 +298,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if self.local_rank == 0:  # the ranks of a training are one owner
             self.lock.acquire()
             checkpoint.remove_leftovers(Path(self.output_folder))
-            if self.resumed is None and not self.disable_checkpointing:
+            if not self.disable_checkpointing:
                 self._keep_earlier_training()
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         self.foreground = foreground.ForegroundLocations(
@@ -555,8 +555,11 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
     def _keep_earlier_training(self) -> None:
-        """Without --c nnU-Net begins anew. It would write over the earlier training's files, or later take them."""
-        if kept := checkpoint.keep_earlier(Path(self.output_folder)):
+        """Nothing of an earlier training may be written over, or be taken for a state of this one."""
+        if self.resumed is not None:
+            if self.current_epoch < self.num_epochs:
+                checkpoint.reopen(Path(self.output_folder))
+        elif kept := checkpoint.keep_earlier(Path(self.output_folder)):
             self._warn(
                 f"a new training starts at epoch 0. What an earlier one left is kept in {kept}. To go on with that "
                 f"one, stop this training, move those files back in place of the new ones and add --c"

@@ -106,7 +106,7 @@ class Predictions:
 
     def _distances(self, case: Case, by: BothPredictor) -> dict[str, float]:
         truth, mask = self._validated(case)
-        if not (truth.is_file() and mask.is_file()):
+        if not (self.found.is_finished and truth.is_file() and mask.is_file()):
             return {}
         return distances(truth, mask, by.plans, by.structures, by.labels.ignore_label)
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_mn.bridge.model_folders import CHECKPOINT
 from nnunet_mn.bridge.prediction.fold import TrainedFold
 from nnunet_mn.bridge.training.owner import NAME as LOCK
 
@@ -58,7 +57,7 @@ def training_of(found: TrainedFold) -> Training:
 
 
 def _state(found: TrainedFold, *, epochs: int, planned: int) -> str:
-    if found.file.name != CHECKPOINT:
+    if not found.is_finished:
         how = "running, or was killed" if (found.folder / LOCK).exists() else "stopped"
         return f"{how}; the newest checkpoint is of epoch {epochs} of {planned}"
     if not (found.folder / "validation" / "summary.json").is_file():

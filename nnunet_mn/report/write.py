@@ -37,7 +37,8 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
     configuration = planned.configuration_manager
     labels = planned.plans_manager.get_label_manager(planned.dataset_json)
     structures = structures_of(labels, planned.dataset_json)
-    official = read_validation(found.folder / "validation", structures, planned.dataset_json["file_ending"])
+    ending = planned.dataset_json["file_ending"]
+    official = read_validation(found.folder / "validation", structures, ending) if found.is_finished else {}
     labeled = (load_case(case).segmentation for case in found.cases("labeled"))
     usual = usual_structures(labeled, structures, spacing=configuration.spacing, ignored=labels.ignore_label)
     results = Predictions(found, out, wanted).all(log)

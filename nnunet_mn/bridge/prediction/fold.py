@@ -69,6 +69,11 @@ class TrainedFold:
         """nnU-Net's folder of the fold."""
         return self.folders.trained / f"fold_{self.fold}"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training has ended. Only then nnU-Net's validation is of its checkpoint."""
+        return self.file.name == CHECKPOINTS[0]
+
     def cases(self, role: str) -> Iterator[Case]:
         """The cases that are `labeled`, `val` or `unlabeled`, by name."""
         names = self.unlabeled if role == "unlabeled" else getattr(self.roles, role)

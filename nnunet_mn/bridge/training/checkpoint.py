@@ -74,6 +74,16 @@ def keep_earlier(folder: Path) -> Path | None:
     return kept
 
 
+def reopen(folder: Path) -> None:
+    """A finished training goes on with more epochs: its last checkpoint becomes the latest one.
+
+    Stock would go on from the final one again and again, and lose what came after it.
+    """
+    final = folder / "checkpoint_final.pth"
+    if final.is_file():
+        final.replace(folder / "checkpoint_latest.pth")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writings. The caller must own the folder."""
     for pattern in ("checkpoint_*.tmp", "*foreground_*.tmp", "training.lock.*.tmp", "masks_of_*/.*.tmp"):
