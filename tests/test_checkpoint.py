@@ -53,7 +53,7 @@ def test_a_checkpoint_is_stocks_with_one_more_key_and_a_built_in_trainer(tmp_pat
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
 
 
-@pytest.mark.parametrize("failing", ["torch.save", "os.replace", "os.fsync"])
+@pytest.mark.parametrize("failing", ["torch.save", "pathlib.Path.replace", "os.fsync"])
 def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -65,7 +65,7 @@ def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
 
     stock = io.BytesIO()
     _write_stock(stock)
-    monkeypatch.setattr(f"nnunet_mn.bridge.training.checkpoint.{failing}", full)
+    monkeypatch.setattr(failing, full)
     with pytest.raises(MNError, match=r"checkpoint_latest\.pth could not be written.*No space left.*previous one"):
         save(lambda file: file.write(stock.getvalue()), path, mn={"iteration": 2})
     assert load_mn(path) == {"iteration": 1}
@@ -74,7 +74,7 @@ def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
 
 def test_what_killed_writings_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "masks_of_1").mkdir()
-    left = ("checkpoint_latest.pth.7.tmp", ".foreground_epoch_1.npz.a.tmp", "masks_of_1/.a.npz.b.tmp")
+    left = (".checkpoint_latest.pth.7.tmp", ".foreground_epoch_1.npz.a.tmp", "masks_of_1/.a.npz.b.tmp")
     kept = ("checkpoint_latest.pth", "masks_of_1/a.npz", "my.tmp")
     for name in (*left, *kept):
         (tmp_path / name).touch()

@@ -54,8 +54,8 @@ def test_locations_may_come_from_stored_masks_and_nothing_is_predicted(tmp_path:
     locations = ForegroundLocations(tmp_path, [(1, 2), 2], iterations_per_epoch=8)
     masks, cases = StoredMasks(tmp_path, "a" * 64), Volumes("a", "empty")
     for name in cases.identifiers:
-        image = cases.load_case(name)[0]
-        masks.write(name, 2 * image[0], image)
+        image, segmentation, *_ = cases.load_case(name)
+        masks.write(name, 2 * image[0], image, segmentation)
     line = take_from_masks(locations, cases, masks, position=0, seed=0)
     assert "foreground of 2 unlabeled cases" in line
     mask = np.zeros(SHAPE, bool)

@@ -167,9 +167,11 @@ def test_a_damaged_mask_of_a_teacher_is_named_and_no_case(
     masks = StoredMasks(tmp_path, "0123456789abcdef")
     masks.folder.mkdir()
     for i in range(3):
-        (masks.folder / f"unlabeled_{i}.npz").write_bytes(b"damaged")
+        (masks.folder / f"unlabeled_{i}.b2nd").write_bytes(b"damaged")
     loader._data.masks = masks
-    with pytest.raises(MNError, match=r"^the teacher's mask .*\.npz cannot be read .*delete it and continue with --c$"):
+    with pytest.raises(
+        MNError, match=r"^the teacher's mask .*\.b2nd cannot be read .*delete it and continue with --c$"
+    ):
         next(loader)
 
 

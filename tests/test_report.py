@@ -145,6 +145,7 @@ def test_what_is_there_is_used_and_edited_masks_stay(out: Path, site: Any) -> No
     again = report(site, "--masks")
     assert again.exit_code == 0, again.output
     assert "5 of 6 cases are predicted already" in again.output
+    assert "masks that are there stay: 1; delete one in" in again.output
     assert mask.read_bytes() == b"edited by hand"
     assert result.is_file()
     assert {file: file.stat().st_mtime_ns for file in others.iterdir()} == before

@@ -48,6 +48,18 @@ def test_masks_in_tiff_files_keep_the_spacing_beside_them(tmp_path: Path, made_b
         assert {found.name for found in file.parent.iterdir()} == {"a.b.tif", "a.b.json"}
 
 
+def test_a_mask_that_is_there_stays_and_the_map_is_of_the_last_prediction(
+    tmp_path: Path, made_by: Any, predicted: Any
+) -> None:
+    mask, uncertainty = mask_files(tmp_path, "a", ".tif")
+    write_masks(tmp_path, "a", predicted, PROPERTIES, made_by)
+    before = mask.read_bytes()
+    predicted.logits[:], predicted.uncertainty[:] = 0, 40
+    write_masks(tmp_path, "a", predicted, PROPERTIES, made_by)
+    assert mask.read_bytes() == before
+    assert Tiff3DIO().read_seg(str(uncertainty))[0].max() == 40
+
+
 def test_a_nifti_file_cut_short_by_a_full_disk_does_not_stay(
     tmp_path: Path, made_by: Any, predicted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,21 +172,21 @@ def test_a_teacher_of_other_labels_is_refused(site: Any, train: Any) -> None:
 
 def test_a_stored_mask_may_have_labels_beyond_the_segmentations_type(tmp_path: Path) -> None:
     masks = StoredMasks(tmp_path, "0123456789abcdef")
-    masks.write("a", np.array([[[0, 200]]]), np.zeros((1, 1, 1, 2)))
-    assert masks.of("a", np.array([[[[-1, 0]]]], np.int8)).tolist() == [[[[-1, 200]]]]
+    masks.write("a", np.array([[[0, 200]]]), np.zeros((1, 1, 1, 2)), np.array([[[[-1, 0]]]], np.int8))
+    assert masks.of("a")[:].tolist() == [[[[-1, 200]]]]
 
 
 def test_a_damaged_stored_mask_is_named(tmp_path: Path) -> None:
     masks = StoredMasks(tmp_path, "0123456789abcdef")
-    masks.write("a", np.zeros((1, 1, 2)), np.zeros((1, 1, 1, 2)))
-    (masks.folder / "a.npz").write_bytes(b"damaged")
-    with pytest.raises(MNError, match=r"a\.npz cannot be read .*delete it and continue with --c"):
-        masks.of("a", np.zeros((1, 1, 1, 2)))
+    masks.write("a", np.zeros((1, 1, 2)), np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 1, 2)))
+    (masks.folder / "a.b2nd").write_bytes(b"damaged")
+    with pytest.raises(MNError, match=r"a\.b2nd cannot be read .*delete it and continue with --c"):
+        masks.of("a")
 
 
 def test_stored_masks_are_made_anew_for_changed_images_and_damaged_files(tmp_path: Path) -> None:
     images = {name: np.full((1, 4, 5, 6), fill, np.float32) for name, fill in (("a", 1), ("b", 2), ("c", 3), ("d", 4))}
-    cases: Any = SimpleNamespace(identifiers=list(images), load_case=lambda name: (images[name],))
+    cases: Any = SimpleNamespace(identifiers=list(images), load_case=lambda name: (images[name], images[name][:1]))
     masks = StoredMasks(tmp_path, "0123456789abcdef")
     predicted: list[float] = []
 
@@ -198,7 +198,7 @@ def test_stored_masks_are_made_anew_for_changed_images_and_damaged_files(tmp_pat
     assert store(masks, cases, predict) == 0
     images["b"] = np.full((1, 4, 5, 7), 5, np.float32)
     images["c"] = np.full((1, 4, 5, 6), 6, np.float32)
-    (masks.folder / "d.npz").write_bytes(b"damaged")
+    (masks.folder / "d.b2nd").write_bytes(b"damaged")
     assert store(masks, cases, predict) == 3
     assert predicted[4:] == [5, 6, 4]
 

@@ -69,7 +69,7 @@ def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:
     Raises:
         OSError: when it cannot be written; the old file stays, and nothing else.
     """
-    _replace(file, lambda stream: stream.write(text.encode()), mode=mode)
+    replace_whole(file, lambda stream: stream.write(text.encode()), mode=mode)
 
 
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -78,10 +78,17 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         OSError: when it cannot be written; the old file stays, and nothing else.
     """
-    _replace(file, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]  # numpy's types expect allow_pickle
+    replace_whole(file, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]  # numpy's types expect allow_pickle
 
 
-def _replace(file: Path, write: Callable[[BinaryIO], object], *, mode: int | None = None) -> None:
+def replace_whole(file: Path, write: Callable[[BinaryIO], object], *, mode: int | None = None) -> None:
+    """Write a file in the same way.
+
+    Args:
+        file: in an existing folder.
+        write: puts the content into a stream.
+        mode: permission bits; None: those of any new file here.
+    """
     temporary = file.with_name(f".{file.name}.{uuid4().hex}.tmp")  # containers that share a disk have equal process ids
     try:
         with temporary.open("wb") as stream:

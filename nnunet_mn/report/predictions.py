@@ -78,6 +78,9 @@ class Predictions:
         missing = [key for key, result in kept.items() if result is None]
         if ready := len(cases) - len(missing):
             log(f"{ready} of {len(cases)} cases are predicted already")
+        earlier = [case for role, case in missing if role == "unlabeled" and self._mask_files(case)[0].exists()]
+        if self.wanted.masks and earlier:
+            log(f"masks that are there stay: {len(earlier)}; delete one in {self.out / 'masks'} to get a new one")
         for role, case in tqdm(missing, desc="Predicting with both networks", unit="case", disable=not missing):
             kept[role, case] = self._make(role, case)
         return [result for result in kept.values() if result is not None]

@@ -22,7 +22,7 @@ def mask_files(folder: Path, name: str, ending: str) -> tuple[Path, Path]:
 def write_masks(
     folder: Path, name: str, predicted: Predicted, properties: dict[str, Any], made_by: BothPredictor
 ) -> None:
-    """Write the joint mask and the map of uncertainty of a case. Files that are there stay: they may have been edited.
+    """Write the joint mask and the map of uncertainty of a case. A mask that is there stays: it may have been edited.
 
     The mask has nnU-Net's labels. The map holds percent, 0 to 100.
 
@@ -46,9 +46,8 @@ def write_masks(
                 predicted.logits, properties, made_by.configuration, made_by.plans, made_by.description,
                 str(part).removesuffix(ending), num_threads_torch=1,
             )  # fmt: skip
-    if not uncertainty.exists():
-        with _moved_to(uncertainty, made_by) as part:
-            _write_map(part, predicted, properties, made_by)
+    with _moved_to(uncertainty, made_by) as part:
+        _write_map(part, predicted, properties, made_by)
 
 
 @contextmanager

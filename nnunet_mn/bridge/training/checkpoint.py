@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_mn.bridge.files import replace_whole
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
@@ -43,15 +43,9 @@ def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[s
 
 
 def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_whole(path, lambda stream: torch.save(checkpoint, stream))
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
-        temporary.unlink(missing_ok=True)
         raise MNError(
             f"the checkpoint {path} could not be written ({error}): the previous one is whole; free some space and "
             f"continue with --c"
@@ -86,7 +80,7 @@ def reopen(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writings. The caller must own the folder."""
-    for pattern in ("checkpoint_*.tmp", "*foreground_*.tmp", "training.lock.*.tmp", "masks_of_*/.*.tmp"):
+    for pattern in ("*checkpoint_*.tmp", "*foreground_*.tmp", "training.lock.*.tmp", "masks_of_*/.*.tmp"):
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
 

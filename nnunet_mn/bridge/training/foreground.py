@@ -195,7 +195,7 @@ def take_from_masks(
     """
     located: dict[str, list[np.ndarray]] = {}
     for name in sorted(cases.identifiers) if ranks.own == 0 else ():
-        (mask,) = masks.of(name, np.asarray(cases.load_case(name)[1][:]))
+        (mask,) = masks.of(name)[:]
         own = _generator(name, seed, position)
         located[name] = [_sample(np.flatnonzero(np.isin(mask, key)), mask.shape, own) for key in locations.keys]
     _hand_out(locations, located, position, ranks)

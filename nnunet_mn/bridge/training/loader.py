@@ -55,7 +55,7 @@ class JointCases:
             found = self.foreground.of(identifier)
             properties = {**properties, "class_locations": {**properties["class_locations"], **found}}
         if self.masks is not None:
-            segmentation = self.masks.of(identifier, np.asarray(segmentation[:]))
+            segmentation = self.masks.of(identifier)
         return image, segmentation, previous, properties
 
     def folder_of(self, identifier: str) -> str:

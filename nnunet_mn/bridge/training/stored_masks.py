@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
+import blosc2
 import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -12,11 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.preprocessed import Cases
-from nnunet_mn.bridge.files import write_arrays
+from nnunet_mn.bridge.files import replace_whole
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 
 DIGITS = 12  # of the hash in a folder's name
+UNREADABLE = (OSError, RuntimeError, KeyError)  # what blosc2 raises for a missing or damaged file, or its stamp
 
 
 class StoredMasks:
@@ -30,50 +32,58 @@ class StoredMasks:
     def __init__(self, folder: Path, teacher_hash: str) -> None:
         self.folder = folder / f"masks_of_{teacher_hash[:DIGITS]}"
 
-    def of(self, case: str, segmentation: np.ndarray) -> np.ndarray:
-        """The mask of a case in the place of its empty segmentation.
-
-        Args:
-            case: its name.
-            segmentation: `(1, Z, Y, X)`, 0, and -1 outside nnU-Net's nonzero region. The latter stays.
+    def of(self, case: str) -> Any:
+        """The mask of a case in the place of its empty segmentation: `(1, Z, Y, X)`, on disk until it is cropped.
 
         Raises:
             MNError: if the file cannot be read.
         """
         try:
-            with np.load(self._file(case)) as stored:
-                mask: np.ndarray = stored["mask"]  # int16: labels may not fit into the empty segmentation's type
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            return self._open(case)
+        except UNREADABLE as error:
             raise MNError(
                 f"the teacher's mask {self._file(case)} cannot be read ({error}): delete it and continue with --c"
             ) from error
-        return np.where(segmentation < 0, segmentation, mask[None])
 
     def has(self, case: str, image: np.ndarray) -> bool:
         """Whether the mask is there, and was made for this image `(C, Z, Y, X)`."""
         try:
-            with np.load(self._file(case)) as stored:
-                return str(stored["made_for"]) == _stamp(image)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # missing, damaged or of an earlier version
+            stored = self._open(case)
+            return bool(stored.schunk.vlmeta["made_for"] == _stamp(image))
+        except UNREADABLE:  # missing or damaged
             return False
 
-    def write(self, case: str, mask: np.ndarray, image: np.ndarray) -> None:
-        """Store labels `(Z, Y, X)` of an image `(C, Z, Y, X)`, whole or not at all.
+    def write(self, case: str, mask: np.ndarray, image: np.ndarray, segmentation: Any) -> None:
+        """Store a mask, whole or not at all.
+
+        Args:
+            case: its name.
+            mask: labels `(Z, Y, X)`.
+            image: `(C, Z, Y, X)`.
+            segmentation: the case's empty one, `(1, Z, Y, X)`: 0, and -1 outside nnU-Net's nonzero region. The latter
+                stays. The mask is divided on disk as it is, so that a crop reads as little.
 
         Raises:
             MNError: if the file cannot be written.
         """
+        empty = np.asarray(segmentation[:])
+        labels = np.where(empty < 0, empty, mask[None]).astype(np.int16)  # labels may not fit into the type of `empty`
+        stored = blosc2.asarray(labels, **{name: getattr(segmentation, name, None) for name in ("chunks", "blocks")})
+        stored.schunk.vlmeta["made_for"] = _stamp(image)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_arrays(self._file(case), {"mask": mask.astype(np.int16), "made_for": np.array(_stamp(image))})
+            replace_whole(self._file(case), lambda stream: stream.write(stored.to_cframe()))
         except OSError as error:
             raise MNError(
                 f"the teacher's mask {self._file(case)} could not be written ({error}): free some space and continue "
                 f"with --c"
             ) from error
 
+    def _open(self, case: str) -> Any:
+        return blosc2.open(urlpath=str(self._file(case)), mode="r", dparams={"nthreads": 1})
+
     def _file(self, case: str) -> Path:
-        return self.folder / f"{case}.npz"
+        return self.folder / f"{case}.b2nd"
 
 
 def _stamp(image: np.ndarray) -> str:
@@ -114,7 +124,8 @@ def store(
     ranks.any(False)  # all have looked
     for names in tqdm(ranks.rounds(missing), desc="masks of the teacher", disable=ranks.own > 0):
         for name in names:
-            image = np.asarray(cases.load_case(name)[0][:], dtype=np.float32)
-            masks.write(name, predict(torch.from_numpy(image)), image)
+            volume, segmentation, *_ = cases.load_case(name)
+            image = np.asarray(volume[:], dtype=np.float32)
+            masks.write(name, predict(torch.from_numpy(image)), image, segmentation)
         ranks.any(False)  # the others have theirs, too
     return len(missing)
