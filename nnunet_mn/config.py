@@ -88,7 +88,8 @@ class MNConfig:
             `lora` for transformers and `full` for convolutional networks.
         preset: other defaults for the other settings: `nnunet` keeps nnU-Net's, `paper` takes the reference's.
         optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
-        schedule: of the learning rate: nnU-Net's `poly`, or the reference's `cosine` with a warm-up in each stage.
+        schedule: of the learning rate: nnU-Net's `poly`, or the reference's `cosine`, a warm-up and then one in each
+            stage.
         loss: nnU-Net's Dice and cross entropy (`nnunet`), or the reference's with squared denominators (`paper`).
         batch: unlabeled samples come on top of the planned batch (`add`), or `replace` labeled ones in it, as in the
             paper. On top, they have a pass of their own in the same optimizer step.

@@ -26,7 +26,7 @@ class Schedule:
         total: iterations of the whole training.
         supervised: iterations of the supervised stage, 0 to total.
         kind: `poly` is nnU-Net's decay, and the learning rate guides the share of unlabeled samples. `cosine` is the
-            paper's: warm-up and cosine in each stage, and a share growing in a straight line.
+            paper's: a warm-up, then a cosine in each stage, and a share growing in a straight line.
     """
 
     total: int
@@ -68,7 +68,7 @@ class Schedule:
         return 1 - self.learning_rate_factor(iteration) / self.learning_rate_factor(self.supervised)
 
     def refresh_due(self, iteration: int) -> int:
-        """The latest iteration with a refresh of whole cases' pseudo-masks, up to this one; -1 for none yet.
+        """The last iteration up to this one at which foreground is searched anew; -1 for none yet.
 
         The first is the end of the supervised stage, unless there is none: an untrained network finds nothing.
         """

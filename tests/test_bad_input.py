@@ -299,7 +299,7 @@ SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     ),
     "batch of one, rounded down": (
         lambda site: site.plans(batch_size=1, mn={"rounding": "floor"}),
-        "a batch of 1, of which nnUNet_mn_rounding=floor leaves no unlabeled sample",
+        "a batch of 1; with nnUNet_mn_rounding=floor no unlabeled sample would ever be drawn",
     ),
     "batch in words": (lambda site: site.plans(batch_size="two"), "batch_size in .* is 'two'"),
     "patch that the network cannot halve": (lambda site: site.plans(patch_size=[17, 16, 16]), "must be multiples of"),

@@ -41,7 +41,8 @@ def training_of(found: TrainedFold) -> Training:
     """What the newest checkpoint of a fold says about its training."""
     mn, log = found.checkpoint["mn"], found.checkpoint["logging"]
     epochs = len(log["train_losses"])
-    planned = round(mn["schedule"]["total"] / (mn["config"]["iterations_per_epoch"] or STOCK_ITERATIONS))
+    in_settings = mn["schedule"]["total"] / (mn["config"]["iterations_per_epoch"] or STOCK_ITERATIONS)
+    planned = mn.get("epochs", round(in_settings))  # checkpoints of 0.1 hold no number of epochs
     return Training(
         state=_state(found, epochs=epochs, planned=planned),
         epochs=epochs,

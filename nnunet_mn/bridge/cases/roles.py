@@ -21,7 +21,7 @@ class Roles:
         val: cases to validate on. They are the labeled ones if there are no others.
         unlabeled: the cases under `unlabeled` in the split file. Folders of images may hold more.
         mentioned: every case in any fold of the split file.
-        validated: validation cases that the fold, or any of all folds, does not train on.
+        validated: validation cases that this fold does not train on; for all folds, those that at least one does not.
         warnings: for the user.
     """
 

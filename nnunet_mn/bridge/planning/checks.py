@@ -31,8 +31,8 @@ def _check_batch_of_one(configuration: str, config: MNConfig) -> None:
         )
     if config.rounding == "floor" and config.guidance == "number":
         raise MNError(
-            f"configuration '{configuration}' plans a batch of 1, of which nnUNet_mn_rounding=floor leaves no "
-            f"unlabeled sample: set nnUNet_mn_rounding=auto, or its batch_size to 2 or more in the plans"
+            f"configuration '{configuration}' plans a batch of 1; with nnUNet_mn_rounding=floor no unlabeled "
+            f"sample would ever be drawn: set nnUNet_mn_rounding=auto, or its batch_size to 2 or more in the plans"
         )
 
 

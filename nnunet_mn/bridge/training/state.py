@@ -16,7 +16,7 @@ from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_
 from nnunet_mn.networks.weights import pretrained_hash as hash_of_pretrained
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
-# They shape the tensors of a checkpoint. A training cannot resume with another value.
+# A training cannot resume with another value. They shape the tensors of a checkpoint, or are many settings at once.
 STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank")
 
 
@@ -78,6 +78,7 @@ class Training(Protocol):
     unlabeled_counts: UnlabeledCounts
     foreground: ForegroundLocations
     plans_manager: Any
+    num_epochs: int
     n_cases: dict[str, int]
     iteration: int
     train_outputs: list[dict[str, float]]
@@ -93,6 +94,7 @@ def mn_state(training: Training) -> dict[str, Any]:
         "cases": training.n_cases,
         "dataset": training.plans_manager.dataset_name,
         "schedule": {"total": training.schedule.total, "supervised": training.schedule.supervised},
+        "epochs": training.num_epochs,
         "iteration": training.iteration,
         "train_outputs": training.train_outputs,
         "foreground": training.foreground.position,
