@@ -267,6 +267,9 @@ def test_a_finished_training_with_more_epochs_goes_on_from_its_latest_state(
     _stop_after(trainings.trainer(planned_dataset(), go_on=True, epochs=4), epochs=1)
     goes_on = trainings.trainer(planned_dataset(), go_on=True, epochs=4)
     assert goes_on.current_epoch == finished.num_epochs + 1
+    before = Path(finished.output_folder) / "checkpoint_final.pth"
+    kept = Path(goes_on.output_folder) / "before_restart_1"
+    assert (kept / before.name).read_bytes() == before.read_bytes()
     goes_on.run_training()
     assert (Path(goes_on.output_folder) / "checkpoint_final.pth").is_file()
     assert not (Path(goes_on.output_folder) / "checkpoint_latest.pth").exists()

@@ -298,7 +298,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if self.local_rank == 0:  # the ranks of a training are one owner
             self.lock.acquire()
             checkpoint.remove_leftovers(Path(self.output_folder))
-            if not self.disable_checkpointing:
+            if self.resumed is None and not self.disable_checkpointing:
                 self._keep_earlier_training()
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         self.foreground = foreground.ForegroundLocations(
@@ -506,11 +506,16 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         final = path.name == "checkpoint_final.pth"  # without an optimizer of the 2D network, to keep the file small
         mn = {**state.mn_state(self), **self._own_state(with_optimizer=not final)}
         checkpoint.save(super().save_checkpoint, path, mn=mn)
+        if path.name != checkpoint.LATEST:
+            return
+        # A finished training may have got more epochs. Then --c would go back to its end.
+        if kept := checkpoint.keep_earlier(path.parent, checkpoint.OF_A_FINISHED_ONE):
+            self.print_to_log_file(f"what the finished training left is kept in {kept}")
 
     def _save_latest(self, *, epochs_done: int) -> None:
         """Write `checkpoint_latest.pth`. Stock stores `current_epoch + 1` as the epoch to go on with."""
         epoch, self.current_epoch = self.current_epoch, epochs_done - 1
-        self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        self.save_checkpoint(str(Path(self.output_folder) / checkpoint.LATEST))
         self.current_epoch = epoch
 
     @last_word
@@ -555,11 +560,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
     def _keep_earlier_training(self) -> None:
-        """Nothing of an earlier training may be written over, or be taken for a state of this one."""
-        if self.resumed is not None:
-            if self.current_epoch < self.num_epochs:
-                checkpoint.reopen(Path(self.output_folder))
-        elif kept := checkpoint.keep_earlier(Path(self.output_folder)):
+        """Without --c nnU-Net begins anew. It would write over the earlier training's files, or later take them."""
+        if kept := checkpoint.keep_earlier(Path(self.output_folder)):
             self._warn(
                 f"a new training starts at epoch 0. What an earlier one left is kept in {kept}. To go on with that "
                 f"one, stop this training, move those files back in place of the new ones and add --c"

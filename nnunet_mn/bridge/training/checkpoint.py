@@ -3,7 +3,7 @@
 import io
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
-# What a training leaves. Stock goes on from the first checkpoint of this list that it finds.
-_LEFT = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth", "validation")
+# What a training leaves. With `--c` stock goes on from the first checkpoint of this list that it finds.
+LATEST = "checkpoint_latest.pth"
+OF_A_FINISHED_ONE = ("checkpoint_final.pth", "validation")
+_ALL = (*OF_A_FINISHED_ONE, LATEST, "checkpoint_best.pth")
 
 
 def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
@@ -52,13 +54,17 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
         ) from error
 
 
-def keep_earlier(folder: Path) -> Path | None:
-    """Move what an earlier training has left into a folder of its own, before a new training begins.
+def keep_earlier(folder: Path, names: Sequence[str] = _ALL) -> Path | None:
+    """Move what an earlier training has left into a folder of its own.
+
+    Args:
+        folder: of the fold.
+        names: of what to move.
 
     Returns:
         That folder, `before_restart_<n>`; None if there was no checkpoint.
     """
-    left = [path for name in _LEFT if (path := folder / name).exists()]
+    left = [path for name in names if (path := folder / name).exists()]
     if not any(path.suffix == ".pth" for path in left):
         return None
     kept = next(path for n in itertools.count(1) if not (path := folder / f"before_restart_{n}").exists())
@@ -66,16 +72,6 @@ def keep_earlier(folder: Path) -> Path | None:
     for path in left:
         path.rename(kept / path.name)
     return kept
-
-
-def reopen(folder: Path) -> None:
-    """A finished training goes on with more epochs: its last checkpoint becomes the latest one.
-
-    Stock would go on from the final one again and again, and lose what came after it.
-    """
-    final = folder / "checkpoint_final.pth"
-    if final.is_file():
-        final.replace(folder / "checkpoint_latest.pth")
 
 
 def remove_leftovers(folder: Path) -> None:
