@@ -58,7 +58,7 @@ def test_the_gain_at_the_top_is_that_of_the_table() -> None:
         for method, gain in zip(("mn", "joint", "student"), gains, strict=True):
             assert gain == measured.get((labels, method), ("not measured",))[0]
     shares = sorted(measured["4", method][1] for method in ("mn", "joint", "student"))
-    assert f"{shares[0][:-1]} to {shares[-1][:-1]} % of the way to all labels" in top
+    assert f"{shares[0][:-1]} to {shares[-1][:-1]} % of the gap to training with all labels" in top
 
 
 def test_every_setting_stands_in_the_table_with_its_default() -> None:
