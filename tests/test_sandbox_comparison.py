@@ -1,7 +1,7 @@
 import numpy as np
 import SimpleITK
 
-from nnunet_mn.sandbox.comparison import CLASS_COLORS, MODEL_COLORS, Curve, Shown, plot_comparison
+from nnunet_mn.sandbox.comparison import CLASS_COLORS, MODEL_COLORS, Curve, ShownSlice, plot_comparison
 
 
 def _rgb(color):
@@ -15,7 +15,7 @@ def _count(picture, color):
 def _draw(path, prediction):
     truth = np.zeros((32, 32), int)
     truth[8:16, 8:24], truth[16:24, 8:24] = 1, 2
-    shown = Shown("case", np.random.default_rng(0).random((32, 32)), truth, (truth, prediction(truth)), (0.9, 0.8))
+    shown = ShownSlice("case", np.random.default_rng(0).random((32, 32)), truth, (truth, prediction(truth)), (0.9, 0.8))
     plot_comparison(
         path,
         models=("one", "two", "not drawn"),

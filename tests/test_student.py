@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 import torch
@@ -174,6 +175,16 @@ def test_a_stored_mask_may_have_labels_beyond_the_segmentations_type(tmp_path: P
     masks = StoredMasks(tmp_path, "0123456789abcdef")
     masks.write("a", np.array([[[0, 200]]]), np.zeros((1, 1, 1, 2)), np.array([[[[-1, 0]]]], np.int8))
     assert masks.of("a")[:].tolist() == [[[[-1, 200]]]]
+
+
+def test_a_stored_mask_stays_on_disk_and_is_divided_as_nnunets_segmentation(tmp_path: Path) -> None:
+    masks = StoredMasks(tmp_path, "0123456789abcdef")
+    segmentation = blosc2.zeros((1, 40, 40, 40), dtype=np.int8, chunks=(1, 20, 20, 20), blocks=(1, 10, 10, 10))
+    masks.write("a", np.ones((40, 40, 40)), np.zeros((1, 40, 40, 40), np.float32), segmentation)
+    stored = masks.of("a")
+    assert isinstance(stored, blosc2.NDArray)
+    assert (stored.chunks, stored.blocks) == (segmentation.chunks, segmentation.blocks)
+    assert stored[:, 15:25].min() == 1
 
 
 def test_a_damaged_stored_mask_is_named(tmp_path: Path) -> None:

@@ -633,7 +633,7 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
             if self.resumed is not None:
                 state.refuse_other_weights(self.resumed, self.mn_config, None, str(error))
             raise
-        self.pretrained_hash = state.pretrained_hash(built)
+        self.pretrained_hash = state.backbone_hash(built)
         if self.resumed is not None:
             state.refuse_other_weights(self.resumed, self.mn_config, self.pretrained_hash)
         return built

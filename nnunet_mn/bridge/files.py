@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +57,15 @@ def read_object(file: Path, *needed: str, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MNError(f"{file} must hold a JSON object, but holds {str(content)[:60]!r}; {remedy}")
     return content
+
+
+def without_nan(value: Any) -> Any:
+    """A value for JSON, which has no NaN: None in its place, in lists and dicts, too."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_whole(file: Path, text: str, *, mode: int | None = None) -> None:

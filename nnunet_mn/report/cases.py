@@ -60,7 +60,7 @@ class CaseResult:
     planes: Sequence[Picture]
 
 
-def examine(
+def assess(
     name: str, role: str, loaded: Loaded, predicted: Predicted, made_by: BothPredictor, hd95: Mapping[str, float]
 ) -> CaseResult:
     """Numbers and pictures of a predicted case.

@@ -15,7 +15,7 @@ from nnunet_mn.bridge.prediction.masks import mask_files, write_masks
 from nnunet_mn.bridge.prediction.predictor import BothPredictor
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import hash_of
-from nnunet_mn.report.cases import CaseResult, examine, read_result, write_result
+from nnunet_mn.report.cases import CaseResult, assess, read_result, write_result
 from nnunet_mn.report.validation import distances
 
 FORMAT = 1  # of the kept results: another number has them made anew
@@ -97,7 +97,7 @@ class Predictions:
             with writing_to(self.out):
                 write_masks(self.out, case.name, predicted, loaded.properties, by)
         hd95 = self._distances(case, by) if role == "val" else {}
-        result = examine(case.name, role, loaded, predicted, by, hd95)
+        result = assess(case.name, role, loaded, predicted, by, hd95)
         with writing_to(self.out):
             write_result(self._result_file(role, case), key, result)
         return result

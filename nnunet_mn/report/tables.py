@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nnunet_mn.bridge.files import without_nan
 from nnunet_mn.report.cases import NETWORKS, CaseResult
 from nnunet_mn.report.ranking import Ranked
 from nnunet_mn.report.training import Training
@@ -66,13 +67,4 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def as_json(training: Training, rows: Sequence[Mapping[str, Any]]) -> str:
     """The training, and the same rows. null stands for what does not exist."""
-    return json.dumps(_without_nan({"training": asdict(training), "cases": list(rows)}), indent=1)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return json.dumps(without_nan({"training": asdict(training), "cases": list(rows)}), indent=1)

@@ -18,7 +18,7 @@ _MARKERS = ("o", "D", "_")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSlice:
     """One slice of one case."""
 
     name: str
@@ -44,7 +44,7 @@ def plot_comparison(
     *,
     models: Sequence[str],
     classes: dict[str, int],
-    slices: Sequence[Shown],
+    slices: Sequence[ShownSlice],
     curves: Sequence[Curve],
     curves_label: str,
     case_dice: Sequence[Sequence[float]],
@@ -82,7 +82,7 @@ def plot_comparison(
     canvas.print_figure(path, dpi=120)
 
 
-def _draw_case(axes: Sequence[Axes], shown: Shown, classes: dict[str, int], aspect: float) -> None:
+def _draw_case(axes: Sequence[Axes], shown: ShownSlice, classes: dict[str, int], aspect: float) -> None:
     """One row: the same slice with the contours of the truth and of each model."""
     low, high = np.percentile(shown.image, (1, 99.8))
     for place, segmentation in zip(axes, (shown.truth, *shown.predictions), strict=True):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnunet_mn.sandbox.comparison import MODEL_COLORS, Curve, Shown, plot_comparison
+from nnunet_mn.sandbox.comparison import MODEL_COLORS, Curve, ShownSlice, plot_comparison
 from nnunet_mn.sandbox.dataset import read_volume
 from nnunet_mn.sandbox.results import CLASSES, DemoResult
 from nnunet_mn.sandbox.workspace import Workspace
@@ -33,7 +33,7 @@ def typical_cases(result: DemoResult) -> list[str]:
     return [ranked[round(share * (len(ranked) - 1))] for share in (0.75, 0.5, 0.25)]
 
 
-def _shown(result: DemoResult, space: Workspace, case: str) -> Shown:
+def _shown(result: DemoResult, space: Workspace, case: str) -> ShownSlice:
     """The slice of a test case with most of the organ."""
     truth = read_volume(space.test_labels / f"{case}.nii.gz")
     z = int(np.argmax((truth > 0).sum((1, 2))))
@@ -41,7 +41,7 @@ def _shown(result: DemoResult, space: Workspace, case: str) -> Shown:
     drawn = (result.baseline, result.mn)  # contours of a third model would make the slices too small
     predictions = [read_volume(space.predictions(model.trainer) / f"{case}.nii.gz")[z] for model in drawn]
     dice = tuple(model.case_dice(case) for model in drawn)
-    return Shown(case.replace("_", " "), image[z], truth[z], tuple(predictions), dice)
+    return ShownSlice(case.replace("_", " "), image[z], truth[z], tuple(predictions), dice)
 
 
 def _curves(result: DemoResult, iterations: int) -> list[Curve]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from nnunet_mn.bridge.files import without_nan
 from nnunet_mn.distances import hausdorff_95
 from nnunet_mn.sandbox.dataset import read_volume
 from nnunet_mn.sandbox.phantoms import LABELS
@@ -86,7 +87,7 @@ class DemoResult:
             }
             for model in self.models
         }
-        plain: dict[str, Any] = _without_nan({**asdict(self), "means": means})
+        plain: dict[str, Any] = without_nan({**asdict(self), "means": means})
         return plain
 
 
@@ -162,12 +163,3 @@ def _against_baseline(result: DemoResult, model: ModelResult, subject: str) -> s
 def _distance(model: ModelResult, cls: str) -> str:
     missed = f"\n({model.missed(cls)} missed)" if model.missed(cls) else ""
     return f"{model.hd95(cls):.1f}{missed}" if not math.isnan(model.hd95(cls)) else "all missed"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

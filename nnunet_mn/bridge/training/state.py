@@ -12,8 +12,7 @@ from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state
-from nnunet_mn.networks.weights import pretrained_hash as hash_of_pretrained
+from nnunet_mn.networks.weights import frozen_hash, learned_state, load_learned_state, pretrained_hash
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 # A training cannot resume with another value. They shape the tensors of a checkpoint, or are many settings at once.
@@ -62,15 +61,15 @@ def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
         student.skipped = skipped
 
 
-def pretrained_hash(cotrainer: CoTrainer) -> str | None:
+def backbone_hash(cotrainer: CoTrainer) -> str | None:
     """A hash of the 2D network's pretrained weights, before any training; None if the second student has none."""
     backbone = getattr(network_2d(cotrainer), "backbone", None)
     if not isinstance(backbone, nn.Module):
         return None
-    return hash_of_pretrained(backbone)
+    return pretrained_hash(backbone)
 
 
-class Training(Protocol):
+class TrainerState(Protocol):
     """The trainer, as seen from a checkpoint."""
 
     mn_config: MNConfig
@@ -85,7 +84,7 @@ class Training(Protocol):
     random_state: dict[str, Any] | None
 
 
-def mn_state(training: Training) -> dict[str, Any]:
+def mn_state(training: TrainerState) -> dict[str, Any]:
     """The key `mn`, but for the students and their teacher."""
     return {
         "trainer": type(training).__name__,
