@@ -55,6 +55,15 @@ def test_one_bad_row_makes_the_page_bad() -> None:
     assert "1 of these would stop a training" in text
 
 
+def test_mistake_met_by_several_checks_has_one_row() -> None:
+    rows = [Row("bad", "settings", "wrong"), Row("good", "GPU", "there"), Row("bad", "plans", "wrong")]
+    rows += [Row("bad", "fold 0", "wrong"), Row("bad", "fold 1", "other")]
+    healthy, text = page(rows)
+    assert not healthy
+    assert re.findall(r"BAD +(.*\S)", text) == ["settings  wrong (also: plans, fold 0)", "fold 1    other"]
+    assert "2 of these would stop a training" in text
+
+
 def test_mistake_met_by_a_check_is_a_bad_row() -> None:
     def check() -> list[Row]:
         raise MNError("wrong; do this")
@@ -438,6 +447,25 @@ def test_fully_supervised_fold_beside_others_is_a_note(fresh_planned_dataset) ->
     rows = list(check_dataset(dataset.name, **DOCTOR))
     assert findings(rows, "bad") == ""
     assert "fold 1: 6 labeled, 2 val, no unlabeled" in findings(rows, "note")
+
+
+def test_fold_of_few_labels_is_shown_as_the_training_will_make_it(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset()
+    for folder in (dataset.raw, dataset.preprocessed):
+        (folder / "splits_final.json").unlink()
+    (dataset.raw / "imagesUn").mkdir()
+    for name in dataset.unlabeled:
+        image = f"{name}_0000.nii.gz"
+        (dataset.raw / "imagesTr" / image).rename(dataset.raw / "imagesUn" / image)
+    preprocessed = dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    for file in sorted(preprocessed.glob("*.pkl"))[4:]:
+        file.unlink()
+    for file in preprocessed.glob("*.b2nd"):
+        if not (preprocessed / f"{file.stem.removesuffix('_seg')}.pkl").exists():
+            file.unlink()
+    notes = findings(check_dataset(dataset.name, **DOCTOR), "note")
+    assert "fold 0: 4 labeled cases are too few for nnU-Net's 5 folds" in notes
+    assert "five folds" not in notes
 
 
 def test_dataset_without_any_unlabeled_case_is_bad(fresh_planned_dataset) -> None:

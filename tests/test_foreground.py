@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from nnunet_mn.bridge.training import foreground
-from nnunet_mn.bridge.training.foreground import NEVER, ForegroundLocations, refresh, take_from_masks
+from nnunet_mn.bridge.training.foreground import (
+    NEVER,
+    ForegroundLocations,
+    affordable_cases,
+    refresh,
+    take_from_masks,
+)
 from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
-from nnunet_mn.bridge.training.stored_masks import StoredMasks
+from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
+from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 SHAPE = (12, 14, 16)
@@ -77,6 +84,25 @@ def test_locations_are_foreground_voxels_under_nnunets_keys(locations: Foregroun
     assert locations.of("empty") == {}
     assert "2 unlabeled cases" in line
     assert "1 of them show none" in line
+
+
+class Gone(Volumes):
+    """Cases whose files were deleted in the middle of a training."""
+
+    source_folder = "/data/Tiny_unlabeled"
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        raise FileNotFoundError(f"No such file or directory: {identifier}.b2nd")
+
+
+def test_a_case_that_is_gone_is_named_with_the_command_that_makes_it_anew(locations: ForegroundLocations) -> None:
+    told = r"^the preprocessed case 'a' in /data/Tiny_unlabeled cannot be read .*run nnunet-mn preprocess for this"
+    with pytest.raises(MNError, match=told):
+        refresh(locations, Gone("a"), _predict, position=0, regions=False, seed=0, stop=lambda: False)
+    with pytest.raises(MNError, match=told):
+        affordable_cases(Gone("a"), patch_size=(8, 8, 8), iterations=8, batch_size=2)
+    with pytest.raises(MNError, match=told):
+        store(StoredMasks(locations.folder, "a" * 64), Gone("a"), lambda image: image[0].numpy())
 
 
 def test_the_file_names_the_epoch_and_lies_with_the_fold(locations: ForegroundLocations, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from nnunet_mn.networks.folding import fold_norms
 from nnunet_mn.networks.heads import FeatureHead, FusedHead
 from nnunet_mn.networks.network_2d import Network2D
 from nnunet_mn.networks.recipes import empty_backbone, recipe_of
-from nnunet_mn.networks.registry import ENTRIES, find
+from nnunet_mn.networks.registry import ENTRIES, PYPI, TIMM, find
 from nnunet_mn.networks.spec import Spec
 
 
@@ -91,7 +91,7 @@ def load_backbone(config: MNConfig) -> Backbone:
     entry = find(name)
     source = entry.source if entry is not None else name
     # Each of the two libraries takes seconds to import, so only the one in use is.
-    if source.startswith(("timm:", "pypi:")):
+    if source.startswith((TIMM, PYPI)):
         from nnunet_mn.networks.timm_backbones import load_timm
 
         return load_timm(name)

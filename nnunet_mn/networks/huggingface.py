@@ -20,7 +20,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.backbone import Backbone, Facts, accepted_shape, probe_image
 from nnunet_mn.networks.files import read_json
 from nnunet_mn.networks.hub import CONFIG, image_statistics, model_folder, weight_files
-from nnunet_mn.networks.registry import find, license_of
+from nnunet_mn.networks.registry import TIMM, find, license_of
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PLAIN_STAGES = 6  # more stages than this are the layers of a plain transformer; four of them are taken
@@ -128,7 +128,7 @@ def _refuse_timm(folder: Path, name: str) -> None:
     if "architecture" in content and "model_type" not in content:
         raise MNError(
             f"'{name}' was saved by timm and has no class in transformers; use "
-            f"timm:{content['architecture']}@{weight_files(folder)[0]}"
+            f"{TIMM}{content['architecture']}@{weight_files(folder)[0]}"
         )
 
 

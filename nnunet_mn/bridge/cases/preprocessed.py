@@ -1,12 +1,17 @@
 """The cases in a preprocessed folder, in either of nnU-Net's formats."""
 
 import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_mn.errors import MNError
+
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # from missing and damaged files
 
 
 class Cases(Protocol):
@@ -18,6 +23,27 @@ class Cases(Protocol):
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image, segmentation, previous stage's segmentation and properties."""
         ...
+
+
+def unreadable(name: str, folder: str, error: Exception, *, command: str = "nnunet-mn preprocess") -> MNError:
+    """The sentence about a case that cannot be read. The command makes it anew."""
+    return MNError(
+        f"the preprocessed case '{name}' in {folder} cannot be read ({error}): delete its files there and run "
+        f"{command} for this dataset"
+    )
+
+
+@contextmanager
+def reading(cases: Cases, name: str) -> Iterator[None]:
+    """Read an unlabeled case inside.
+
+    Raises:
+        MNError: if it is missing or damaged.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        raise unreadable(name, cases.source_folder, error) from error
 
 
 def dataset_class_of(folder: Path) -> Any:

@@ -1,7 +1,7 @@
 """The doctor's checks of a dataset: plans, splits, cases, leaks, preprocessed files."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from nnunet_mn.bridge.cases.manifest import left_out
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.raw_images import RawImages
-from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training, roles_of_all_folds
+from nnunet_mn.bridge.cases.roles import FEWEST_FOR_STOCK_SPLIT, Roles, listed_split, roles_in_training, roles_of_all_folds
 from nnunet_mn.bridge.cases.sources import USUAL, filled_folders
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
@@ -48,9 +48,12 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
         yield from examine("GPU memory", functools.partial(check_memory, planned))
     yield from examine("2D weights", lambda: check_weights(planned.config()))
     yield from (_note("splits", warning) for warning in warnings)
-    if splits is None:
+    folds: Sequence[int | str] = range(len(splits)) if splits is not None else ("all",)
+    if splits is None and 0 < len(complete_cases(planned.cases.labeled)) < FEWEST_FOR_STOCK_SPLIT:
+        folds = (0,)  # each would have all cases
+    elif splits is None:
         yield _note("splits", "there is no splits_final.json; nnU-Net will draw five folds of all cases with labels")
-    for fold in range(len(splits)) if splits is not None else ("all",):
+    for fold in folds:
         yield from examine(f"fold {fold}", functools.partial(check_fold, planned, splits, fold))
     yield from examine("unlabeled", functools.partial(check_unlabeled, planned))
 

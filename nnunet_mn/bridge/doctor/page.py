@@ -42,6 +42,18 @@ def examine(topic: str, check: Check) -> list[Row]:
         return [Row("bad", topic, f"this check failed ({reason}); mend that and run the doctor again")]
 
 
+def _without_repeats(rows: Iterator[Row]) -> list[Row]:
+    """The rows. Checks with one mistake, such as a wrong setting, share a row."""
+    topics: dict[Row, list[str]] = {}
+    first: dict[tuple[State, str], Row] = {}
+    for row in rows:
+        topics.setdefault(first.setdefault((row.state, row.finding), row), []).append(row.topic)
+    return [
+        row._replace(finding=f"{row.finding} (also: {', '.join(also)})") if (also := topics[row][1:]) else row
+        for row in topics
+    ]
+
+
 def print_page(rows: Iterator[Row], console: Console) -> bool:
     """Print the rows.
 
@@ -52,7 +64,7 @@ def print_page(rows: Iterator[Row], console: Console) -> bool:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()
-    collected = list(rows)
+    collected = _without_repeats(rows)
     for row in collected:
         table.add_row(MARKS[row.state], row.topic, Text(row.finding))
     print_table(table, console)

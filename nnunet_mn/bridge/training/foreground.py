@@ -20,7 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_mn.bridge.cases.images import name_some
-from nnunet_mn.bridge.cases.preprocessed import Cases
+from nnunet_mn.bridge.cases.preprocessed import Cases, reading
 from nnunet_mn.bridge.files import write_arrays
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.errors import MNError
@@ -142,7 +142,7 @@ def refresh(
         A line for the log.
 
     Raises:
-        MNError: if the file cannot be written.
+        MNError: if a case cannot be read, or the file cannot be written.
     """
     start, rng = time.monotonic(), np.random.default_rng([seed, position])
     names = sorted(cases.identifiers)
@@ -154,7 +154,8 @@ def refresh(
         if ranks.any(bool(stop())):
             return "M&N: the search for foreground in unlabeled cases was given up, since the training is to stop"
         for name in own_names:
-            image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
+            with reading(cases, name):
+                image = torch.from_numpy(np.asarray(cases.load_case(name)[0][:], dtype=np.float32))
             own = _generator(name, seed, position)
             try:
                 logits = predict(image)
@@ -213,7 +214,10 @@ def affordable_cases(cases: Cases, *, patch_size: Sequence[int], iterations: int
         iterations: of the training.
         batch_size: samples of an iteration.
     """
-    shapes = [cases.load_case(name)[0].shape[1:] for name in sorted(cases.identifiers)[:FEWEST_CASES]]
+    shapes = []
+    for name in sorted(cases.identifiers)[:FEWEST_CASES]:
+        with reading(cases, name):
+            shapes.append(cases.load_case(name)[0].shape[1:])
     steps = np.ceil(2 * (np.asarray(shapes) / np.asarray(patch_size) - 1)).clip(0) + 1  # by half a patch
     windows = TIME_SHARE / REFRESHES * iterations * batch_size * PASSES_PER_SAMPLE
     return int(np.clip(windows / steps.prod(1).mean(), FEWEST_CASES, MOST_CASES))

@@ -1,6 +1,5 @@
 """nnU-Net's data loader with mixed batches: labeled samples first, then unlabeled ones."""
 
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,15 +10,13 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_mn.bridge.cases.preprocessed import Cases
+from nnunet_mn.bridge.cases.preprocessed import UNREADABLE, Cases, unreadable
 from nnunet_mn.bridge.last_word import WorkerFailures
 from nnunet_mn.bridge.training.foreground import ForegroundLocations
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounts
-
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)  # from damaged files
 
 
 class JointCases:
@@ -192,12 +189,8 @@ class MixedLoader(TellingLoader):
                 image, segmentation, *_ = self._data.load_case(name)
                 image[:], segmentation[:]
             except UNREADABLE:
-                folder = self._data.folder_of(name)
                 command = "nnunet-mn preprocess" if name in self._unlabeled else "nnUNetv2_preprocess"
-                return MNError(
-                    f"the preprocessed case '{name}' in {folder} cannot be read ({error}): delete its files there and "
-                    f"run {command} for this dataset"
-                )
+                return unreadable(name, self._data.folder_of(name), error, command=command)
         return error
 
     def _oversample_within_group(self, sample: int) -> bool:

@@ -12,13 +12,13 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunet_mn.bridge.cases.preprocessed import Cases
+from nnunet_mn.bridge.cases.preprocessed import Cases, reading
 from nnunet_mn.bridge.files import replace_whole
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 
 DIGITS = 12  # of the hash in a folder's name
-UNREADABLE = (OSError, RuntimeError, KeyError)  # what blosc2 raises for a missing or damaged file, or its stamp
+_DAMAGED = (OSError, RuntimeError, KeyError)  # what blosc2 raises for a missing or damaged file, or its stamp
 
 
 class StoredMasks:
@@ -40,7 +40,7 @@ class StoredMasks:
         """
         try:
             return self._open(case)
-        except UNREADABLE as error:
+        except _DAMAGED as error:
             raise MNError(
                 f"the teacher's mask {self._file(case)} cannot be read ({error}): delete it and continue with --c"
             ) from error
@@ -50,7 +50,7 @@ class StoredMasks:
         try:
             stored = self._open(case)
             return bool(stored.schunk.vlmeta["made_for"] == _stamp(image))
-        except UNREADABLE:  # missing or damaged
+        except _DAMAGED:  # missing or damaged
             return False
 
     def write(self, case: str, mask: np.ndarray, image: np.ndarray, segmentation: Any) -> None:
@@ -118,14 +118,19 @@ def store(
         The number of cases that were missing.
 
     Raises:
-        MNError: if a file cannot be written.
+        MNError: if a case cannot be read, or a file cannot be written.
     """
-    missing = [name for name in sorted(cases.identifiers) if not masks.has(name, cases.load_case(name)[0])]
+    missing = []
+    for name in sorted(cases.identifiers):
+        with reading(cases, name):
+            if not masks.has(name, cases.load_case(name)[0]):
+                missing.append(name)
     ranks.any(False)  # all have looked
     for names in tqdm(ranks.rounds(missing), desc="masks of the teacher", disable=ranks.own > 0):
         for name in names:
-            volume, segmentation, *_ = cases.load_case(name)
-            image = np.asarray(volume[:], dtype=np.float32)
+            with reading(cases, name):
+                volume, segmentation, *_ = cases.load_case(name)
+                image = np.asarray(volume[:], dtype=np.float32)
             masks.write(name, predict(torch.from_numpy(image)), image, segmentation)
         ranks.any(False)  # the others have theirs, too
     return len(missing)
