@@ -255,6 +255,9 @@ SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "negative epochs": (lambda site: site.set(epochs=-1), "sets 'epochs' to -1; allowed is an integer of at least 1"),
     "unknown source": (lambda site: site.set(unlabeled_sources="imagesX"), "sets 'unlabeled_sources' to"),
     "unknown choice": (lambda site: site.set(preset="mine"), "sets 'preset' to 'mine'; allowed is one of"),
+    "results in a file": (
+        lambda site: (site.root / "nnUNet_results").touch(), r"nnUNet_results.* cannot be used \(Not a directory\)",
+    ),
     "no GPU": (without_gpu, "-device is 'cuda' .* but torch finds no such GPU: use -device cpu"),
     "fp16 without CUDA": (lambda site: site.set(precision="fp16"), "precision is 'fp16', which needs a CUDA card"),
     "backbone that nobody has": (

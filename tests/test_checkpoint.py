@@ -29,6 +29,12 @@ def _write_stock(file: io.BytesIO) -> None:
     torch.save(STOCK, file)
 
 
+def _stock_bytes() -> bytes:
+    stock = io.BytesIO()
+    _write_stock(stock)
+    return stock.getvalue()
+
+
 def test_what_earlier_trainings_left_is_kept_in_a_folder_of_each(tmp_path: Path) -> None:
     (tmp_path / "progress.png").write_bytes(b"picture")
     (tmp_path / "validation").mkdir()
@@ -63,13 +69,26 @@ def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
     def full(*_: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    stock = io.BytesIO()
-    _write_stock(stock)
+    stock = _stock_bytes()
     monkeypatch.setattr(failing, full)
     with pytest.raises(MNError, match=r"checkpoint_latest\.pth could not be written.*No space left.*previous one"):
-        save(lambda file: file.write(stock.getvalue()), path, mn={"iteration": 2})
+        save(lambda file: file.write(stock), path, mn={"iteration": 2})
     assert load_mn(path) == {"iteration": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
+
+
+def test_a_first_checkpoint_that_cannot_be_written_promises_no_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> NoReturn:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")
+
+    stock = _stock_bytes()
+    monkeypatch.setattr(torch, "save", fail)
+    told = r"best\.pth could not be written \(the disk may be full; .*, and there is no earlier one: .*start again$"
+    with pytest.raises(MNError, match=told):
+        save(lambda file: file.write(stock), tmp_path / "checkpoint_best.pth", mn={"iteration": 2})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_killed_writings_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

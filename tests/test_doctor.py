@@ -87,6 +87,12 @@ def test_missing_result_folder_is_bad_but_missing_raw_data_are_not(monkeypatch, 
     assert states == {"nnUNet_raw": "note", "nnUNet_preprocessed": "good", "nnUNet_results": "bad"}
 
 
+def test_result_folder_that_is_a_file_is_bad(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "file"))
+    assert f"{tmp_path / 'file'} is not a folder; correct the variable" in findings(environment.check_folders(), "bad")
+
+
 def test_wrong_setting_is_told_before_a_training(monkeypatch) -> None:
     monkeypatch.setenv("nnUNet_mn_lr_2d", "fast")
     (row,) = examine("settings", environment.check_settings)

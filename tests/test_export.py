@@ -115,6 +115,11 @@ def test_existing_file_is_not_overwritten(model: Path, tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+def test_missing_folder_is_told(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(MNError, match=r"nowhere/a is not a folder; make it, or give another -o"):
+        export_model(model, tmp_path / "nowhere" / "a" / "model.zip")
+
+
 def test_second_model_is_exported_beside_the_first(trained: Path, tmp_path: Path) -> None:
     for name in ("first.zip", "second.v2.zip"):
         export_model(trained, tmp_path / name)

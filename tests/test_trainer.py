@@ -275,6 +275,21 @@ def test_a_finished_training_with_more_epochs_goes_on_from_its_latest_state(
     assert not (Path(goes_on.output_folder) / "checkpoint_latest.pth").exists()
 
 
+def test_a_training_that_goes_on_with_fewer_cases_says_so(
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = fresh_planned_dataset()
+    _stop_after(trainings.trainer(dataset), epochs=1)
+    for folder in (dataset.raw, dataset.preprocessed):
+        file = folder / "splits_final.json"
+        splits = json.loads(file.read_text())
+        splits[0]["unlabeled"].pop()
+        file.write_text(json.dumps(splits))
+    part = trainings.run(dataset, go_on=True)
+    (line,) = re.findall("numbers of cases have changed .*", Path(part.log_file).read_text())
+    assert re.findall(r"'unlabeled': (\d+)", line) == [str(len(dataset.unlabeled)), str(len(dataset.unlabeled) - 1)]
+
+
 def test_foreground_of_unlabeled_cases_is_sought_from_the_end_of_the_supervised_stage_on(
     trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
 ) -> None:

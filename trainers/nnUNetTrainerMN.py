@@ -101,7 +101,8 @@ class _ConfiguredTrainer(nnUNetTrainer):
         self.check_plans(configuration, planned)
         if device.type == "cpu":
             prepare_torch()
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with refusals_told():
+            super().__init__(plans, configuration, fold, dataset_json, device)
         if self.mn_config.optimizer_3d == "adamw":
             self.initial_lr, self.weight_decay = LR_3D_ADAMW, WEIGHT_DECAY_ADAMW
         self.initial_lr = self.mn_config.lr_3d or self.initial_lr
@@ -405,6 +406,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             num_processes=min(default_num_processes, max(1, workers.worker_count())), log=self.print_to_log_file,
         ).names  # fmt: skip
         self.n_cases = {"labeled": len(labeled), "unlabeled": len(names), "val": len(val)}
+        if self.resumed is not None and (then := self.resumed["cases"]) != self.n_cases:
+            self._warn(f"the numbers of cases have changed since the checkpoint: from {then} to {self.n_cases}")
         self.print_to_log_file(
             f"M&N trains on {len(labeled)} labeled and {len(names)} unlabeled cases; unlabeled samples start at "
             f"iteration {self.schedule.supervised} of {self.schedule.total}"
@@ -509,7 +512,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if path.name != checkpoint.LATEST:
             return
         # A finished training may have got more epochs. Then --c would go back to its end.
-        if kept := checkpoint.keep_earlier(path.parent, checkpoint.OF_A_FINISHED_ONE):
+        if kept := checkpoint.keep_earlier(path.parent, (checkpoint.FINAL, checkpoint.VALIDATION)):
             self.print_to_log_file(f"what the finished training left is kept in {kept}")
 
     def _save_latest(self, *, epochs_done: int) -> None:

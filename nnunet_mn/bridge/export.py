@@ -38,6 +38,8 @@ def export_model(folder: Path, output: Path) -> list[str]:
     model = ModelFolders.of(folder)
     folds = _finished_folds(model)
     card_file, log = (output.with_name(f"{output.name.removesuffix('.zip')}.{end}") for end in (CARD, "export.log"))
+    if not output.parent.is_dir():
+        raise MNError(f"{output.parent} is not a folder; make it, or give another -o")
     for file in (output, card_file):
         if file.exists():
             raise MNError(f"{file} exists; move it away or give another -o")

@@ -12,7 +12,13 @@ from nnunet_mn.bridge.cases.manifest import left_out
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.raw_images import RawImages
-from nnunet_mn.bridge.cases.roles import FEWEST_FOR_STOCK_SPLIT, Roles, listed_split, roles_in_training, roles_of_all_folds
+from nnunet_mn.bridge.cases.roles import (
+    FEWEST_FOR_STOCK_SPLIT,
+    Roles,
+    listed_split,
+    roles_in_training,
+    roles_of_all_folds,
+)
 from nnunet_mn.bridge.cases.sources import USUAL, filled_folders
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds

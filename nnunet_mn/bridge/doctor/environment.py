@@ -120,7 +120,8 @@ def _check_folder(variable: str) -> list[Row]:
         missing = f"is not set; run 'export {variable}=...'" + ("" if needed else " where data are planned")
         return [Row("bad" if needed else "note", variable, missing)]
     if not Path(value).is_dir():
-        finding = f"{value} does not exist; make it or correct the variable"
+        is_there = Path(value).exists()
+        finding = f"{value} {'is not a folder; ' if is_there else 'does not exist; make it or '}correct the variable"
         return [Row("bad" if needed else "note", variable, finding)]
     for rights, verb in ((os.R_OK | os.X_OK, "read"), (os.W_OK if needed else os.F_OK, "written to")):
         if not os.access(value, rights):

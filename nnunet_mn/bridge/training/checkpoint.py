@@ -16,10 +16,8 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
-# What a training leaves. With `--c` stock goes on from the first checkpoint of this list that it finds.
-LATEST = "checkpoint_latest.pth"
-OF_A_FINISHED_ONE = ("checkpoint_final.pth", "validation")
-_ALL = (*OF_A_FINISHED_ONE, LATEST, "checkpoint_best.pth")
+FINAL, LATEST, BEST = _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+VALIDATION = "validation"
 
 
 def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
@@ -48,18 +46,23 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
     try:
         replace_whole(path, lambda stream: torch.save(checkpoint, stream))
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
-        raise MNError(
-            f"the checkpoint {path} could not be written ({error}): the previous one is whole; free some space and "
-            f"continue with --c"
-        ) from error
+        told = f"the checkpoint {path} could not be written ({_reason(error)})"
+        if not any(path.with_name(name).exists() for name in _CHECKPOINTS):
+            raise MNError(f"{told}, and there is no earlier one: free some space and start again") from error
+        raise MNError(f"{told}: the previous one is whole; free some space and continue with --c") from error
 
 
-def keep_earlier(folder: Path, names: Sequence[str] = _ALL) -> Path | None:
+def _reason(error: Exception) -> str:
+    """torch's zip writer names its own source file, not the disk."""
+    return str(error) if isinstance(error, OSError) else f"the disk may be full; {error}"
+
+
+def keep_earlier(folder: Path, names: Sequence[str] = (*_CHECKPOINTS, VALIDATION)) -> Path | None:
     """Move what an earlier training has left into a folder of its own.
 
     Args:
         folder: of the fold.
-        names: of what to move.
+        names: of what to move. The first checkpoint is the one that stock would go on from with `--c`.
 
     Returns:
         That folder, `before_restart_<n>`; None if there was no checkpoint.
