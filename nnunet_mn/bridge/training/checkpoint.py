@@ -62,7 +62,7 @@ def keep_earlier(folder: Path, names: Sequence[str] = (*_CHECKPOINTS, VALIDATION
 
     Args:
         folder: of the fold.
-        names: of what to move. The first checkpoint is the one that stock would go on from with `--c`.
+        names: of what to move, in this order. With `--c` stock goes on from the first checkpoint that it finds.
 
     Returns:
         That folder, `before_restart_<n>`; None if there was no checkpoint.
