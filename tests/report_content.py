@@ -9,7 +9,7 @@ from nnunet_mn.bridge.prediction.fold import Loaded
 from nnunet_mn.bridge.prediction.predictor import Predicted
 from nnunet_mn.bridge.prediction.structures import Structure
 from nnunet_mn.quality import Pair, sums_of
-from nnunet_mn.report.cases import CaseResult, examine
+from nnunet_mn.report.cases import CaseResult, assess
 from nnunet_mn.report.page import Content
 from nnunet_mn.report.ranking import rank
 from nnunet_mn.report.reference import Usual
@@ -72,7 +72,7 @@ def case(
         configuration=SimpleNamespace(spacing=SPACING),
     )
     hd95 = {"head": 1.5, "<b>tail</b>": float("nan")} if role == "val" else {}
-    return examine(
+    return assess(
         name, role, Loaded(image, np.where(ignored & (truth != other), 9, truth), {}), predicted, made_by, hd95
     )
 
