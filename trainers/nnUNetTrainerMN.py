@@ -29,7 +29,7 @@ from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
-from nnunet_mn.bridge.model_folders import ModelFolders
+from nnunet_mn.bridge.model_folders import CHECKPOINT, LATEST, ModelFolders
 from nnunet_mn.bridge.planning.checks import check_co_trainable, check_split_is_preprocessed
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import (
@@ -506,19 +506,19 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             super().save_checkpoint(filename)  # writes nothing, and says so
             return
         path = Path(filename)
-        final = path.name == "checkpoint_final.pth"  # without an optimizer of the 2D network, to keep the file small
+        final = path.name == CHECKPOINT  # without an optimizer of the 2D network, to keep the file small
         mn = {**state.mn_state(self), **self._own_state(with_optimizer=not final)}
         checkpoint.save(super().save_checkpoint, path, mn=mn)
-        if path.name != checkpoint.LATEST:
+        if path.name != LATEST:
             return
         # A finished training may have got more epochs. Then --c would go back to its end.
-        if kept := checkpoint.keep_earlier(path.parent, (checkpoint.FINAL, checkpoint.VALIDATION)):
+        if kept := checkpoint.keep_earlier(path.parent, (CHECKPOINT, checkpoint.VALIDATION)):
             self.print_to_log_file(f"what the finished training left is kept in {kept}")
 
     def _save_latest(self, *, epochs_done: int) -> None:
         """Write `checkpoint_latest.pth`. Stock stores `current_epoch + 1` as the epoch to go on with."""
         epoch, self.current_epoch = self.current_epoch, epochs_done - 1
-        self.save_checkpoint(str(Path(self.output_folder) / checkpoint.LATEST))
+        self.save_checkpoint(str(Path(self.output_folder) / LATEST))
         self.current_epoch = epoch
 
     @last_word

@@ -9,7 +9,9 @@ from nnunet_mn.bridge.files import read_object
 from nnunet_mn.errors import MNError
 
 MN_TRAINER, STUDENT_TRAINER, JOINT_TRAINER = "nnUNetTrainerMN", "nnUNetTrainerMNStudent", "nnUNetTrainerMNJoint"
-CHECKPOINT = "checkpoint_final.pth"
+# nnU-Net's checkpoints of a fold, the newest first. With `--c` it goes on from the first one that is there.
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+CHECKPOINT, LATEST = CHECKPOINTS[:2]
 PUT_BACK = "put back the file that the training wrote"
 
 

@@ -14,12 +14,9 @@ from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
-from nnunet_mn.bridge.model_folders import ModelFolders
+from nnunet_mn.bridge.model_folders import CHECKPOINT, CHECKPOINTS, ModelFolders
 from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.errors import MNError
-
-# The newest first. A training that has just begun has the last one alone.
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 class Case(NamedTuple):
@@ -72,7 +69,7 @@ class TrainedFold:
     @property
     def is_finished(self) -> bool:
         """Whether the training has ended. Only then nnU-Net's validation is of its checkpoint."""
-        return self.file.name == CHECKPOINTS[0]
+        return self.file.name == CHECKPOINT
 
     def cases(self, role: str) -> Iterator[Case]:
         """The cases that are `labeled`, `val` or `unlabeled`, by name."""

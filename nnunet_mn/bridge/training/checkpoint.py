@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mn.bridge.files import replace_whole
+from nnunet_mn.bridge.model_folders import CHECKPOINTS
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
-FINAL, LATEST, BEST = _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 VALIDATION = "validation"
 
 
@@ -47,7 +47,7 @@ def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
         replace_whole(path, lambda stream: torch.save(checkpoint, stream))
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
         told = f"the checkpoint {path} could not be written ({_reason(error)})"
-        if not any(path.with_name(name).exists() for name in _CHECKPOINTS):
+        if not any(path.with_name(name).exists() for name in CHECKPOINTS):
             raise MNError(f"{told}, and there is no earlier one: free some space and start again") from error
         raise MNError(f"{told}: the previous one is whole; free some space and continue with --c") from error
 
@@ -57,7 +57,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, OSError) else f"the disk may be full; {error}"
 
 
-def keep_earlier(folder: Path, names: Sequence[str] = (*_CHECKPOINTS, VALIDATION)) -> Path | None:
+def keep_earlier(folder: Path, names: Sequence[str] = (*CHECKPOINTS, VALIDATION)) -> Path | None:
     """Move what an earlier training has left into a folder of its own.
 
     Args:
