@@ -150,6 +150,12 @@ _ALL = (
         settings={"batch": "replace"},
     ),
     Method(name=OURS, trainer=_MN, text="M&N, efficientnet-lite0 with ImageNet weights"),
+    Method(
+        name="mn-four-times-as-long",
+        trainer=_MN,
+        text="`mn` with four times the updates, as many as `nnunet-adamw-equal-time`",
+        length=4,
+    ),
     Method(name=JOINT, trainer="nnUNetTrainerMNJoint", text="both networks of `mn` predict together", joins=OURS),
     Method(
         name=STUDENT,
