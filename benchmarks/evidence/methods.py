@@ -248,6 +248,11 @@ _ALL = (
     _ablation(
         "mn-every-fourth-slice", "the 2D network learns from every fourth slice, not from every eighth", slice_step="4"
     ),
+    _ablation(
+        "mn-ends-on-labels",
+        "the last tenth of the training is on labeled samples alone, as a student's",
+        trainer="nnUNetTrainerMNEndsOnLabels",
+    ),
     _kept(
         "mn-strong-view",
         "the students see unlabeled samples with other contrast, brightness, sharpness and noise than the teacher",

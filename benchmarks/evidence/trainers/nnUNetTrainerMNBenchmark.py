@@ -16,7 +16,7 @@ from torch.nn import functional
 from nnunet_mn.bridge.training import assembly
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.schedule import HalfUnlabeled, Schedule
+from nnunet_mn.schedule import ON_LABELS_ALONE, HalfUnlabeled, Schedule
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
 from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
@@ -139,6 +139,13 @@ class WithoutUnlabeled(Schedule):
         return 0.0
 
 
+class EndsOnLabels(Schedule):
+    """The last tenth of the training has no unlabeled samples, as a student's."""
+
+    def unlabeled_fraction(self, iteration: float) -> float:
+        return 0.0 if iteration >= (1 - ON_LABELS_ALONE) * self.total else super().unlabeled_fraction(iteration)
+
+
 class nnUNetTrainerMNGrowsToHalf(nnUNetTrainerMN):
     """At most half of each batch is unlabeled."""
 
@@ -152,6 +159,12 @@ class nnUNetTrainerMNHalfUnlabeled(nnUNetTrainerMNGrowsToHalf):
     """Half of each batch is unlabeled."""
 
     schedule_class = HalfUnlabeled
+
+
+class nnUNetTrainerMNEndsOnLabels(nnUNetTrainerMNGrowsToHalf):
+    """The last tenth of the training is on labeled samples alone."""
+
+    schedule_class = EndsOnLabels
 
 
 class nnUNetTrainerMNWithoutUnlabeled(nnUNetTrainerMNGrowsToHalf):
