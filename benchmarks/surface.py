@@ -54,7 +54,7 @@ def main() -> None:
 def page(states: dict[str, str]) -> str:
     """The table as Markdown."""
     lines = [
-        "# nnU-Net's surface with M&N",
+        "# nnU-Net's features with M&N",
         "",
         "Each row was run through the functions behind nnU-Net's own commands (plan, preprocess, train for one epoch",
         "of three updates, predict) on generated data. `python benchmarks/surface.py FOLDER` wrote this page on",

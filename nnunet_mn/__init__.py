@@ -1,7 +1,7 @@
 """M&N: a pretrained 2D network and a 3D network teach each other with pseudo-masks.
 
-The names below are the method. It works with any 3D network of torch (docs/library.md). nnU-Net needs none of them: its
-users pass `-tr nnUNetTrainerMN`.
+The names below make up the method. They work with any 3D network of torch (docs/library.md). With nnU-Net you need none
+of them: pass `-tr nnUNetTrainerMN`.
 """
 
 from importlib import import_module

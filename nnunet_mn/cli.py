@@ -88,7 +88,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the generated data, the models and the results.")] = Path(
         "nnunet-mn-demo"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Of the generated data and of both trainings.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generated data and of both trainings.")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer cases and updates: shows that it runs, no more.")
     ] = False,
@@ -110,7 +110,7 @@ def split(
     val: Annotated[
         int | None, typer.Option(min=1, help="Validation cases per fold; a fifth of the rest if left out.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draw.")] = 0,
     folds: Annotated[int, typer.Option(min=1, help="Folds; their validation cases are disjoint.")] = 5,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file and keep a copy of it.")] = False,
 ) -> None:
@@ -137,7 +137,7 @@ def suggest(
     report: Annotated[
         Path | None, typer.Option(help="JSON file of a report: prefer cases that the networks get wrong.")
     ] = None,
-    fold: Annotated[int, typer.Option("-f", "--fold", min=0, help="Its labeled cases need no suggestion.")] = 0,
+    fold: Annotated[int, typer.Option("-f", "--fold", min=0, help="Fold that says which cases are labeled.")] = 0,
     ignore_labels: Annotated[
         bool, typer.Option("--ignore-labels", help="Choose as if no case had a label, for experiments.")
     ] = False,
@@ -183,7 +183,7 @@ def preprocess(
     plans: Plans = "nnUNetPlans",
     processes: Annotated[int, typer.Option("-np", min=1, help="Processes; more need more memory.")] = 4,
     num_parts: Annotated[int, typer.Option(min=1, help="Number of jobs that share the work.")] = 1,
-    part_id: Annotated[int, typer.Option(min=0, help="Which of them this is, from 0 on.")] = 0,
+    part_id: Annotated[int, typer.Option(min=0, help="Number of this job, from 0 on.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad images out and list them.")] = False,
 ) -> None:
     """Preprocess the unlabeled images now, not at the start of the training."""
@@ -259,10 +259,10 @@ def join(
     configuration: Configuration = "3d_fullres",
     plans: Plans = "nnUNetPlans",
     trainer: Trainer = "nnUNetTrainerMN",
-    weight_2d: Annotated[float, typer.Option(help="Of the 2D network's probabilities in the mean.")] = 0.5,
+    weight_2d: Annotated[float, typer.Option(help="Weight of the 2D network's probabilities in the mean.")] = 0.5,
     force: Annotated[bool, typer.Option("--force", help="Replace a joint model, with its validation.")] = False,
 ) -> None:
-    """Write a model beside a trained one that predicts with both networks."""
+    """Write a second model beside a trained one. It predicts with both networks."""
     from nnunet_mn.bridge.cases.dataset import results_of
     from nnunet_mn.bridge.model_folders import ModelFolders
     from nnunet_mn.bridge.training.join import join as join_folds

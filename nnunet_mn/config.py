@@ -86,34 +86,36 @@ class MNConfig:
         backbone: the 2D network: a name of the registry, a Hugging Face id or a local folder.
         adaptation: the trained weights of its encoder: `lora` (low-rank updates), `full`, `frozen` (none), or `auto`:
             `lora` for transformers and `full` for convolutional networks.
-        preset: other defaults for the other settings: `nnunet` keeps nnU-Net's, `paper` takes the reference's.
-        optimizer_3d: of the 3D network: `adamw`, or nnU-Net's `sgd`.
-        schedule: of the learning rate: nnU-Net's `poly`, or the reference's `cosine`, a warm-up and then one in each
-            stage.
-        loss: nnU-Net's Dice and cross entropy (`nnunet`), or the reference's with squared denominators (`paper`).
-        batch: unlabeled samples come on top of the planned batch (`add`), or `replace` labeled ones in it, as in the
-            paper. On top, they have a pass of their own in the same optimizer step.
-        guidance: what grows as the learning rate decays: the `number` of unlabeled samples or, with `add` alone, their
-            `weight` in the loss. With `weight` they are half as many as labeled ones.
-        rounding: of the unlabeled share to a number of samples: `floor` is the reference's, `diffusion` carries the
-            error to the next batch, and `auto` is `floor` for batches of four and more, `diffusion` for smaller.
+        preset: a set of defaults for the other settings: `nnunet` keeps nnU-Net's, `paper` takes the paper's.
+        optimizer_3d: optimizer of the 3D network: `adamw`, or nnU-Net's `sgd`.
+        schedule: schedule of the learning rate: nnU-Net's `poly`, or `cosine` as in the paper's code: a warm-up, then
+            one cosine in each stage.
+        loss: Dice and cross entropy: nnU-Net's (`nnunet`), or the paper's with squared denominators (`paper`).
+        batch: unlabeled samples come on top of the planned batch (`add`), or `replace` labeled samples in it, as in the
+            paper. With `add` they go through the networks after the labeled ones, in the same optimizer step.
+        guidance: what grows as the learning rate decays: the `number` of unlabeled samples, or their `weight` in the
+            loss (only with `add`). With `weight` their number is half the planned batch.
+        rounding: how the unlabeled share becomes a number of samples: `floor` is the paper's code, `diffusion` carries
+            the error to the next batch, and `auto` is `floor` for batches of four and more, else `diffusion`.
         supervised_fraction: share of the iterations with labeled samples only, at the start.
         lr_2d: peak learning rate of the 2D network.
         lr_3d: of the 3D network; None means 1e-3 with `adamw` and nnU-Net's 1e-2 with `sgd`.
         lora_rank: of the low-rank updates, and their scale.
         dropout_2d: of the low-rank updates. At 0 the pretrained model's own dropout is off, too.
-        teacher: of unlabeled samples: the mean of `both` networks' pseudo-masks, or those of the `other` network alone,
-            as in the paper.
-        teacher_folder: of `nnUNetTrainerMNStudent`: the folder of a joint model, or of an M&N training. None: that of
-            the same dataset, plans and configuration.
-        student_masks: of `nnUNetTrainerMNStudent`: soft masks of each augmented sample, made in each step (`online`),
-            or hard masks of whole cases, made once (`stored`). Stored ones replace half of each labeled batch.
-        slice_axes: the 2D network's axes in a volume: the `first` (of largest spacing), as in the paper, or `auto`: all
-            three if voxels are nearly cubes. In each step it then draws one at random to teach along, and one to learn
-            along.
-        slice_step: the 2D network learns from every n-th slice of a sample, from a random one on. It teaches on all.
-        slices_per_forward: most slices in flight at once, to bound memory; None: see `slices.SliceWise`. Results do not
-            depend on it but for rounding, while dropout is off.
+        teacher: who makes the pseudo-masks: `both` networks by their mean, or for each network only the `other` one, as
+            in the paper.
+        teacher_folder: only for `nnUNetTrainerMNStudent`: the folder of its teacher, a joint model or an M&N training.
+            None: the one with the same dataset, plans and configuration.
+        student_masks: only for `nnUNetTrainerMNStudent`: soft masks of each augmented sample, made in each step
+            (`online`), or hard masks of whole cases, made once (`stored`). With `stored`, samples with these masks
+            replace half of each labeled batch.
+        slice_axes: axes along which the 2D network sees a volume: the `first` (of largest spacing), as in the paper, or
+            `auto`: all three if voxels are nearly cubes, else the first. With three axes each step draws one axis at
+            random for teaching, and one for learning.
+        slice_step: the 2D network learns from every n-th slice of a sample; the first slice is random. It teaches on
+            all slices.
+        slices_per_forward: most slices computed at once, to bound memory; None: see `slices.SliceWise`. It changes
+            results by rounding only, unless dropout is on.
         precision: of the forward passes: `fp16`, `bf16`, `fp32`, or `auto`: `bf16` on CUDA cards with bf16, `fp16` on
             older ones, `fp32` elsewhere. Losses are always fp32.
         epochs, iterations_per_epoch, val_iterations_per_epoch: None means nnU-Net's.

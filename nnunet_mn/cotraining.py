@@ -28,11 +28,11 @@ class Student:
     Args:
         name: for logs and messages.
         network: volume `(B, C, D, H, W)` -> list of logits, finest first.
-        optimizer: of its trained weights.
-        loss: of all outputs.
-        scaler: of gradients, if autocast uses fp16.
+        optimizer: updates the trained weights.
+        loss: compares all outputs with their targets.
+        scaler: scales the loss if autocast uses fp16.
         clip_norm: largest norm of the gradients (12 is nnU-Net's).
-        ranks: the processes of one batch; the loss needs them too.
+        ranks: the processes that share a batch. Give the loss the same ranks.
     """
 
     name: str
@@ -141,14 +141,16 @@ class CoTrainer:
     ) -> dict[Literal["3d", "2d"], float]:
         """Update all students on one batch. The teacher sees their weights from before the step.
 
-        The reference alternates whole epochs on separate batches. One batch for both halves the loading.
+        The paper's code alternates whole epochs on separate batches. Here both networks share each batch. This halves
+        the loading.
 
         Args:
             volumes: `(B, C, D, H, W)`, labeled samples first.
             targets: the loader's masks, one for each output of the 3D network, finest first.
             n_labeled: number of labeled samples, 0 to B.
-            unlabeled_weight: unlabeled samples have a pass of their own, and their loss has this weight beside that of
-                the labeled ones. None: one pass and one loss over all samples, as in the paper.
+            unlabeled_weight: weight of the unlabeled samples' loss; the labeled samples' loss has weight 1. Unlabeled
+                samples then go through the networks in a second pass. None: one pass and one loss over all samples, as
+                in the paper.
 
         Returns:
             The loss of each student.

@@ -99,7 +99,7 @@ def autocast_type(wanted: Precision, device: torch.device) -> torch.dtype | None
     if wanted == "fp16" and device.type != "cuda":
         raise MNError(f"precision is 'fp16', which needs a CUDA card, but the device is '{device}': use auto or fp32")
     if wanted == "bf16" and (device.type == "mps" or (device.type == "cuda" and not _has_bf16(device))):
-        raise MNError(f"precision is 'bf16', with which the device '{device}' cannot compute: use auto or fp32")
+        raise MNError(f"precision is 'bf16', but the device '{device}' cannot compute in bf16: use auto or fp32")
     return torch.bfloat16 if wanted == "bf16" else torch.float16
 
 

@@ -2,7 +2,7 @@
 
 
 class MNError(RuntimeError):
-    """A mistake for the user to mend; its message is one sentence with the value and the fix."""
+    """A mistake that the user can correct. Its message says what is wrong, the value, and the fix."""
 
 
 class LastWordError(MNError, SystemExit):

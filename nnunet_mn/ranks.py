@@ -40,11 +40,11 @@ class Ranks:
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def rounds(self, names: Sequence[str]) -> list[list[str]]:
-        """Names in turns: in each round this rank has one of them, or in the last one none."""
+        """This rank's share of some names, in rounds of one name for each rank. In the last round it may get none."""
         return [list(names[first + self.own : first + self.own + 1]) for first in range(0, len(names), self.size)]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order. Any that can be pickled. All must ask."""
+        """The values of all ranks, in the order of the ranks. Every rank must call this. Values must be picklable."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.size

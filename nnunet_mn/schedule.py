@@ -142,14 +142,14 @@ class UnlabeledCounts:
     Args:
         schedule: of the training.
         batch_size: samples in a planned batch.
-        batch: unlabeled samples come on top (`add`), at most as many as the batch has; or they `replace` labeled ones,
-            at least one of which stays.
-        guidance: what grows as the learning rate decays: their `number`, or their `weight`. The latter is for `add`
-            alone; their number is then half of the batch.
-        rounding: `floor` is the reference's. `diffusion` carries the rest to the next batch: batches of two, too, get
+        batch: with `add` unlabeled samples come on top of the planned batch, at most as many as it has. With `replace`
+            they take the place of labeled samples; at least one labeled sample stays.
+        guidance: what grows as the learning rate decays: the `number` of unlabeled samples, or their `weight` (only
+            with `add`). With `weight` their number is always half of the planned batch.
+        rounding: `floor` is the paper's code. `diffusion` carries the rest to the next batch: even batches of two get
             unlabeled samples early. `auto` is `floor` for batches of four and more (docs/evidence.md).
-        ranks: processes of a batch. Samples on top are divided evenly among them: their number is a multiple of
-            `ranks`, and in the mean the same as for one.
+        ranks: processes that share a batch. Samples on top are divided evenly among them. Their number is a multiple of
+            `ranks`, and on average the same as with one process.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class UnlabeledCounts:
         self._weights = fractions if guidance == "weight" else [count / batch_size for count in self._counts]
 
     def of(self, iteration: int) -> int:
-        """Unlabeled samples in an iteration's batch. None before the first; after the last, as many as then."""
+        """Unlabeled samples in an iteration's batch: 0 before the first iteration, the last number after the end."""
         return 0 if iteration < 0 else self._counts[min(iteration, len(self._counts) - 1)]
 
     def weight(self, iteration: int) -> float | None:

@@ -54,8 +54,8 @@ class SliceSampler:
 
     Args:
         axes: spatial axes to look along, 0 to 2.
-        step: it learns from every `step`-th slice.
-        generator: of the draws; ranks with a common batch need the same state.
+        step: the 2D network learns from every `step`-th slice.
+        generator: for the random draws. Ranks that share a batch need generators in the same state.
     """
 
     axes: tuple[int, ...] = (0,)
@@ -93,15 +93,16 @@ class SliceView:
 class SliceWise(nn.Module):
     """A 2D network applied to each slice of a volume: `(B, C, D, H, W)` -> `[logits (B, K, D, H, W)]`.
 
-    The list has the one entry of a network without deep supervision.
+    The list has one entry, because there is no deep supervision.
 
-    Too many slices for the memory are worked off in equal chunks. The backward pass computes their activations again.
+    If the slices do not fit into memory, they are computed in equal chunks. The backward pass computes the activations
+    of each chunk again.
 
     Args:
         network: the 2D network.
-        slices_per_forward: most slices in flight. None: on a CUDA card, as many as fit into half of the memory that is
-            free at the first pass with slices of a size. Elsewhere as many as hold 2^20 pixels at the encoder's input:
-            there a chunk costs nothing to start, and the system does not tell how much memory can be had.
+        slices_per_forward: most slices computed at once. None: on a CUDA card, as many as fit into half of the memory
+            that is free at the first pass with slices of this size. Elsewhere as many as hold 2^20 pixels at the
+            encoder's input: on other devices starting a chunk costs nothing, and the free memory is not known.
     """
 
     def __init__(self, network: SliceNetwork, *, slices_per_forward: int | None = None) -> None:

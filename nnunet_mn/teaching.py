@@ -48,7 +48,7 @@ class Teacher(ABC):
 
     @abstractmethod
     def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
-        """Teach.
+        """Make the soft masks that the students learn from.
 
         Args:
             unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
@@ -63,7 +63,7 @@ class Teacher(ABC):
         return
 
     def state_dict(self) -> dict[str, Tensor]:
-        """State beyond the students', for a resumed training: nothing, unless the teacher has own weights."""
+        """What a resumed training needs besides the students: nothing, unless the teacher has weights of its own."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -915,7 +915,8 @@ class nnUNetTrainerMNJoint(_ConfiguredTrainer):
 class nnUNetTrainerMNBenchmark_5epochs(nnUNetTrainerBenchmark_5epochs, nnUNetTrainerMN):
     """Times an epoch on a card, as nnU-Net's benchmark trainers do, in the same `benchmark_result.json`.
 
-    Half as many unlabeled samples as planned come on top. In a training the mean is 0.3 to 0.4. It keeps no checkpoint.
+    It adds half an unlabeled sample for each labeled one. A real training adds 0.3 to 0.4 on average. It keeps no
+    checkpoint.
     """
 
     variant: ClassVar[dict[str, Any]] = {"epochs": 5, "foreground_crops": False}

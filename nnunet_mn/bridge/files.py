@@ -22,7 +22,7 @@ except ImportError:  # Windows: filelock needs no flock there
 
 @contextlib.contextmanager
 def refusals_told() -> Iterator[None]:
-    """Inside, and in a function that it decorates, a refusal of the file system becomes a sentence for the user.
+    """A context and a decorator: an error of the file system becomes a message for the user.
 
     Raises:
         MNError: in place of an OSError, with its file.

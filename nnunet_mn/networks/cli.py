@@ -43,11 +43,11 @@ def fetch(
     name: Name,
     to: Annotated[Path | None, typer.Option(help="A folder; the Hugging Face cache if not given.")] = None,
 ) -> None:
-    """Download weights, and print the variables to export on a machine without a network."""
+    """Download weights, and print the variables to export on a machine without internet."""
     files, exports = fetch_backbone(name, to=to)
     for file in files:
         typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
-    typer.echo("On a machine without a network that sees these files:")
+    typer.echo("On a machine without internet that can read these files, run:")
     typer.echo(exports)
 
 

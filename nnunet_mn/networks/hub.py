@@ -96,7 +96,7 @@ def _not_fetched(error: Exception, source: str, *, name: str, to: Path | None) -
     first_line = next(iter(str(error).splitlines()), type(error).__name__)
     return MNError(
         f"The weights of '{name}' are not on this machine and could not be fetched from {source} ({reason}: "
-        f"{first_line}); run `nnunet-mn weights fetch {name}` where there is a network, or use the embedded "
+        f"{first_line}); run `nnunet-mn weights fetch {name}` on a machine with internet, or use the embedded "
         f"backbone '{EMBEDDED}' ({license_of(EMBEDDED)})"
     )
 

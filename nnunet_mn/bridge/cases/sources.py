@@ -90,7 +90,7 @@ class FolderOfImages(Source):
 
 
 LISTED = SplitList(name="split", remedy=f"list names under 'unlabeled' in its entry of {SPLITS} in nnUNet_preprocessed")
-IMAGES_UN = FolderOfImages(name="imagesUn", remedy="put images into imagesUn of the raw data set")
+IMAGES_UN = FolderOfImages(name="imagesUn", remedy="put images into imagesUn of the raw dataset")
 IMAGES_TS = FolderOfImages(
     name="imagesTs",
     remedy="use the test images in imagesTs with nnUNet_mn_unlabeled_sources=imagesTs",

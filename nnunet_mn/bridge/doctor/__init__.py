@@ -1,1 +1,1 @@
-"""`nnunet-mn doctor`."""
+"""`nnunet-mn doctor`: checks that find what would stop a training."""

@@ -151,7 +151,7 @@ def check_weights(config: MNConfig) -> list[Row]:
     if not can_be_fetched(backbone):
         fix = "name an existing file or folder, a Hugging Face id, or one that 'nnunet-mn weights list' shows as here"
         return [Row("bad", "2D weights", f"{missing} and cannot be downloaded; {fix}")]
-    fix = f"on a node without network run 'nnunet-mn weights fetch {backbone}' before"
+    fix = f"for a node without internet run 'nnunet-mn weights fetch {backbone}' on a machine with internet"
     return [Row("note", "2D weights", f"{missing} (license: {license_of(backbone)}): training will download it; {fix}")]
 
 

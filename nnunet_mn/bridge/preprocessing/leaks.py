@@ -82,7 +82,7 @@ def _of_unlabeled(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
         except (OSError, RuntimeError, ValueError) as error:
             raise MNError(
                 f"the preprocessed case '{name}' in {folder} cannot be read ({error}); delete its file {name}.b2nd and "
-                f"run `nnunet-mn preprocess` for this data set"
+                f"run `nnunet-mn preprocess` for this dataset"
             ) from error
     looks.save()
     return found

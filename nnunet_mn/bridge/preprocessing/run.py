@@ -69,7 +69,7 @@ def prepare_unlabeled(
 def check_any_is_left(names: Collection[str]) -> None:
     """Raise an MNError if no unlabeled case is left to train on."""
     if not names:
-        raise MNError("every unlabeled case was left out by --skip-bad: mend their images, or add others")
+        raise MNError("every unlabeled case was left out by --skip-bad: repair their images, or add other cases")
 
 
 @refusals_told()
@@ -125,8 +125,8 @@ def preprocess_unlabeled(
     """
     if num_processes < 1 or not 0 <= part_id < num_parts:
         raise MNError(
-            f"{num_processes} processes for part {part_id} of {num_parts} cannot be: take at least 1 process, and a "
-            f"part from 0 to one less than their number"
+            f"{num_processes} processes for part {part_id} of {num_parts} are impossible: take at least 1 process, and "
+            f"a part from 0 to one less than the number of parts"
         )
     mine = sorted(cases, key=lambda case: case.name)[part_id::num_parts]
     folder, description = planned.cases.unlabeled, planned.dataset_json

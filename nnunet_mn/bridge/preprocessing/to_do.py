@@ -45,7 +45,7 @@ def survey(cases: Sequence[UnlabeledCase], folder: Path, settings: str) -> Surve
     if absent:
         raise MNError(
             f"{len(absent)} unlabeled cases ({name_some(absent)}) are not in {folder}, or were preprocessed with other "
-            f"plans, and their raw images are not on this machine: run `nnunet-mn preprocess` for this data set where "
+            f"plans, and their raw images are not on this machine: run `nnunet-mn preprocess` for this dataset where "
             f"nnUNet_raw has them"
         )
     return found

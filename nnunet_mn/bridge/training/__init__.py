@@ -1,1 +1,1 @@
-"""Parts of the trainer."""
+"""The parts of M&N's trainers: loader, students, checkpoints, joint models, stopping."""

@@ -43,7 +43,7 @@ def join(
             2D networks or trainers; when there is a joint model already.
     """
     if not 0 < weight_2d < 1:
-        raise MNError(f"--weight-2d is {weight_2d}, but must lie between 0 and 1, without both: give 0.5 for the mean")
+        raise MNError(f"--weight-2d is {weight_2d}, but must lie between 0 and 1, both excluded: give 0.5 for the mean")
     files = [folders.finished(fold) for fold in dict.fromkeys(folds)]
     lock = folders.joint.with_name(f".{folders.joint.name}.lock")
     with FileLock(lock) if keep and why_no_lock(lock) is None else nullcontext(), _staged(folders.joint) as staging:

@@ -90,7 +90,7 @@ def _set_at_first_end(flag: Flag, processes: Sequence[Any]) -> None:
 
 
 def worker_count() -> int:
-    """Number of augmentation workers: `nnUNet_n_proc_DA`, else stock's, up to the CPUs of this process."""
+    """Number of augmentation workers: `nnUNet_n_proc_DA` if set, else stock's but at most the CPUs of this process."""
     wanted = int(get_allowed_n_proc_DA())
     return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, cpu_count())
 
