@@ -65,7 +65,7 @@ def register() -> None:
 
 @app.command(epilog="Example: nnunet-mn unregister")
 def unregister() -> None:
-    """Remove the files of `register`."""
+    """Remove the files that `register` wrote."""
     from nnunet_mn.bridge import registration
 
     removed = registration.unregister()
@@ -144,7 +144,7 @@ def suggest(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Let the fold train on the chosen cases.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --write: replace a split file, keep a copy.")] = False,
-    processes: Annotated[int, typer.Option("-np", min=1, help="Processes that read images; more need memory.")] = 1,
+    processes: Annotated[int, typer.Option("-np", min=1, help="Processes; more take more memory.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad images out and list them.")] = False,
 ) -> None:
     """Suggest which cases to label: typical ones of groups that look alike."""
@@ -181,7 +181,7 @@ def preprocess(
     dataset: Dataset,
     configuration: Configuration = "3d_fullres",
     plans: Plans = "nnUNetPlans",
-    processes: Annotated[int, typer.Option("-np", min=1, help="Processes; more need more memory.")] = 4,
+    processes: Annotated[int, typer.Option("-np", min=1, help="Number of processes; more take more memory.")] = 4,
     num_parts: Annotated[int, typer.Option(min=1, help="Number of jobs that share the work.")] = 1,
     part_id: Annotated[int, typer.Option(min=0, help="Number of this job, from 0 on.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad images out and list them.")] = False,
@@ -214,11 +214,11 @@ def preprocess(
 
 @app.command(epilog="Example: nnunet-mn doctor -d 4 -c 3d_fullres")
 def doctor(
-    dataset: Annotated[str | None, typer.Option("-d", "--dataset", help="Check this dataset too.")] = None,
+    dataset: Annotated[str | None, typer.Option("-d", "--dataset", help="Also check this dataset.")] = None,
     configuration: Configuration = "3d_fullres",
     plans: Plans = "nnUNetPlans",
 ) -> None:
-    """Check the needs of a training on one page; exit code 1 if something would stop it."""
+    """Check what a training needs, on one page. The exit code is 1 if something would stop the training."""
     from rich.console import Console
 
     from nnunet_mn.bridge.doctor.dataset import check_dataset
@@ -294,7 +294,7 @@ def report(
         bool, typer.Option("--disable_tta", help="Predict without mirroring: up to 8 times as fast.")
     ] = False,
     at_most: Annotated[
-        int | None, typer.Option(min=1, help="Look at so many unlabeled cases, spread evenly over their names.")
+        int | None, typer.Option(min=1, help="Most unlabeled cases to look at, spread evenly over their names.")
     ] = None,
     device: Annotated[
         str | None, typer.Option("-device", help="cuda, cpu or mps. If left out: a GPU if there is one.")

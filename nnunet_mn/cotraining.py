@@ -67,8 +67,8 @@ class Student:
     def update(self) -> float:
         """Take one optimizer step. If the loss or gradient is not finite, count it and leave the weights alone.
 
-        All ranks see the same loss and gradient: they skip alike. A scaler finds its scale by gradients that are not
-        finite: those steps count only towards the 20 in a row.
+        All ranks see the same loss and gradient, so they skip the same steps. A scaler finds its scale by gradients
+        that are not finite. Such steps count only towards the 20 in a row.
 
         Returns:
             The loss of the joint batch, summed over all `learn` since the last update.
@@ -110,7 +110,7 @@ class Pass(NamedTuple):
 
 
 def split_passes(n: int, n_labeled: int, unlabeled_weight: float | None) -> list[Pass]:
-    """The passes of a batch of `n` samples. Without a weight for unlabeled samples all go together."""
+    """The passes of a batch of `n` samples. Without a weight for unlabeled samples there is one pass of all samples."""
     if unlabeled_weight is None or n_labeled == n:
         return [Pass(0, n, n_labeled)]
     return [Pass(0, n_labeled, n_labeled), Pass(n_labeled, n, 0, unlabeled_weight)]
@@ -122,7 +122,7 @@ class CoTrainer:
 
     Args:
         student_3d: the 3D network.
-        student_2d: the 2D one. It is wrapped and takes volumes (`slices.SliceWise`). None: the 3D one learns alone.
+        student_2d: the 2D network, wrapped to take volumes (`slices.SliceWise`). None: only the 3D network learns.
         teacher: makes the masks of unlabeled samples.
         labels: how labels become channels.
         sampler: draws the slices for the 2D network.

@@ -28,7 +28,7 @@ def prepare_torch() -> None:
 
 
 def check_device(device: torch.device) -> None:
-    """Raise an MNError if nnU-Net's `-device` is none of this machine's."""
+    """Raise an MNError if this machine does not have the device of nnU-Net's `-device`."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(device.type, True):
         raise MNError(

@@ -14,10 +14,10 @@ from nnunet_mn.targets import SoftTarget
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargetLoss:
-    """`KL(target || prediction) - Dice`; with hard targets nnU-Net's own loss, value and gradient.
+    """`KL(target || prediction) - Dice`. With hard targets it equals nnU-Net's own loss, in value and in gradient.
 
-    The paper adds cross entropy and Dice, too (arXiv 2509.15167). Cross entropy with a soft target has the
-    gradient of this divergence, whose value is 0 for the target itself.
+    The paper also adds Dice and cross entropy (arXiv 2509.15167). With a soft target, cross entropy has the same
+    gradient as this divergence. But only the divergence is 0 when the prediction equals the target.
 
     Args:
         regions: channels are regions (sigmoid, Bernoulli KL) rather than classes (softmax).

@@ -34,7 +34,7 @@ def count(logits: Tensor, target: SoftTarget, labels: LabelSpace) -> Counts:
 
 
 def dice_per_class(counts: Iterable[Counts], ranks: Ranks = ALONE) -> list[float]:
-    """Dice of the voxels counted by all ranks; NaN for a class neither there nor predicted."""
+    """Dice of the voxels counted by all ranks. NaN for a class that is neither in the truth nor predicted."""
     sums = (torch.stack(column).double().sum(0) for column in zip(*counts, strict=True))
     tp, fp, fn = (ranks.total(column.to(ranks.device)) for column in sums)
     return [float(value) for value in 2 * tp / (2 * tp + fp + fn)]

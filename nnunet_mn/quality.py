@@ -1,4 +1,4 @@
-"""How good is a mask without its truth? Estimates from the probabilities of both networks alone."""
+"""Estimates of how good a mask is, without the truth: only from the probabilities of both networks."""
 
 from dataclasses import dataclass, fields
 from typing import NamedTuple

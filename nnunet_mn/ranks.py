@@ -1,9 +1,10 @@
 """Several processes train on one batch together, each on its part of the samples.
 
 Each rank computes the loss of the joint batch from sums over all ranks, but differentiates its own part alone. The sum
-of all ranks' gradients is then the gradient of the joint loss. This holds for parts of any size, and for terms across
-samples too (batch Dice). torch's DistributedDataParallel averages gradients instead: wrong for unequal parts. It also
-wants every forward pass to go through it, but recomputed slices and two passes a step do not.
+of all ranks' gradients is then the gradient of the joint loss. This holds for parts of any size, and also for terms
+across samples (batch Dice). torch's DistributedDataParallel averages gradients instead, which is wrong for unequal
+parts. It also needs every forward pass to go through its wrapper. M&N recomputes slices and runs two passes in a step:
+these do not go through it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ class Ranks:
 
     Args:
         group: their process group; None: this process is alone.
-        device: for the exchange of flags; NCCL can do so on the GPU only.
+        device: where flags are exchanged; NCCL can exchange them only on the GPU.
     """
 
     group: dist.ProcessGroup | None = None
@@ -31,12 +32,12 @@ class Ranks:
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of processes."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     @property
     def own(self) -> int:
-        """The number of this one, from 0."""
+        """The number of this process, from 0."""
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def rounds(self, names: Sequence[str]) -> list[list[str]]:

@@ -25,8 +25,8 @@ class Schedule:
     Args:
         total: iterations of the whole training.
         supervised: iterations of the supervised stage, 0 to total.
-        kind: `poly` is nnU-Net's decay, and the learning rate guides the share of unlabeled samples. `cosine` is the
-            paper's: a warm-up, then a cosine in each stage, and a share growing in a straight line.
+        kind: `poly` is nnU-Net's decay; the share of unlabeled samples follows the learning rate. `cosine` is the
+            paper's: a warm-up, then a cosine in each stage; the share grows linearly.
     """
 
     total: int
@@ -35,12 +35,12 @@ class Schedule:
 
     @classmethod
     def of(cls, config: MNConfig, *, total: int) -> "Schedule":
-        """The schedule of the settings, for a training of `total` iterations. The last one co-trains at least."""
+        """The schedule of the settings, for a training of `total` iterations. At least the last iteration co-trains."""
         supervised = min(round(config.supervised_fraction * total), total - 1)
         return cls(total=total, supervised=supervised, kind=config.schedule)
 
     def learning_rate_factor(self, iteration: float) -> float:
-        """The learning rate at an iteration as a share of its peak. After the end it stays as it is then."""
+        """The learning rate at an iteration as a share of its peak. After the end it keeps its last value."""
         iteration = min(iteration, self.total)
         if self.kind == "poly":
             return float((1 - iteration / self.total) ** POLY_EXPONENT)
@@ -79,10 +79,10 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSchedule(Schedule):
-    """A fixed share of unlabeled samples, and none in the last tenth: it ends on true labels.
+    """A fixed share of unlabeled samples, and none in the last tenth: the training ends on true labels.
 
     Args:
-        share: 1 for as many as labeled ones, on top of them.
+        share: unlabeled samples divided by the planned batch size. With 1 and `add` there are as many as labeled ones.
     """
 
     share: float = 1.0
@@ -185,7 +185,7 @@ class UnlabeledCounts:
         return self._weights[min(iteration, len(self._weights) - 1)] if self.on_top else None
 
     def in_part(self, iteration: int, part: range) -> int:
-        """Their number in one rank's part of the batch. Where they replace, labeled samples come first."""
+        """Unlabeled samples in one rank's part of the batch. With `replace` the batch has its labeled samples first."""
         if self.on_top:
             return self.of(iteration) // self.ranks
         n_labeled = self.batch_size - self.of(iteration)

@@ -63,11 +63,11 @@ class SliceSampler:
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def draw_axis(self) -> int:
-        """One of the axes."""
+        """Draw one of the axes at random."""
         return self.axes[self._draw(len(self.axes))]
 
     def draw_view(self) -> "SliceView":
-        """A random axis and a random first slice."""
+        """Draw a random axis and a random first slice."""
         return SliceView(axis=self.draw_axis(), step=self.step, first=self._draw(self.step))
 
     def _draw(self, choices: int) -> int:
@@ -127,7 +127,7 @@ class SliceWise(nn.Module):
         return logits
 
     def _slices_that_fit(self, slices: Tensor) -> int:
-        """Slices of this size in flight. A pass without a gradient has its own figure: other tensors are held then."""
+        """How many slices of this size are computed at once. It depends on whether the pass needs a gradient."""
         height, width = slices.shape[-2:]
         key = torch.is_grad_enabled(), height, width
         if key not in self._fitting:

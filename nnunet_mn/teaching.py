@@ -32,7 +32,7 @@ class PseudoMasks(NamedTuple):
 
 @dataclass(kw_only=True, eq=False)
 class Teacher(ABC):
-    """Turns unlabeled volumes into soft masks. A teacher defines `__call__`; the rest has a default.
+    """Turns unlabeled volumes into soft masks. A subclass must define `__call__`; the other methods have defaults.
 
     Args:
         network_3d: volume `(B, C, D, H, W)` -> list of logits, finest first.
@@ -159,8 +159,8 @@ class MovingAverage(MeanOfBoth):
 class FrozenPair(MeanOfBoth):
     """Two trained networks, now fixed: the 3D one, and the 2D one along a random one of its axes.
 
-    In the mean of many steps a student learns from all axes. To ask all of them in each step teaches no more, and a
-    step then takes twice as long.
+    Over many steps a student learns from all axes. Asking all axes in each step was no better, and a step then took
+    twice as long.
 
     Args:
         weight_2d: of the 2D network in the mean, between 0 and 1.
@@ -197,7 +197,7 @@ def pseudo_mask(network: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tens
 
 
 def same_in_eval(network: nn.Module) -> bool:
-    """Whether evaluation mode would give the same output: no dropout, no statistics of the batch. It looks once."""
+    """Whether evaluation mode would give the same output: no dropout, no batch statistics. The answer is kept."""
     known = _SAME_IN_EVAL.setdefault(network, {})
     if network.training not in known:
         known[network.training] = next(_layers_that_differ(network), None) is None

@@ -173,7 +173,7 @@ def test_report_of_a_training_leads_the_choice(tiny_dataset, tmp_path: Path, rep
     assert [case["case"] for case in json.loads(result.stdout)] == [worst]
     assert f"WARNING: the report says nothing of {dataset.unlabeled[2]}; they are left out" in result.stderr
     report.write_text("[]")
-    assert "is no JSON of a report" in refusal(dataset, "--report", str(report))
+    assert "is not the JSON file of a report" in refusal(dataset, "--report", str(report))
 
 
 def test_estimate_of_a_case_is_the_mean_of_its_structures_as_far_as_there_are_any(
@@ -192,7 +192,7 @@ def test_estimate_of_a_case_is_the_mean_of_its_structures_as_far_as_there_are_an
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"cases": 1}', '{"cases": ["a"]}', '{"cases": [{"case": "a"}]}'])
 def test_file_that_is_no_report_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content)
-    with pytest.raises(MNError, match=r"report\.json is no JSON of a report"):
+    with pytest.raises(MNError, match=r"report\.json is not the JSON file of a report"):
         read_estimates(tmp_path / "report.json")
 
 

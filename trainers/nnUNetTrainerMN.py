@@ -152,7 +152,7 @@ class _ConfiguredTrainer(nnUNetTrainer):
 
     @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        """Load a checkpoint, or the content of one. What a file holds cannot run code here, as it could in stock's."""
+        """Load a checkpoint, or the content of one. Unlike with stock's method, a file cannot run code."""
         content, file = self._read_checkpoint(filename_or_checkpoint)
         with reading.handed_over(content):
             super().load_checkpoint(str(file))

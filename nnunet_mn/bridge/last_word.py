@@ -44,7 +44,7 @@ class WorkerFailures:
         self._queue: Any = multiprocessing.SimpleQueue()
 
     def tell(self, error: Exception) -> None:
-        """Called in a worker when it fails."""
+        """Send an error to the trainer. A worker calls this when it fails."""
         sentence = str(error)[:MOST_TOLD] if isinstance(error, MNError) else None
         told = "".join(traceback.format_exception(error))
         self._queue.put((sentence, told[-MOST_TOLD:]))

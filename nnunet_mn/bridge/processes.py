@@ -42,8 +42,8 @@ def map_in_processes(
         yield from _as_completed(pool, work, iter(items), at_once=2 * processes)
     except BrokenProcessPool as error:
         raise MNError(
-            f"one of {processes} processes was killed, most often for want of memory; run again with fewer of them, by "
-            f"{remedy}"
+            f"one of {processes} processes was killed, most often because memory ran out; run again with fewer of "
+            f"them, by {remedy}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

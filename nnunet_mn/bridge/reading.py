@@ -110,7 +110,7 @@ def mn_part(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 @contextmanager
 def handed_over(content: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, torch.load returns this checkpoint. Stock takes file names alone, and would run a file's code.
+    """In this context torch.load returns this checkpoint. Stock takes only file names, and would run a file's code.
 
     Raises:
         RuntimeError: if nobody asked for it: stock has then loaded something else.

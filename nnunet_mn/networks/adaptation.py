@@ -32,8 +32,8 @@ def chosen_adaptation(config: MNConfig, backbone: Backbone) -> Adaptation:
 def adapt(backbone: Backbone, config: MNConfig) -> Adaptation:
     """Freeze the untrained weights of a backbone, and insert LoRA if the settings ask for it.
 
-    Under `lora` the encoder's norms and biases are trained too, and of a pretrained decode head the biases alone, as
-    in the reference. Under `frozen` a decode head is trained, as every head is.
+    Under `lora` the encoder's norms and biases are also trained. Of a pretrained decode head only the biases are
+    trained, as in the paper's code. Under `frozen` a decode head is trained, as every head is.
     """
     adaptation = chosen_adaptation(config, backbone)
     if adaptation == "lora":

@@ -1,4 +1,4 @@
-"""From the channels and intensities of a medical image to the three-channel images of natural pretraining."""
+"""Turns slices of medical images into three-channel images like the natural images of the pretraining."""
 
 from collections.abc import Sequence
 
@@ -26,8 +26,8 @@ def to_pixels(intensities: Tensor) -> Tensor:
 class Standardized(nn.Module):
     """Slices (N, C, H, W) -> the same with about zero mean and unit deviation in each channel.
 
-    nnU-Net's z-score and CT normalization give such slices. Its others do not, and the pretrained network would see
-    them too dark, too bright or clipped.
+    nnU-Net's z-score and CT normalization give such slices. Its other schemes do not: the pretrained network would see
+    their slices too dark, too bright or clipped.
 
     Args:
         intensities: of each channel.

@@ -1,6 +1,6 @@
 """Both networks as one network: its probabilities are the mean of theirs.
 
-nnU-Net builds a `Joint` by the plans of `nnunet-mn join`. It needs this package there, but no pretrained file.
+nnU-Net builds a `Joint` from the plans that `nnunet-mn join` wrote. This needs nnunet_mn, but no pretrained file.
 """
 
 import pydoc

@@ -13,8 +13,8 @@ _CAST_BY_AUTOCAST = (nn.Linear, nn.Conv2d)
 def hold_frozen_weights(network: Network2D, precision: torch.dtype) -> None:
     """Hold frozen weights of projections and convolutions as autocast casts them, in place.
 
-    It would cast them anew in every pass: it remembers only trained weights. Outputs under autocast stay the same bit
-    for bit, and so do the hashes in checkpoints.
+    Autocast would cast them anew in every pass: it keeps only the casts of trained weights. Outputs under autocast stay
+    the same bit for bit, and so do the hashes in checkpoints.
     """
     folded = {module.conv for module in network.modules() if isinstance(module, NormedConv)}  # they fold in fp32
     with with_the_same_hashes(network, network.backbone):

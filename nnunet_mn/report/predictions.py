@@ -38,7 +38,7 @@ class Wanted:
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
-    """Inside, what the system refuses is a fault of the report's folder.
+    """A context: an error of the file system becomes a message about the report's folder.
 
     Raises:
         MNError: in place of an OSError.

@@ -27,7 +27,7 @@ class DatasetFolders:
 
     @property
     def number(self) -> str:
-        """As nnU-Net's commands take it."""
+        """The dataset's number, in the form that nnU-Net's commands take."""
         return self.name.removeprefix("Dataset").partition("_")[0].lstrip("0") or "0"
 
 
@@ -83,8 +83,8 @@ def _only_name(number_or_name: str, roots: list[Path]) -> str:
         raise MNError(f"no dataset fits {where}; give one by its number or its whole name")
     if len(names) > 1:  # whole names are unique
         raise MNError(
-            f"{len(names)} datasets fit ({', '.join(sorted(names))}) {where}; rename all but one, for nnU-Net's own "
-            f"commands refuse a number that occurs twice"
+            f"{len(names)} datasets fit ({', '.join(sorted(names))}) {where}; rename all but one, because nnU-Net's "
+            f"own commands refuse a number that occurs twice"
         )
     return names.pop()
 

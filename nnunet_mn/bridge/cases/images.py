@@ -55,7 +55,7 @@ def printable(name: str | Path) -> str:
 def fault_of_path(image: str | Path) -> str | None:
     """Why an image cannot be opened by its path, as a sentence for the user. The image itself is not read."""
     if (shown := printable(image)) != str(image):
-        return f"the name of {shown} is not UTF-8, and image readers end with it; rename the file"
+        return f"the name of {shown} is not UTF-8, and image readers fail on such names; rename the file"
     if os.path.islink(image) and not os.path.exists(image):
         target = printable(os.readlink(image))
         return f"{image} is a link to {target}, which does not exist here; mount or restore it, or remove the link"

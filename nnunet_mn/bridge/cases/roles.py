@@ -1,4 +1,4 @@
-"""Who is labeled, unlabeled or held out for validation: in one fold, and in all folds together. Needs no torch."""
+"""Which cases are labeled, unlabeled or held out for validation, in one fold and in all folds. Needs no torch."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -70,7 +70,7 @@ def check_labels(folder: Path | None) -> list[Row]:
     if not without:
         return []
     finding = f"{len(without)} cases in imagesTr have no label ({name_some(without)}); move their images to imagesUn"
-    return [Row("bad", "labels", f"{finding}, for nnU-Net's preprocessing wants a label for each")]
+    return [Row("bad", "labels", f"{finding}: nnU-Net's preprocessing needs a label for each")]
 
 
 def _note(topic: str, text: str) -> Row:
@@ -158,6 +158,6 @@ def check_unlabeled(planned: PlannedDataset) -> list[Row]:
     command = f"nnunet-mn preprocess -d {planned.folders.name} -c {planned.configuration} -p {plans}"
     text = (
         f"training will preprocess {len(state.to_do)} cases at its start, unless you run '{command}'. They are new or "
-        f"changed: only then is it known whether they can be read and are no copies of validation cases"
+        f"changed. Preprocessing will show whether they can be read, and whether they are copies of validation cases"
     )
     return [_note("unlabeled", text), *notes]

@@ -39,7 +39,7 @@ def examine(topic: str, check: Check) -> list[Row]:
         return [Row("bad", topic, str(error))]
     except Exception as error:  # as torch's of a busy or faulty card; the other checks have their rows still
         reason = f"{type(error).__name__}: {error}"
-        return [Row("bad", topic, f"this check failed ({reason}); mend that and run the doctor again")]
+        return [Row("bad", topic, f"this check failed ({reason}); correct this and run the doctor again")]
 
 
 def _without_repeats(rows: Iterator[Row]) -> list[Row]:

@@ -23,7 +23,7 @@ from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
 
 FEW_HEADERS = 1000  # are read sooner than processes start
-REMEDY = "mend the file, or take its case out of the dataset"
+REMEDY = "repair the file, or take its case out of the dataset"
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 

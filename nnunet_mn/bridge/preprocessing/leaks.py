@@ -65,7 +65,7 @@ def refuse_copies_of_val(
     told = [f"'{names[i]}' ('{val[k]}', correlation {same:.3f})" for i, k, same in pairs]
     return [
         f"WARNING: {len(told)} unlabeled case(s) look like the scan of a validation case: {name_some(told)}; remove "
-        f"them if they are, for validation is too good on a scan that was trained on"
+        f"those that are the same scan: validation looks too good on a scan that was trained on"
     ] if told else []  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def check_sound(folder: Path, names: Sequence[str], schemes: Sequence[str], *, u
     if faults:
         raise MNError(
             f"unusable preprocessed cases in {folder}: {name_some(faults)}; look for huge or infinite voxels in their "
-            f"raw images, mend these and preprocess again, or take the cases out"
+            f"raw images, repair these images and preprocess again, or remove the cases"
         )
 
 

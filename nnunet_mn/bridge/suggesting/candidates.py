@@ -35,15 +35,15 @@ class Candidates:
 
     @property
     def images(self) -> Images:
-        """Of all cases."""
+        """The images of all cases."""
         return {**self.labeled, **self.unlabeled}
 
 
 def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool = False) -> Candidates:
     """Sort the cases in imagesTr and imagesUn. Validation cases are neither suggested nor looked at.
 
-    With a split file the fold's lists count, and cases in none of them that have no label. Without one the files in
-    labelsTr count. There may be none yet.
+    With a split file, the fold's lists say which cases are labeled. A case in no list and without a label can be
+    suggested as well. Without a split file, the files in labelsTr say which cases are labeled. There may be none yet.
 
     Args:
         folders: of the dataset.

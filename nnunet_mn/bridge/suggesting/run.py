@@ -73,7 +73,7 @@ def read_estimates(report: Path) -> dict[str, float]:
                 estimates.setdefault(str(row["case"]), []).append(float(row["estimated_dice"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MNError(
-            f"{report} is no JSON of a report ({type(error).__name__}: {error}); give the file that it wrote"
+            f"{report} is not the JSON file of a report ({type(error).__name__}: {error}); give report.json"
         ) from error
     return {case: fmean(of_structures) for case, of_structures in estimates.items()}
 

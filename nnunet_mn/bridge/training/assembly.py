@@ -47,7 +47,7 @@ def loss_for(config: MNConfig, labels: LabelSpace, *, batch_dice: bool, ranks: R
 
 
 def slice_axes(config: MNConfig, spacing: Sequence[float]) -> tuple[int, ...]:
-    """The axes to slice along. `auto` takes all three if nnU-Net's resampling treats no axis apart at this spacing."""
+    """The axes to slice along. `auto` takes all three if nnU-Net would resample all axes alike at this spacing."""
     nearly_cubes = max(spacing) < ANISO_THRESHOLD * min(spacing)
     return (0, 1, 2) if config.slice_axes == "auto" and nearly_cubes else (0,)
 

@@ -1,7 +1,7 @@
 """Foreground locations of unlabeled cases, from the 3D network's own pseudo-masks: crops are centered on them.
 
-Stock forces a third of the crops to show foreground. It knows the foreground from labels. An unlabeled case has none:
-if its foreground is rare, nearly all of its crops would be background. Only sampled voxel locations are kept.
+Stock forces a third of the crops to show foreground. It knows the foreground from labels. An unlabeled case has no
+label: if its foreground is rare, nearly all of its crops would be background. Only sampled voxel locations are kept.
 """
 
 import itertools

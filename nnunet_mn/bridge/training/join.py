@@ -100,8 +100,8 @@ def _write_plans(plans: dict[str, Any], staging: Path, file: Path) -> None:
     written, text = staging / "plans.json", json.dumps(plans, indent=4)
     if written.exists() and written.read_text(encoding="utf-8") != text:
         raise MNError(
-            f"{file} has another 2D network than the first fold (its settings or its trainer differ); join only like "
-            f"folds"
+            f"{file} has another 2D network than the first fold (its settings or its trainer differ); join only folds "
+            f"with the same 2D network"
         )
     written.write_text(text, encoding="utf-8")
 

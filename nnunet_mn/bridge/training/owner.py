@@ -41,7 +41,7 @@ class Owner:
 
     @classmethod
     def here(cls) -> "Owner":
-        """This process."""
+        """The record of this process."""
         host, pid = socket.gethostname(), os.getpid()
         return cls(
             host=host,

@@ -81,7 +81,8 @@ def joined_with_student(
     teacher = load(replace(folders, trainer=MN_TRAINER), fold, resolve(named, environment_layer()), like=own)
     if teacher.weights_hash != mn["teacher_hash"]:
         raise MNError(
-            f"{teacher.source} is not the model that taught {file}; name that one's folder in nnUNet_mn_teacher_folder"
+            f"{teacher.source} is not the model that taught {file}; name the folder of its teacher in "
+            f"nnUNet_mn_teacher_folder"
         )
     network_2d = cast(Network2D, teacher.network.network_2d.network)
     joined = own.joined(
@@ -118,7 +119,7 @@ def _check_configuration(content: Mapping[str, Any], file: Path, configuration: 
     if trained != configuration:
         raise MNError(
             f"the teacher {file} was trained with the configuration {trained}, but the student has {configuration}; "
-            f"name a teacher of the same one"
+            f"name a teacher with the student's configuration"
         )
 
 
