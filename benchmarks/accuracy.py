@@ -163,7 +163,7 @@ def compare(
     method: Annotated[str, typer.Argument(help="a method with records")],
     base: Annotated[str, typer.Argument(help="the method to compare it with")],
 ) -> None:
-    """Print the differences of two methods, as docs/evidence.md quotes them."""
+    """Print the differences of two methods, as docs/evidence.md and docs/choices.md quote them."""
     found = records.read(RECORDS)
     known = sorted({r.method for r in found})
     if unknown := {method, base} - set(known):

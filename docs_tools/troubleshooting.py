@@ -27,17 +27,22 @@ Written by `python docs_tools/troubleshooting.py`.
 
 ## Trouble without such a sentence
 
-| what you see | what it means, and what helps |
-|---|---|
-| the unlabeled share in the log stays 0.000 | the first eighth of a training sees labels only. A batch of four gets its first unlabeled sample after 36 % of the training ([how it works](how-it-works.md)) |
-| the 2D network's Dice is far below the 3D network's | the log shows the 2D network along one axis, on training patches. Alone it is usually weaker. The mean of both is what teaches |
-| an epoch takes much longer than nnU-Net's | compare with [what it costs](evidence.md#what-it-costs). If a GPU often waits, set `nnUNet_n_proc_DA` higher: more samples are loaded than with nnU-Net |
-| out of memory on the GPU | plan with [M&N's planner](planning.md), which leaves room for both networks, or lower `-gpu_memory_target` |
-| updates were skipped | a loss or gradient was not finite. The log names the cases. Look at their images for extreme values |
-| the validation is too good | with fewer than five labeled cases and no split file, fold 0 validates on the cases that it trained on ([folds](your-data.md#4-train)) |
-| M&N is worse than nnU-Net | compare with [the baseline](your-data.md#4-train) that has the same optimizer. Look in [the report](report.md) whether the unlabeled scans are of the same kind as the labeled ones |
-| a job was killed | start it again with `--c` ([clusters](clusters.md)) |
-| the disk fills up | [Files that M&N writes](files.md) says what may be deleted |
+- **The unlabeled share in the log stays 0.000.** The first eighth of a training sees labels only. A batch of four gets
+  its first unlabeled sample after 36 % of the training ([how it works](how-it-works.md)).
+- **The 2D network's Dice is far below the 3D network's.** The log shows the 2D network along one axis, on training
+  patches. Alone it is usually weaker. The mean of both is what teaches.
+- **An epoch takes much longer than nnU-Net's.** Compare with [what it costs](evidence.md#what-it-costs). If a GPU often
+  waits, set `nnUNet_n_proc_DA` higher: more samples are loaded than with nnU-Net.
+- **Out of memory on the GPU.** Plan with [M&N's planner](planning.md), which leaves room for both networks, or lower
+  `-gpu_memory_target`.
+- **Updates were skipped.** A loss or gradient was not finite. The log names the cases. Look at their images for extreme
+  values.
+- **The validation is too good.** With fewer than five labeled cases and no split file, fold 0 validates on the cases
+  that it trained on ([folds](your-data.md#4-train)).
+- **M&N is worse than nnU-Net.** Compare with [the baseline](your-data.md#4-train) that has the same optimizer. Look in
+  [the report](report.md) whether the unlabeled scans are of the same kind as the labeled ones.
+- **A job was killed.** Start it again with `--c` ([clusters](clusters.md)).
+- **The disk fills up.** [Files that M&N writes](files.md) says what may be deleted.
 """
 # Where one meets the sentences of a file, by parts of its path. The longest part that fits counts.
 GROUPS = {

@@ -147,7 +147,7 @@ class UnlabeledCounts:
         guidance: what grows as the learning rate decays: the `number` of unlabeled samples, or their `weight` (only
             with `add`). With `weight` their number is always half of the planned batch.
         rounding: `floor` is the paper's code. `diffusion` carries the rest to the next batch: even batches of two get
-            unlabeled samples early. `auto` is `floor` for batches of four and more (docs/evidence.md).
+            unlabeled samples early. `auto` is `floor` for batches of four and more (docs/choices.md).
         ranks: processes that share a batch. Samples on top are divided evenly among them. Their number is a multiple of
             `ranks`, and on average the same as with one process.
     """

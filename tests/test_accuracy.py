@@ -24,6 +24,7 @@ from nnunet_mn.losses import SoftTargetLoss
 from nnunet_mn.targets import LabelSpace, SoftTarget
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+DOCS = BENCHMARKS.parent / "docs"
 sys.path.insert(0, str(BENCHMARKS))
 import accuracy  # noqa: E402
 from evidence import methods, records, runs, tables, training, workspace  # noqa: E402
@@ -378,8 +379,8 @@ def test_readme_quotes_the_scale_at_which_ours_was_trained_most() -> None:
     assert accuracy.readme_section([longer, *shorter]).startswith("Dataset004_Hippocampus: 600 updates")
 
 
-def test_the_evidence_page_says_which_ablations_were_trained_and_with_what_result() -> None:
-    page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
+def test_the_page_on_choices_says_which_ablations_were_trained_and_with_what_result() -> None:
+    page = (DOCS / "choices.md").read_text(encoding="utf-8")
     page = page.split("## Ablations")[1].split("What the trained ones say")[0]
     trained, elsewhere, defined = (
         set(re.findall(r"`([\w-]+)`", part)) & set(methods.METHODS) - {methods.OURS, methods.JOINT, methods.STUDENT}
@@ -400,16 +401,16 @@ def test_the_evidence_page_says_which_ablations_were_trained_and_with_what_resul
     assert better == set(re.findall(r"^- better than `[\w-]+` .*`(mn-[\w-]+)`", page, re.MULTILINE))
 
 
-def _tables_of_the_evidence_page() -> list[list[list[str]]]:
-    page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
-    found = re.findall(r"(?:^ *\|.*\n)+", page, re.MULTILINE)
+def _tables_of_the_pages() -> list[list[list[str]]]:
+    pages = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("evidence.md", "choices.md"))
+    found = re.findall(r"(?:^ *\|.*\n)+", pages, re.MULTILINE)
     return [[[cell.strip() for cell in row.strip()[1:-1].split("|")] for row in table.splitlines()] for table in found]
 
 
-def test_differences_in_the_tables_of_the_evidence_page_are_those_of_the_records() -> None:
+def test_differences_in_the_tables_of_the_pages_are_those_of_the_records() -> None:
     found = [r for r in records.read(accuracy.RECORDS) if r.updates == 800]
     n_checked = 0
-    for heading, _, *rows in _tables_of_the_evidence_page():
+    for heading, _, *rows in _tables_of_the_pages():
         dataset = "Dataset005_LeftAtrium" if "left atrium" in heading[0] else "Dataset004_Hippocampus"
         here = [r for r in found if r.dataset == dataset]
         for row in rows:
