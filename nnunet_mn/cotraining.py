@@ -111,9 +111,10 @@ class Pass(NamedTuple):
 
 def split_passes(n: int, n_labeled: int, unlabeled_weight: float | None) -> list[Pass]:
     """The passes of a batch of `n` samples. Without a weight for unlabeled samples there is one pass of all samples."""
-    if unlabeled_weight is None or n_labeled == n:
+    if unlabeled_weight is None:
         return [Pass(0, n, n_labeled)]
-    return [Pass(0, n_labeled, n_labeled), Pass(n_labeled, n, 0, unlabeled_weight)]
+    passes = (Pass(0, n_labeled, n_labeled), Pass(n_labeled, n, 0, unlabeled_weight))
+    return [one for one in passes if one.first < one.last]
 
 
 @dataclass(kw_only=True)

@@ -55,7 +55,7 @@ class SoftTargetLoss:
     def _mean(self, divergence: Tensor, mask: Tensor | None) -> Tensor:
         """Average `(B, K, ...)` over the unmasked voxels."""
         if mask is None:
-            voxels = self._total_count(divergence) / divergence.shape[1]
+            voxels = self.ranks.total_count(divergence) / divergence.shape[1]
             total = self.ranks.total(divergence.sum()) / voxels
             # nnU-Net averages the BCE over regions too, but only without an ignore label
             return total / divergence.shape[1] if self.regions or self.average == "elements" else total
@@ -74,15 +74,11 @@ class SoftTargetLoss:
         if self.batch_dice:
             overlap, size = self.ranks.total(overlap.sum(0)), self.ranks.total(size.sum(0))
         dice = (2 * overlap + self.smooth) / (size + self.smooth).clamp_min(1e-8)
-        return dice.mean() if self.batch_dice else self.ranks.total(dice.sum()) / self._total_count(dice)
+        return dice.mean() if self.batch_dice else self.ranks.total(dice.sum()) / self.ranks.total_count(dice)
 
     def sizes(self, prediction: Tensor, values: Tensor) -> Tensor:
         """What each voxel of `(B, K, ...)` adds to the Dice's denominator; a subclass may count otherwise."""
         return prediction.square() + values.square() if self.squared else prediction + values
-
-    def _total_count(self, values: Tensor) -> float:
-        """How many elements all ranks have together."""
-        return self.ranks.total_number(values.numel())
 
 
 @dataclass(frozen=True, kw_only=True)

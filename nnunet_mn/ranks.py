@@ -61,11 +61,16 @@ class Ranks:
         return self.total_number(int(flag)) > 0
 
     def total_number(self, value: float) -> float:
-        """The sum of a number over all ranks."""
-        return value if self.group is None else float(self.total(self._tensor(value)))
+        """The sum of a number over all ranks. The host waits for it."""
+        return float(self._sum(value))
 
-    def _tensor(self, value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=self.device)  # exact for counts of voxels
+    def total_count(self, values: Tensor) -> float | Tensor:
+        """How many elements all ranks' tensors have. With several ranks it is a tensor, and the host does not wait."""
+        return values.numel() if self.group is None else self._sum(values.numel()).to(values.dtype)
+
+    def _sum(self, value: float) -> Tensor:
+        """float64 is exact for counts of voxels. `torch.full` copies nothing from the host, which would wait."""
+        return self.total(torch.full((), value, dtype=torch.float64, device=self.device))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all ranks."""

@@ -101,15 +101,15 @@ class SliceWise(nn.Module):
     Args:
         network: the 2D network.
         slices_per_forward: most slices computed at once. None: on a CUDA card, as many as fit into half of the memory
-            that is free at the first pass with slices of this size. Elsewhere as many as hold 2^20 pixels at the
-            encoder's input: on other devices starting a chunk costs nothing, and the free memory is not known.
+            that is free at that moment. Elsewhere as many as hold 2^20 pixels at the encoder's input: on other devices
+            starting a chunk costs nothing, and the free memory is not known.
     """
 
     def __init__(self, network: SliceNetwork, *, slices_per_forward: int | None = None) -> None:
         super().__init__()
         self.network = network
         self.slices_per_forward = slices_per_forward
-        self._fitting: dict[tuple[bool, int, int], int] = {}  # found once: memory stays the same from step to step
+        self._measured: dict[tuple[bool, int, int], int] = {}  # bytes of a slice
 
     def forward(self, volume: Tensor) -> list[Tensor]:
         slices = volume_to_slices(volume)  # (B·D, C, H, W)
@@ -127,15 +127,19 @@ class SliceWise(nn.Module):
         return logits
 
     def _slices_that_fit(self, slices: Tensor) -> int:
-        """How many slices of this size are computed at once. It depends on whether the pass needs a gradient."""
+        """How many slices of this size are computed at once.
+
+        The free memory is looked up in each pass: a teacher's pass has less than a validation's, because the 3D
+        network's activations are held beside it.
+        """
         height, width = slices.shape[-2:]
-        key = torch.is_grad_enabled(), height, width
-        if key not in self._fitting:
-            free = None if torch.compiler.is_compiling() else free_bytes(slices.device)
-            if free is None:
-                return max(1, PIXELS_PER_FORWARD // self.network.input_pixels(height, width))
-            self._fitting[key] = max(1, int(SHARE_OF_FREE_MEMORY * free) // self._bytes_of_a_slice(slices))
-        return self._fitting[key]
+        free = None if torch.compiler.is_compiling() else free_bytes(slices.device)
+        if free is None:
+            return max(1, PIXELS_PER_FORWARD // self.network.input_pixels(height, width))
+        key = torch.is_grad_enabled(), height, width  # a pass without a gradient has other tensors
+        if key not in self._measured:
+            self._measured[key] = self._bytes_of_a_slice(slices)
+        return max(1, int(SHARE_OF_FREE_MEMORY * free) // self._measured[key])
 
     def _bytes_of_a_slice(self, slices: Tensor) -> int:
         """Bytes that a training pass keeps for each slice. A pass without a gradient takes less.

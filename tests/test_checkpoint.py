@@ -16,6 +16,7 @@ from nnunet_mn.bridge.training.checkpoint import (
     restore_random_state,
     save,
 )
+from nnunet_mn.bridge.training.state import keep_own_options
 from nnunet_mn.errors import MNError
 
 STOCK = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainerMN", "init_args": {"device": "cpu"}}
@@ -117,3 +118,31 @@ def test_random_states_load_safely_and_restore_every_generator(tmp_path: Path) -
     expected = draw()
     restore_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
     assert draw() == expected
+
+
+def test_an_optimizer_keeps_its_own_peak_rates_and_kernels_when_it_loads_a_state() -> None:
+    """A checkpoint of an earlier version, or of a training that began on a CPU, has an unfused optimizer."""
+
+    def optimizer(rates: tuple[float, float], *, fused: bool) -> torch.optim.AdamW:
+        groups = [{"params": [torch.ones(3, requires_grad=True)], "lr": rate, "peak_lr": rate} for rate in rates]
+        made = torch.optim.AdamW(groups, fused=fused)
+        torch.stack([group["params"][0].square().sum() for group in made.param_groups]).sum().backward()
+        return made
+
+    earlier, now = optimizer((1.0, 2.0), fused=False), optimizer((3.0, 4.0), fused=True)
+    earlier.step()
+    stored = earlier.state_dict()
+    keep_own_options(stored, now)
+    now.load_state_dict(stored)
+    assert [(group["peak_lr"], group["lr"], group["fused"]) for group in now.param_groups] == [
+        (3.0, 1.0, True),
+        (4.0, 2.0, True),
+    ]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.ones(()))  # begins to scale
+    scaler.step(now)
+    assert now.state[now.param_groups[0]["params"][0]]["step"] == 2
+
+
+def test_a_checkpoint_without_an_optimizer_leaves_an_optimizer_alone() -> None:
+    keep_own_options(None, torch.optim.AdamW([torch.ones(1, requires_grad=True)]))

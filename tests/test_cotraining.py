@@ -318,6 +318,15 @@ def test_unlabeled_samples_on_top_leave_the_gradient_of_the_labeled_batch_whole(
         torch.testing.assert_close(now.detach(), wanted)
 
 
+def test_a_batch_may_hold_unlabeled_samples_alone() -> None:
+    trainer = _trainer()
+    before = _weights(trainer)
+    losses = trainer.step(*_batch(), n_labeled=0, unlabeled_weight=0.5)
+    assert all(math.isfinite(loss) for loss in losses.values())
+    assert not all(torch.equal(a, b) for a, b in zip(before, _weights(trainer), strict=True))
+    assert [student.skipped for student in trainer.students] == [0, 0]
+
+
 def test_without_weight_samples_on_top_change_nothing() -> None:
     with_some, without = _trainer(), _trainer()
     volumes, targets = _batch()

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -422,3 +424,11 @@ def test_the_joint_model_cannot_be_trained(
     with pytest.raises(SystemExit, match=sentence):
         nnUNetTrainerMNJoint(plans, "3d_fullres", 0 if joined else 3, description, torch.device("cpu")).run_training()
     assert not (model.folders.joint / "fold_3").exists()
+
+
+def test_nnunet_does_not_compile_a_joint_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its slices would become one graph of thousands of nodes."""
+    monkeypatch.delenv("nnUNet_compile", raising=False)
+    on_a_card = SimpleNamespace(device=torch.device("cuda"), print_to_log_file=print)
+    assert nnUNetTrainer._do_i_compile(on_a_card)  # type: ignore[arg-type]
+    assert not nnUNetTrainerMNJoint._do_i_compile(on_a_card)  # type: ignore[arg-type]

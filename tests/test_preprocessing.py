@@ -31,6 +31,7 @@ from nnunet_mn.bridge.cases.manifest import ImageFile, Manifest, Record, Voxels,
 from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.preprocessing.leaks import refuse_copies_of_val
+from nnunet_mn.bridge.preprocessing.one_case import Job, prepare_case
 from nnunet_mn.bridge.preprocessing.run import Preprocessed, preprocess_unlabeled
 from nnunet_mn.bridge.processes import map_in_processes
 from nnunet_mn.errors import MNError
@@ -273,6 +274,26 @@ def test_parts_share_the_work(bench: Bench) -> None:
     assert bench.redone() == set()
     with pytest.raises(MNError, match="part 2 of 2"):
         bench.run(num_parts=2, part_id=2)
+
+
+@pytest.mark.usefixtures("old_files")
+def test_cases_that_other_jobs_finish_meanwhile_stay_as_they_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training preprocesses all cases. Two jobs of a divided preprocessing finish them after it has looked."""
+    others: list[dict[str, int]] = []
+
+    def after_the_others(job: Job, case: UnlabeledCase) -> Record:
+        if not others:
+            others.append({})  # those jobs come here, too
+            for part_id in range(2):
+                bench.run(num_parts=2, part_id=part_id)
+            others[0] = bench.written()
+        return prepare_case(job, case)
+
+    monkeypatch.setattr("nnunet_mn.bridge.preprocessing.run.prepare_case", after_the_others)
+    assert bench.run() == (bench.dataset.unlabeled, {})
+    assert len(others[0]) == len(bench.cases)
+    assert bench.written() == others[0]
+    assert bench.redone() == set()
 
 
 @pytest.mark.usefixtures("old_files")

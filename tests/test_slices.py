@@ -89,17 +89,20 @@ def test_as_many_slices_are_in_flight_as_fit_into_half_of_the_free_memory(
     assert (network.calls == 1) == (fitting >= 10)  # nothing is computed twice if all fit
 
 
-def test_slices_in_flight_stay_the_same_when_the_free_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("learns", [True, False])
+def test_slices_in_flight_follow_the_memory_that_is_free_at_each_pass(
+    monkeypatch: pytest.MonkeyPatch, learns: bool
+) -> None:
+    """A validation finds a nearly empty card. A teacher's pass has the 3D network's activations beside it."""
     network = TinySliceNetwork()
     slice_wise, volume = SliceWise(network), torch.randn(2, 2, 5, 6, 7)
-    for fitting in (4, 1000):
+    for fitting, most in ((1000, 10), (4, 4), (7.9, 5)):
         _card_with(monkeypatch, fitting)
+        slice_wise(volume)  # measures one and two slices
         network.most = 0
-        slice_wise(volume)
-        assert network.most == 4
-    with torch.no_grad():  # a pass without a gradient has its own figure
-        slice_wise(volume)
-    assert network.most == 10
+        with torch.set_grad_enabled(learns):
+            slice_wise(volume)
+        assert network.most == most
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -237,6 +237,29 @@ def test_a_cluster_that_takes_the_machine_away_costs_nothing(
     assert _same(_without_times(_checkpoint(finished)["logging"]), _without_times(_checkpoint(part)["logging"]))
 
 
+def test_a_signal_after_the_last_epoch_ends_the_command_before_the_validation(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainer = trainings.trainer(planned_dataset(), epochs=1, join=True)
+    end = trainer.on_epoch_end
+
+    def signal_then_end() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        end()
+
+    trainer.on_epoch_end = signal_then_end
+    with pytest.raises(SystemExit, match=r"stopped on SIGTERM after the last epoch; .*--c"):
+        trainer.run_training()
+    trainer.lock.release()
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
+    joined = Path(trainer.output_folder_base).with_name(
+        Path(trainer.output_folder_base).name.replace("nnUNetTrainerMN", "nnUNetTrainerMNJoint")
+    )
+    assert not joined.exists()
+    trainings.run(planned_dataset(), go_on=True, epochs=1, join=True)
+    assert joined.is_dir()
+
+
 def test_scrambled_labels_of_unlabeled_cases_change_no_bit(
     trainings: Trainings, fresh_planned_dataset: Callable[..., Any], finished: Any, volume_tools: Any
 ) -> None:
@@ -333,6 +356,18 @@ def test_a_new_training_keeps_what_an_earlier_one_left_and_goes_on_from_its_own_
     assert "M&N goes on in epoch 1 after iteration 0" in Path(goes_on.log_file).read_text()
 
 
+def test_a_new_training_that_cannot_start_leaves_an_earlier_one_in_place(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
+) -> None:
+    trainings.adopt(finished)
+    wrong = trainings.trainer(planned_dataset(), unlabeled_sources="imagesTs")
+    with pytest.raises(MNError, match="imagesTs"):
+        wrong.run_training()
+    wrong.lock.release()
+    assert not list(Path(wrong.output_folder).glob("before_restart_*"))
+    assert trainings.trainer(planned_dataset(), go_on=True, unlabeled_sources="split").current_epoch == wrong.num_epochs
+
+
 @pytest.mark.parametrize("labels", ["regions", "ignore"])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_regions_ignore_label_and_several_channels_train(
@@ -351,11 +386,18 @@ def test_residual_encoders_and_low_resolution_train(
     architecture = json.loads(json.dumps(fullres["architecture"]))
     architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
     architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
-    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "architecture": architecture}
+    plans["configurations"]["3d_lowres"] = {
+        "inherits_from": "3d_fullres", "architecture": architecture, "next_stage": "3d_cascade_fullres"
+    }  # fmt: skip
+    plans["configurations"]["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres", "previous_stage": "3d_lowres", "data_identifier": "not_preprocessed"
+    }  # fmt: skip
     (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     trainer = trainings.run(dataset, configuration="3d_lowres", epochs=1)
     assert type(trainer.network).__name__ == "ResidualEncoderUNet"
     assert np.isfinite(_checkpoint(trainer)["logging"]["train_losses"]).all()
+    trainer.perform_actual_validation()  # stock would predict for the cascade's second stage
+    assert (Path(trainer.output_folder) / "validation" / "summary.json").is_file()
 
 
 def test_network_of_two_stages_has_one_output_and_learns(

@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 import torch
@@ -299,8 +299,6 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if self.local_rank == 0:  # the ranks of a training are one owner
             self.lock.acquire()
             checkpoint.remove_leftovers(Path(self.output_folder))
-            if self.resumed is None and not self.disable_checkpointing:
-                self._keep_earlier_training()
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
         self.foreground = foreground.ForegroundLocations(
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
@@ -310,6 +308,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self._restore(self.resumed)
         self.skips = skips.Skips(self._students(), updates=self.iterations, log=self.print_to_log_file)
         super().on_train_start()
+        if self.resumed is None and self.local_rank == 0 and not self.disable_checkpointing:
+            self._keep_earlier_training()  # only now: a start that fails leaves them in place
         if self.resumed is not None:  # only now: stock draws random numbers while loaders start
             if self.local_rank == 0:
                 checkpoint.restore_random_state(self.resumed["random"])
@@ -348,8 +348,11 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         super().on_train_end()
         self.stopping.finish_loaders()
         self.stopping.stop_listening()
+        if self.stopping.is_asked():
+            self._end("after the last epoch; run the same command with --c for the validation")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        self.configuration_manager.configuration.pop("next_stage", None)  # M&N trains no cascade to predict for
         super().perform_actual_validation(save_probabilities)
         self.lock.release()
 
@@ -430,7 +433,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.skips.begin_epoch()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
-        factor = self.schedule.learning_rate_factor(self._position())
+        position = self._position()
+        factor = self.schedule.learning_rate_factor(position)
         for student in self._students():
             scale_learning_rates(student.optimizer, factor)
         targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
@@ -439,7 +443,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             batch["data"].to(self.device, non_blocking=True),
             [target.to(self.device, non_blocking=True) for target in targets],
             self.number_with_masks(batch),
-            unlabeled_weight=self.unlabeled_counts.weight(self._position()),
+            unlabeled_weight=self.unlabeled_counts.weight(position),
         )
         self.stopping.in_step = False
         if self.skips.has_new():
@@ -448,8 +452,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         output = {
             "loss": losses["3d"],
             **({"loss_2d": losses["2d"]} if "2d" in losses else {}),
-            "unlabeled": self.ranks.total_number(len(batch["data"]) - batch["n_labeled"])
-            / self.unlabeled_counts.batch_size,
+            "unlabeled": self.unlabeled_counts.of(position) / self.unlabeled_counts.batch_size,
         }
         self.train_outputs.append(output)
         self._refresh_foreground()
@@ -534,9 +537,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self._refuse_to_continue(mn)  # now: stock cannot load another optimizer's state
         weights = content.get("network_weights", {})  # check_network names missing ones
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
+        state.keep_own_options(content.get("optimizer_state"), self.optimizer)
         super().load_checkpoint(content)
-        for group in self.optimizer.param_groups:
-            group["peak_lr"] = self.initial_lr  # `lr_3d` may have been changed on purpose
         self.resumed = mn  # on_train_start applies it to the 2D network; validation alone needs none
         for key in self.logged:
             self._log_lists().setdefault(key, [])
@@ -583,18 +585,21 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         for running in self.stopping.broken_loaders():
             next(running)  # raises its error now, not with its next batch, at worst an epoch later
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         """Save the unfinished epoch and end the process."""
         for values in self._log_lists().values():
             del values[self.current_epoch :]
         self._save_latest(epochs_done=self.current_epoch)
         self.stopping.finish_loaders()
         self.ranks.any(False)  # wait for the writing rank: when one process ends, torch ends the others
-        reason = self.stopping.signal_name() or "a signal to another process"
-        last = (
-            f"M&N stopped on {reason} in epoch {self.current_epoch} after iteration {self.iteration} of "
-            f"{self.iterations}; run the same command with --c to go on"
+        self._end(
+            f"in epoch {self.current_epoch} after iteration {self.iteration} of {self.iterations}; run the same "
+            f"command with --c to go on"
         )
+
+    def _end(self, where: str) -> NoReturn:
+        """End the process with one line."""
+        last = f"M&N stopped on {self.stopping.signal_name() or 'a signal to another process'} {where}"
         self.print_to_log_file(last, also_print_to_console=False)
         raise SystemExit(last)
 
@@ -903,6 +908,9 @@ class nnUNetTrainerMNJoint(_ConfiguredTrainer):
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         return SimpleNamespace(load_state_dict=lambda _: None), None  # a joint checkpoint has no optimizer's state
+
+    def _do_i_compile(self) -> bool:
+        return False  # chunks of slices along three axes would become one graph of thousands of nodes
 
     @last_word
     def run_training(self) -> None:

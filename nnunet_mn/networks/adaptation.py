@@ -16,10 +16,15 @@ _NORMS = ("Norm", "GRN")
 
 
 def is_convolutional(backbone: Backbone) -> bool:
-    """Whether a backbone is a convolutional network: the registry says so, or it has no linear layer."""
+    """Whether a backbone is a convolutional network: the registry says so, or it has no linear layer or no attention.
+
+    ConvNeXt has linear layers. Under its name in the registry and as a folder it must be the same.
+    """
     if backbone.facts.kind is not None:
         return backbone.facts.kind == "convolutional"
-    return not any(isinstance(module, nn.Linear) for module in backbone.encoder.modules())
+    modules = list(backbone.encoder.modules())
+    is_linear = any(isinstance(module, nn.Linear) for module in modules)
+    return not (is_linear and any("Attention" in type(module).__name__ for module in modules))
 
 
 def chosen_adaptation(config: MNConfig, backbone: Backbone) -> Adaptation:

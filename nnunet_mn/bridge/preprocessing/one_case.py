@@ -13,11 +13,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_mn.bridge.cases.headers import Header, fault_of_unit
 from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, name_some, printable, read_images
-from nnunet_mn.bridge.cases.manifest import Record, Voxels, look_at, with_content
+from nnunet_mn.bridge.cases.manifest import Manifest, Record, Voxels, look_at, with_content
 from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.preprocessing.leaks import measure, open_volume
 from nnunet_mn.bridge.preprocessing.soundness import fault_of_volume, varies
+from nnunet_mn.bridge.preprocessing.to_do import survey
 from nnunet_mn.errors import MNError
 
 LITTLE_SPACE = 16 * 2**20  # bytes; with less free space, the disk is blamed for an unwritten case
@@ -25,7 +26,12 @@ LITTLE_SPACE = 16 * 2**20  # bytes; with less free space, the disk is blamed for
 
 @dataclass(frozen=True)
 class Job:
-    """The data in common to all cases. `settings` come from `manifest.settings_hash`."""
+    """The data in common to all cases.
+
+    Args:
+        settings: from `manifest.settings_hash`.
+        begun_ns: `time.time_ns()` before the cases were looked at.
+    """
 
     folder: Path
     staging: Path
@@ -33,6 +39,7 @@ class Job:
     configuration: ConfigurationManager
     dataset_json: dict[str, Any]
     settings: str
+    begun_ns: int
 
 
 class _CheckedReader:
@@ -77,12 +84,16 @@ class _CheckedPlans(PlansManager):
 def prepare_case(job: Job, case: UnlabeledCase) -> Record:
     """Preprocess a case into the staging folder and rename it into its place.
 
+    A case that another process has finished since the job began stays: a training may read it already.
+
     Returns:
         Its record. For a bad image, `skipped` gives the reason.
 
     Raises:
         MNError: when the result cannot be written, or memory is short.
     """
+    if (record := _done_by_another(job, case)) is not None:
+        return record
     checked_ns = time.time_ns()
     try:
         paths = case.files
@@ -105,6 +116,16 @@ def prepare_case(job: Job, case: UnlabeledCase) -> Record:
     except (OSError, RuntimeError) as error:
         raise not_written(job.staging, error) from error
     return Record(case.name, case.source, files, checked_ns, job.settings, voxels)
+
+
+def _done_by_another(job: Job, case: UnlabeledCase) -> Record | None:
+    """The record of a case that was finished since the job began. Parts and a whole run have locks of their own."""
+    volume = _files(job.folder / case.name)[0]
+    if not volume.exists() or volume.stat().st_ctime_ns < job.begun_ns:
+        return None
+    if survey([case], job.folder, job.settings).to_do:
+        return None
+    return Manifest.read(job.folder).get(case.name)
 
 
 def _preprocess(job: Job, case: UnlabeledCase) -> Voxels:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -132,13 +133,14 @@ def preprocess_unlabeled(
     folder, description = planned.cases.unlabeled, planned.dataset_json
     plans, configuration = planned.plans_manager.plans, planned.configuration_manager
     settings = settings_of(planned)
+    begun_ns = time.time_ns()
     found, part = survey(mine, folder, settings), Part(folder, part_id, num_parts)
     if found.to_do:
         try:
             _make_folder(folder)
             with staging_folder(part, log) as staging:
                 again = survey(found.to_do, folder, settings)  # another process may have done it meanwhile
-                job = Job(folder, staging, plans, configuration, description, settings)
+                job = Job(folder, staging, plans, configuration, description, settings, begun_ns)
                 manifest = _manifest(part)
                 for record in found.renewed + again.renewed:
                     append(manifest, record)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from nnunet_mn.bridge.training import checkpoint
@@ -48,10 +49,8 @@ def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
     load_learned_state(network, stored["network_2d"])
     if stored["optimizer_2d"] is not None:
         optimizer = cotrainer.students[1].optimizer
-        peaks = [group["peak_lr"] for group in optimizer.param_groups]  # `lr_2d` may have been changed on purpose
+        keep_own_options(stored["optimizer_2d"], optimizer)
         optimizer.load_state_dict(stored["optimizer_2d"])
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["peak_lr"] = peak
         if stored["scaler_2d"] and cotrainer.students[1].scaler.is_enabled():  # the precision may have changed
             cotrainer.students[1].scaler.load_state_dict(stored["scaler_2d"])
     cotrainer.sampler.generator.set_state(stored["slices"])
@@ -59,6 +58,15 @@ def restore_cotraining(cotrainer: CoTrainer, stored: Mapping[str, Any]) -> None:
         cotrainer.teacher.load_state_dict(stored["teacher"])
     for student, skipped in zip(cotrainer.students, stored["skipped"], strict=True):
         student.skipped = skipped
+
+
+def keep_own_options(stored: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer) -> None:
+    """Put an optimizer's own options into a stored state, before the optimizer loads it.
+
+    A peak rate may have been changed on purpose. An unfused optimizer's state may go on with a fused one.
+    """
+    for kept, own in zip((stored or {}).get("param_groups", ()), optimizer.param_groups, strict=False):
+        kept |= {option: own[option] for option in ("peak_lr", "fused") if option in own}
 
 
 def backbone_hash(cotrainer: CoTrainer) -> str | None:
