@@ -173,6 +173,12 @@ def suggest(
         file, backup = run.write_chosen(folders, candidates, chosen, fold=fold, force=force)
         if backup is not None:
             typer.echo(f"kept the previous file as {backup}", err=True)
+        if candidates.splits is None:
+            typer.echo(
+                "WARNING: there was no split file. The new one has a single fold without validation cases, where "
+                "nnU-Net would have drawn five folds: move some labeled cases to its list 'val'",
+                err=True,
+            )
         typer.echo(f"wrote {file}: fold {fold} trains on these cases once imagesTr and labelsTr have them", err=True)
 
 

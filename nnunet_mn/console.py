@@ -21,6 +21,11 @@ def print_table(table: Table, console: Console) -> None:
     if table.title:
         console.print(Text(str(table.title)), soft_wrap=True)
     table.title = None
-    needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table)
+    wide = console.options.update(max_width=_WIDEST)
+    for column in table.columns:
+        if column.no_wrap:  # rich takes the longest word for the least width
+            cells = (column.header, *column.cells)
+            column.min_width = max(Measurement.get(console, wide, cell).maximum for cell in cells)
+    needed = Measurement.get(console, wide, table)
     table.width = max(needed.minimum, min(needed.maximum, console.width)) if console.is_terminal else needed.maximum
     console.print(table, crop=False)

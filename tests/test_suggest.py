@@ -152,6 +152,17 @@ def test_a_written_split_trains_on_the_chosen_cases_too(tiny_dataset) -> None:
     assert "kept the previous file" in run(dataset, "-n", "1", "--write", "--force").stderr
 
 
+def test_cases_that_were_chosen_before_are_not_suggested_again_while_they_wait_for_labels(bare) -> None:
+    result = run(bare, "-n", "3", "--json", "--write")
+    before = {case["case"] for case in json.loads(result.stdout)}
+    assert before & set(bare.unlabeled)  # they lie in imagesUn
+    assert "WARNING: there was no split file" in result.stderr
+    (last,) = {*bare.labeled, *bare.unlabeled} - before
+    assert chosen(bare, "-n", "1", "--write", "--force") == [last]
+    (split,) = json.loads((bare.preprocessed / "splits_final.json").read_text())
+    assert set(split["train"]) == {*before, last}
+
+
 def test_images_in_imagesun_are_not_listed_as_unlabeled(bare) -> None:
     names = chosen(bare, "-n", "1", "--write")
     (split,) = json.loads((bare.preprocessed / "splits_final.json").read_text())

@@ -298,6 +298,46 @@ def test_a_finished_training_with_more_epochs_goes_on_from_its_latest_state(
     assert not (Path(goes_on.output_folder) / "checkpoint_latest.pth").exists()
 
 
+def test_the_end_of_a_finished_training_is_kept_when_it_gets_one_epoch_more(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
+) -> None:
+    trainings.adopt(finished)
+    longer = trainings.run(planned_dataset(), go_on=True, epochs=finished.num_epochs + 1)
+    kept = Path(longer.output_folder) / "before_restart_1" / "checkpoint_final.pth"
+    assert kept.read_bytes() == (Path(finished.output_folder) / "checkpoint_final.pth").read_bytes()
+    assert _checkpoint(longer)["current_epoch"] == finished.num_epochs + 1
+
+
+@pytest.mark.parametrize("fields", [{"lr_3d": 0.02}, {"epochs": 1}])
+def test_a_finished_training_that_is_started_again_keeps_its_checkpoint_and_its_settings(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any, fields: dict[str, Any]
+) -> None:
+    trainings.adopt(finished)
+    again = trainings.run(planned_dataset(), go_on=True, **fields)
+    left, before = (Path(one.output_folder) / "checkpoint_final.pth" for one in (again, finished))
+    assert left.read_bytes() == before.read_bytes()
+    assert f"the training had ended before: {left} stays" in Path(again.log_file).read_text()
+    assert not list(left.parent.glob("before_restart_*"))
+
+
+def test_a_validation_case_that_an_earlier_part_trained_on_is_refused(
+    trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
+) -> None:
+    dataset = fresh_planned_dataset()
+    _stop_after(trainings.trainer(dataset), epochs=1)
+    for folder in (dataset.raw, dataset.preprocessed):
+        file = folder / "splits_final.json"
+        splits = json.loads(file.read_text())
+        for role in ("train", "unlabeled"):  # as many cases in each role as before
+            splits[0]["val"].append(moved := splits[0][role].pop())
+            splits[0][role].append(splits[0]["val"].pop(0))
+        file.write_text(json.dumps(splits))
+    with pytest.raises(MNError, match=rf"2 validation case\(s\) \(.*{moved}.*\) were trained on before"):
+        trainings.run(dataset, go_on=True)
+    with pytest.raises(MNError, match="were trained on before"):
+        trainings.trainer(dataset, go_on=True).perform_actual_validation()
+
+
 def test_a_training_that_goes_on_with_fewer_cases_says_so(
     trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
 ) -> None:

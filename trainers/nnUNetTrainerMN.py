@@ -23,6 +23,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_mn.bridge import reading
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
+from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.planned import PlannedDataset, planned_configuration
 from nnunet_mn.bridge.cases.preprocessed import Cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
@@ -199,6 +200,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.stopping = Stopping(self.ranks)
         self.lock = owner.FoldLock(Path(self.output_folder))
         self.n_cases: dict[str, int] = {}
+        self.trained_on: set[str] = set()  # labeled and unlabeled cases of the training, and of its earlier parts
+        self.has_learned = False
         self.unlabeled_cases: Cases
         self.foreground: foreground.ForegroundLocations
         self.cotrainer: CoTrainer
@@ -293,8 +296,11 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if self.resumed is not None:
             self._refuse_to_continue(self.resumed)
         elif self.asked_to_continue:
+            kept = [folder.name for folder in checkpoint.kept_folders(Path(self.output_folder))]
+            lies = f" (what earlier trainings left is in {', '.join(kept)})" if kept else ""
             self._warn(
-                f"--c was given, but there is no checkpoint in {self.output_folder}: a new training starts at epoch 0"
+                f"--c was given, but there is no checkpoint in {self.output_folder}{lies}: a new training starts at "
+                f"epoch 0"
             )
         if self.local_rank == 0:  # the ranks of a training are one owner
             self.lock.acquire()
@@ -400,6 +406,16 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             next(one)
         return ddp.together(running, self.ranks)
 
+    @last_word
+    def do_split(self) -> tuple[list[str], list[str]]:
+        labeled, val = super().do_split()
+        if leaked := sorted(self.trained_on & (set(val) - set(labeled))):
+            raise MNError(
+                f"{len(leaked)} validation case(s) ({name_some(leaked)}) were trained on before this checkpoint was "
+                f"written: put that training's split back, or start a new training without --c"
+            )
+        return labeled, val
+
     def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> Cases:
         """Find the unlabeled cases and preprocess the missing ones."""
         planned = self._planned_dataset()
@@ -408,6 +424,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             planned, roles_of_fold(splits, self.fold, train=labeled, val=val), self.mn_config.unlabeled_sources,
             num_processes=min(default_num_processes, max(1, workers.worker_count())), log=self.print_to_log_file,
         ).names  # fmt: skip
+        self.trained_on.update(labeled, names)
         self.n_cases = {"labeled": len(labeled), "unlabeled": len(names), "val": len(val)}
         if self.resumed is not None and (then := self.resumed["cases"]) != self.n_cases:
             self._warn(f"the numbers of cases have changed since the checkpoint: from {then} to {self.n_cases}")
@@ -449,6 +466,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if self.skips.has_new():
             self.skips.look(ddp.cases_of_all_ranks(batch["keys"], self.ranks))
         self.iteration += 1
+        self.has_learned = True
         output = {
             "loss": losses["3d"],
             **({"loss_2d": losses["2d"]} if "2d" in losses else {}),
@@ -510,12 +528,17 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             return
         path = Path(filename)
         final = path.name == CHECKPOINT  # without an optimizer of the 2D network, to keep the file small
+        if final and path.exists() and not self.has_learned:
+            self.print_to_log_file(f"the training had ended before: {path} stays as it is")
+            return
+        # A finished training may have got more epochs. Its end is kept, and --c must not go back to it.
+        earlier_end = (CHECKPOINT, checkpoint.VALIDATION)
+        kept = checkpoint.keep_earlier(path.parent, earlier_end) if final else None
         mn = {**state.mn_state(self), **self._own_state(with_optimizer=not final)}
         checkpoint.save(super().save_checkpoint, path, mn=mn)
-        if path.name != LATEST:
-            return
-        # A finished training may have got more epochs. Then --c would go back to its end.
-        if kept := checkpoint.keep_earlier(path.parent, (CHECKPOINT, checkpoint.VALIDATION)):
+        if path.name == LATEST:
+            kept = checkpoint.keep_earlier(path.parent, earlier_end)
+        if kept:
             self.print_to_log_file(f"what the finished training left is kept in {kept}")
 
     def _save_latest(self, *, epochs_done: int) -> None:
@@ -539,6 +562,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
         state.keep_own_options(content.get("optimizer_state"), self.optimizer)
         super().load_checkpoint(content)
+        self.trained_on.update(mn.get("trained_on", ()))
         self.resumed = mn  # on_train_start applies it to the 2D network; validation alone needs none
         for key in self.logged:
             self._log_lists().setdefault(key, [])

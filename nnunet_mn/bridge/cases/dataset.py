@@ -69,10 +69,12 @@ def find_dataset(number_or_name: str) -> DatasetFolders:
 def results_of(number_or_name: str) -> Path:
     """The folder of a dataset in nnUNet_results. Raises an MNError as `find_dataset` does."""
     results = _set_root("nnUNet_results")
-    return results / _only_name(number_or_name, [results])
+    return results / _only_name(number_or_name, [results], remedy="train it first, or correct -d or nnUNet_results")
 
 
-def _only_name(number_or_name: str, roots: list[Path]) -> str:
+def _only_name(
+    number_or_name: str, roots: list[Path], *, remedy: str = "give one by its number or its whole name"
+) -> str:
     """The name of the only dataset in these folders that fits."""
     prefix = f"Dataset{int(number_or_name):03d}_" if number_or_name.isdecimal() else number_or_name
     entries = ((root, name) for root in roots for name in os.listdir(root) if name.startswith("Dataset"))
@@ -80,7 +82,7 @@ def _only_name(number_or_name: str, roots: list[Path]) -> str:
     names = {path.name for path in found if path.is_dir()}  # archives may lie beside them
     where = f"'{number_or_name}' in {' and '.join(map(str, roots))}"
     if not names:
-        raise MNError(f"no dataset fits {where}; give one by its number or its whole name")
+        raise MNError(f"no dataset fits {where}; {remedy}")
     if len(names) > 1:  # whole names are unique
         raise MNError(
             f"{len(names)} datasets fit ({', '.join(sorted(names))}) {where}; rename all but one, because nnU-Net's "

@@ -80,7 +80,10 @@ def split_file(dataset: DatasetFolders, *, force: bool) -> Path:
     """The file of `write_splits`. Raises an MNError if it exists and `force` is not set."""
     file = dataset.preprocessed / "splits_final.json"
     if file.exists() and not force:
-        raise MNError(f"{file} exists; --force replaces it and keeps a copy (models trained with it keep their split)")
+        raise MNError(
+            f"{file} exists; --force replaces it and keeps a copy (a training that goes on with --c, or is validated, "
+            f"takes the new one)"
+        )
     return file
 
 

@@ -23,7 +23,7 @@ class Candidates:
         description: the content of dataset.json.
         splits: of the split file. None: there is none.
         unlabeled: cases that can be suggested, with their images.
-        labeled: cases with labels to train on, with their images.
+        labeled: cases to train on, with their images. Some may wait for their labels.
         warnings: for the user.
     """
 
@@ -59,8 +59,9 @@ def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool =
     of_folder, more = raw.in_folder(IMAGES_UN.name)
     with_label = {name for name in raw.training_cases if raw.label_of(name).is_file()}
     train, val = listed_split(splits, fold, sorted(with_label))
-    labeled, held_out = set(train).intersection(raw.training_cases), set(val).difference(train)
+    held_out = set(val).difference(train)
     images = {**of_folder, **{name: raw.of_training_case(name) or () for name in raw.training_cases}}
+    labeled = images.keys() & set(train)
     if ignore_labels:
         labeled, unlabeled = set(), images.keys() - held_out
     else:

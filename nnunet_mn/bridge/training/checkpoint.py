@@ -17,7 +17,8 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
-VALIDATION = "validation"
+VALIDATION, REPORT = "validation", "report"  # folders beside the checkpoints
+_KEPT = "before_restart_"
 
 
 def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, OSError) else f"the disk may be full; {error}"
 
 
-def keep_earlier(folder: Path, names: Sequence[str] = (*CHECKPOINTS, VALIDATION)) -> Path | None:
+def keep_earlier(folder: Path, names: Sequence[str] = (*CHECKPOINTS, VALIDATION, REPORT)) -> Path | None:
     """Move what an earlier training has left into a folder of its own.
 
     Args:
@@ -70,11 +71,16 @@ def keep_earlier(folder: Path, names: Sequence[str] = (*CHECKPOINTS, VALIDATION)
     left = [path for name in names if (path := folder / name).exists()]
     if not any(path.suffix == ".pth" for path in left):
         return None
-    kept = next(path for n in itertools.count(1) if not (path := folder / f"before_restart_{n}").exists())
+    kept = next(path for n in itertools.count(1) if not (path := folder / f"{_KEPT}{n}").exists())
     kept.mkdir()
     for path in left:
         path.rename(kept / path.name)
     return kept
+
+
+def kept_folders(folder: Path) -> list[Path]:
+    """The folders that `keep_earlier` has made, by name."""
+    return sorted(folder.glob(f"{_KEPT}*"))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -25,15 +25,14 @@ _KEPT = ("init_args", "inference_allowed_mirroring_axes", "logging", "_best_ema"
 def join(
     folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5, force: bool = False, keep: bool = False
 ) -> Path:
-    """Write the joint model of trained folds, whole or not at all.
+    """Write the joint model of trained folds, whole or not at all. Of two at once, one waits.
 
     Args:
         folders: of an M&N training. Or of its student: the 2D network is then its teacher's.
         folds: their names, such as `0` or `all`.
         weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
         force: replace an existing joint model, with its validation.
-        keep: add the folds to those of an existing joint model, or replace these folds in it. Two trainings may do so
-            at once.
+        keep: add the folds to those of an existing joint model, or replace these folds in it.
 
     Returns:
         Its folder.
@@ -46,7 +45,7 @@ def join(
         raise MNError(f"--weight-2d is {weight_2d}, but must lie between 0 and 1, both excluded: give 0.5 for the mean")
     files = [folders.finished(fold) for fold in dict.fromkeys(folds)]
     lock = folders.joint.with_name(f".{folders.joint.name}.lock")
-    with FileLock(lock) if keep and why_no_lock(lock) is None else nullcontext(), _staged(folders.joint) as staging:
+    with FileLock(lock) if why_no_lock(lock) is None else nullcontext(), _staged(folders.joint) as staging:
         if folders.joint.exists() and not (force or keep):
             raise MNError(
                 f"{folders.joint} exists; give --force to replace it, and -f with all folds that it is to hold"

@@ -87,6 +87,7 @@ class TrainerState(Protocol):
     plans_manager: Any
     num_epochs: int
     n_cases: dict[str, int]
+    trained_on: set[str]
     iteration: int
     train_outputs: list[dict[str, float]]
     random_state: dict[str, Any] | None
@@ -99,6 +100,7 @@ def mn_state(training: TrainerState) -> dict[str, Any]:
         "config": training.mn_config.to_dict(),
         "batch_size": training.unlabeled_counts.batch_size,
         "cases": training.n_cases,
+        "trained_on": sorted(training.trained_on),
         "dataset": training.plans_manager.dataset_name,
         "schedule": {"total": training.schedule.total, "supervised": training.schedule.supervised},
         "epochs": training.num_epochs,
