@@ -253,6 +253,7 @@ _ALL = (
         "the last tenth of the training is on labeled samples alone, as a student's",
         trainer="nnUNetTrainerMNEndsOnLabels",
     ),
+    _ablation("mn-half-weight", "unlabeled samples have half of their weight", trainer="nnUNetTrainerMNHalfWeight"),
     _kept(
         "mn-strong-view",
         "the students see unlabeled samples with other contrast, brightness, sharpness and noise than the teacher",

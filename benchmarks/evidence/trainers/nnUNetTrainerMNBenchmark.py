@@ -16,7 +16,7 @@ from torch.nn import functional
 from nnunet_mn.bridge.training import assembly
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.schedule import ON_LABELS_ALONE, HalfUnlabeled, Schedule
+from nnunet_mn.schedule import ON_LABELS_ALONE, HalfUnlabeled, Schedule, UnlabeledCounts
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
 from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
@@ -165,6 +165,29 @@ class nnUNetTrainerMNEndsOnLabels(nnUNetTrainerMNGrowsToHalf):
     """The last tenth of the training is on labeled samples alone."""
 
     schedule_class = EndsOnLabels
+
+
+class HalfWeight(UnlabeledCounts):
+    """Unlabeled samples on top have half of their usual weight."""
+
+    def weight(self, iteration: int) -> float | None:
+        usual = super().weight(iteration)
+        return None if usual is None else usual / 2
+
+
+class nnUNetTrainerMNHalfWeight(nnUNetTrainerMN):
+    """As many unlabeled samples as usual, with half of their weight."""
+
+    def build_counts(self) -> UnlabeledCounts:
+        config = self.mn_config
+        return HalfWeight(
+            self.schedule,
+            batch_size=self.configuration_manager.batch_size,
+            batch=config.batch,
+            guidance=config.guidance,
+            rounding=config.rounding,
+            ranks=self.ranks.size,
+        )
 
 
 class nnUNetTrainerMNWithoutUnlabeled(nnUNetTrainerMNGrowsToHalf):
