@@ -230,9 +230,16 @@ def report(found: list[records.Record]) -> str:
 
 
 def readme_section(found: list[records.Record]) -> str:
-    """The README's part of the report: the gain by labels, in the group with most trainings of M&N."""
-    group = max(_groups(found), key=lambda group: sum(r.method == OURS for r in _of_group(found, group)))
-    chosen = _of_group(found, group)
+    """The README's part of the report: the gain by labels, in the group where M&N has most label sets.
+
+    Of several such groups it is the one with most trainings.
+    """
+
+    def size(group: Group) -> tuple[int, int]:
+        runs = _of_group(found, group)
+        return len({r.fold for r in runs if r.method == OURS}), len(runs)
+
+    chosen = _of_group(found, max(_groups(found), key=size))
     heading = f"{chosen[0].dataset}: {chosen[0].updates} updates of the 3D network"
     more = "each training, all methods and the commands are in [accuracy.md](benchmarks/results/accuracy.md)."
     return "\n\n".join(filter(None, [heading, tables.by_labels(chosen, "report"), f"{_WRITTEN_BY}; {more}"]))
