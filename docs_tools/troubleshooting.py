@@ -25,7 +25,7 @@ last; here it stands in a line of its own.
 
 Written by `python docs_tools/troubleshooting.py`.
 
-## Trouble without such a sentence
+## Trouble without an error message
 
 - **The unlabeled share in the log stays 0.000.** The first eighth of a training sees labels only. A batch of four gets
   its first unlabeled sample after 36 % of the training ([how it works](how-it-works.md)).
