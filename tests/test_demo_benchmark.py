@@ -38,7 +38,7 @@ def test_the_readme_quotes_the_records() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     first = next(record["dice"] for record in found if record["seed"] == 0)
     dice = (
-        "was {baseline:.3f} with labels only, {mn:.3f} with M&N and {joint:.3f} with both of its networks".format_map(
+        "was {baseline:.3f} with labels only, {mn:.3f} with M&N, and {joint:.3f} with both networks of M&N".format_map(
             first
         )
     )

@@ -40,8 +40,17 @@ def staging_beside(target: Path) -> Iterator[Path]:
         lock.unlink(missing_ok=True)
 
 
-def take_place(staging: Path, target: Path) -> None:
-    """Rename a staging folder to its target. What was there goes; a kill in between leaves it for the next process."""
+def take_place(staging: Path, target: Path, *, replace: bool) -> None:
+    """Rename a staging folder to its target.
+
+    Args:
+        replace: what was there goes. A kill in between leaves it for the next process.
+
+    Raises:
+        FileExistsError: without `replace`, when something is there.
+    """
+    if not replace and target.exists():
+        raise FileExistsError(str(target))
     old = staging.with_suffix(".old")
     try:
         if target.exists():

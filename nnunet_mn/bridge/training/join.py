@@ -25,14 +25,15 @@ _KEPT = ("init_args", "inference_allowed_mirroring_axes", "logging", "_best_ema"
 def join(
     folders: ModelFolders, folds: Sequence[str], *, weight_2d: float = 0.5, force: bool = False, keep: bool = False
 ) -> Path:
-    """Write the joint model of trained folds, whole or not at all. Of two at once, one waits.
+    """Write the joint model of trained folds, whole or not at all.
 
     Args:
         folders: of an M&N training. Or of its student: the 2D network is then its teacher's.
         folds: their names, such as `0` or `all`.
         weight_2d: of the 2D network's probabilities in the mean, between 0 and 1.
         force: replace an existing joint model, with its validation.
-        keep: add the folds to those of an existing joint model, or replace these folds in it.
+        keep: add the folds to those of an existing joint model, or replace these folds in it. Two trainings may do so
+            at once.
 
     Returns:
         Its folder.
@@ -45,11 +46,13 @@ def join(
         raise MNError(f"--weight-2d is {weight_2d}, but must lie between 0 and 1, both excluded: give 0.5 for the mean")
     files = [folders.finished(fold) for fold in dict.fromkeys(folds)]
     lock = folders.joint.with_name(f".{folders.joint.name}.lock")
-    with FileLock(lock) if why_no_lock(lock) is None else nullcontext(), _staged(folders.joint) as staging:
-        if folders.joint.exists() and not (force or keep):
-            raise MNError(
-                f"{folders.joint} exists; give --force to replace it, and -f with all folds that it is to hold"
-            )
+    replace = force or keep
+    with (
+        FileLock(lock) if keep and why_no_lock(lock) is None else nullcontext(),
+        _staged(folders.joint, replace=replace) as staging,
+    ):
+        if folders.joint.exists() and not replace:
+            raise FileExistsError(str(folders.joint))
         for name in _OF_MODEL:
             if (folders.trained / name).is_file():
                 shutil.copyfile(folders.trained / name, staging / name)
@@ -119,12 +122,16 @@ def _checkpoint(source: Mapping[str, Any], plans: dict[str, Any], weights: dict[
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
+def _staged(target: Path, *, replace: bool) -> Iterator[Path]:
     """A folder beside the target. It takes the target's place at the end, unless something was raised."""
     try:
         with staging_beside(target) as staging:
             yield staging
-            take_place(staging, target)
+            take_place(staging, target, replace=replace)  # another process may have finished meanwhile
+    except FileExistsError as error:
+        raise MNError(
+            f"{target} exists; give --force to replace it, and -f with all folds that it is to hold"
+        ) from error
     except OSError as error:
         raise MNError(f"{target} cannot be written ({error}); free some space, or look at its rights") from error
 
