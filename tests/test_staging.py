@@ -82,6 +82,14 @@ def test_a_result_takes_the_place_of_an_old_one(target: Path) -> None:
     assert names(target.parent) == ["model"]
 
 
+def test_a_result_that_may_not_replace_another_one_leaves_it_alone(target: Path) -> None:
+    before = names(target)
+    with pytest.raises(FileExistsError), staging_beside(target) as folder:
+        take_place(folder, target, replace=False)
+    assert names(target) == before
+    assert names(target.parent) == ["model"]
+
+
 def test_an_error_leaves_the_old_result_alone(target: Path) -> None:
     with pytest.raises(NotADirectoryError), staging_beside(target) as folder:
         (target / "old" / "below").touch()

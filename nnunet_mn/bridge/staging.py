@@ -40,7 +40,7 @@ def staging_beside(target: Path) -> Iterator[Path]:
         lock.unlink(missing_ok=True)
 
 
-def take_place(staging: Path, target: Path, *, replace: bool) -> None:
+def take_place(staging: Path, target: Path, *, replace: bool = True) -> None:
     """Rename a staging folder to its target.
 
     Args:
