@@ -62,7 +62,7 @@ class Ranks:
 
     def total_number(self, value: float) -> float:
         """The sum of a number over all ranks. The host waits for it."""
-        return float(self._sum(value))
+        return value if self.group is None else float(self._sum(value))
 
     def total_count(self, values: Tensor) -> float | Tensor:
         """How many elements all ranks' tensors have. With several ranks it is a tensor, and the host does not wait."""

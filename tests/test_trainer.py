@@ -320,19 +320,30 @@ def test_a_finished_training_that_is_started_again_keeps_its_checkpoint_and_its_
     assert not list(left.parent.glob("before_restart_*"))
 
 
+def _change_split(dataset: Any, change: Callable[[dict[str, list[str]]], object]) -> None:
+    """Change fold 0 in both copies of the split file."""
+    for folder in (dataset.raw, dataset.preprocessed):
+        file = folder / "splits_final.json"
+        splits = json.loads(file.read_text())
+        change(splits[0])
+        file.write_text(json.dumps(splits))
+
+
 def test_a_validation_case_that_an_earlier_part_trained_on_is_refused(
     trainings: Trainings, fresh_planned_dataset: Callable[..., Any]
 ) -> None:
     dataset = fresh_planned_dataset()
     _stop_after(trainings.trainer(dataset), epochs=1)
-    for folder in (dataset.raw, dataset.preprocessed):
-        file = folder / "splits_final.json"
-        splits = json.loads(file.read_text())
+    moved: list[str] = []
+
+    def swap_with_val(split: dict[str, list[str]]) -> None:
         for role in ("train", "unlabeled"):  # as many cases in each role as before
-            splits[0]["val"].append(moved := splits[0][role].pop())
-            splits[0][role].append(splits[0]["val"].pop(0))
-        file.write_text(json.dumps(splits))
-    with pytest.raises(MNError, match=rf"2 validation case\(s\) \(.*{moved}.*\) were trained on before"):
+            moved.append(split[role].pop())
+            split["val"].append(moved[-1])
+            split[role].append(split["val"].pop(0))
+
+    _change_split(dataset, swap_with_val)
+    with pytest.raises(MNError, match=rf"2 validation case\(s\) \(.*{moved[-1]}.*\) were trained on before"):
         trainings.run(dataset, go_on=True)
     with pytest.raises(MNError, match="were trained on before"):
         trainings.trainer(dataset, go_on=True).perform_actual_validation()
@@ -343,11 +354,7 @@ def test_a_training_that_goes_on_with_fewer_cases_says_so(
 ) -> None:
     dataset = fresh_planned_dataset()
     _stop_after(trainings.trainer(dataset), epochs=1)
-    for folder in (dataset.raw, dataset.preprocessed):
-        file = folder / "splits_final.json"
-        splits = json.loads(file.read_text())
-        splits[0]["unlabeled"].pop()
-        file.write_text(json.dumps(splits))
+    _change_split(dataset, lambda split: split["unlabeled"].pop())
     part = trainings.run(dataset, go_on=True)
     (line,) = re.findall("numbers of cases have changed .*", Path(part.log_file).read_text())
     assert re.findall(r"'unlabeled': (\d+)", line) == [str(len(dataset.unlabeled)), str(len(dataset.unlabeled) - 1)]

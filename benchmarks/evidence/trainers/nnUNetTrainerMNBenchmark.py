@@ -167,27 +167,13 @@ class nnUNetTrainerMNEndsOnLabels(nnUNetTrainerMNGrowsToHalf):
     schedule_class = EndsOnLabels
 
 
-class HalfWeight(UnlabeledCounts):
-    """Unlabeled samples on top have half of their usual weight."""
-
-    def weight(self, iteration: int) -> float | None:
-        usual = super().weight(iteration)
-        return None if usual is None else usual / 2
-
-
 class nnUNetTrainerMNHalfWeight(nnUNetTrainerMN):
-    """As many unlabeled samples as usual, with half of their weight."""
+    """As many unlabeled samples on top as usual, with half of their weight."""
 
     def build_counts(self) -> UnlabeledCounts:
-        config = self.mn_config
-        return HalfWeight(
-            self.schedule,
-            batch_size=self.configuration_manager.batch_size,
-            batch=config.batch,
-            guidance=config.guidance,
-            rounding=config.rounding,
-            ranks=self.ranks.size,
-        )
+        counts = super().build_counts()
+        counts._weights = [weight / 2 for weight in counts._weights]
+        return counts
 
 
 class nnUNetTrainerMNWithoutUnlabeled(nnUNetTrainerMNGrowsToHalf):
