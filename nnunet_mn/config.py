@@ -95,6 +95,8 @@ class MNConfig:
             paper. With `add` they go through the networks after the labeled ones, in the same optimizer step.
         guidance: what grows as the learning rate decays: the `number` of unlabeled samples, or their `weight` in the
             loss (only with `add`). With `weight` their number is half the planned batch.
+        unlabeled_weight: only with `add`: the weight of unlabeled samples at the end of the training, beside 1 for the
+            labeled ones. None: 1 with up to 8 labeled cases, and the square of 8 / labeled cases with more.
         rounding: how the unlabeled share becomes a number of samples: `floor` is the paper's code, `diffusion` carries
             the error to the next batch, and `auto` is `floor` for batches of four and more, else `diffusion`.
         supervised_fraction: share of the iterations with labeled samples only, at the start.
@@ -141,6 +143,7 @@ class MNConfig:
     loss: Literal["nnunet", "paper"] = "nnunet"
     batch: BatchKind = "add"
     guidance: Guidance = "number"
+    unlabeled_weight: float | None = field(default=None, metadata=_range(0, 1, low_open=True))
     rounding: Rounding = "auto"
     supervised_fraction: float = field(default=0.125, metadata=_range(0, 1, high_open=True))
     lr_2d: float = field(default=1e-3, metadata=_range(0, 10, low_open=True))
@@ -178,6 +181,11 @@ class MNConfig:
             raise MNError(
                 "'guidance' is 'weight', but unlabeled samples that replace labeled ones have no weight of their own: "
                 "set batch to 'add', or guidance to 'number'"
+            )
+        if self.unlabeled_weight is not None and self.batch == "replace":
+            raise MNError(
+                f"'unlabeled_weight' is {self.unlabeled_weight}, but unlabeled samples that replace labeled ones have "
+                f"no weight of their own: set batch to 'add', or leave unlabeled_weight out"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from nnunet_mn.config import BatchKind, Guidance, MNConfig, Rounding, ScheduleKi
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
 REFRESHES = 4  # of the pseudo-masks behind the crops of unlabeled cases
 FEWEST_TO_FLOOR = 4  # samples in a batch
+FEW_LABELS = 8  # cases; with more, unlabeled samples weigh less (docs/choices.md)
 ON_LABELS_ALONE = 0.1  # of a student's training, at its end
 PAPER_WARM_UP = 0.0125  # 50 of 4,000 epochs
 PAPER_WARM_UP_START = 0.01
@@ -180,9 +181,14 @@ class UnlabeledCounts:
         """Unlabeled samples in an iteration's batch: 0 before the first iteration, the last number after the end."""
         return 0 if iteration < 0 else self._counts[min(iteration, len(self._counts) - 1)]
 
-    def weight(self, iteration: int) -> float | None:
-        """The weight of their loss beside that of the labeled samples; None if all samples share one loss."""
-        return self._weights[min(iteration, len(self._weights) - 1)] if self.on_top else None
+    def weight(self, iteration: int, *, most: float = 1.0) -> float | None:
+        """The weight of their loss beside 1 for the labeled samples; None if all samples share one loss.
+
+        Args:
+            iteration: of the training.
+            most: the weight of as many unlabeled samples as labeled ones.
+        """
+        return most * self._weights[min(iteration, len(self._weights) - 1)] if self.on_top else None
 
     def in_part(self, iteration: int, part: range) -> int:
         """Unlabeled samples in one rank's part of the batch. With `replace` the batch has its labeled samples first."""
@@ -190,6 +196,14 @@ class UnlabeledCounts:
             return self.of(iteration) // self.ranks
         n_labeled = self.batch_size - self.of(iteration)
         return len(part) - min(max(n_labeled - part.start, 0), len(part))
+
+
+def default_unlabeled_weight(n_labeled: int) -> float:
+    """The weight of unlabeled samples on top, beside 1 for labeled ones, if there are so many labeled cases.
+
+    Pseudo-masks help most where labels are few. Where they are many, the errors of the masks harm.
+    """
+    return min(1.0, (FEW_LABELS / n_labeled) ** 2)
 
 
 def _rounded(wanted: Sequence[float], most: int, rounding: Rounding, batch_size: int) -> list[int]:

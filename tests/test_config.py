@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,12 @@ def test_a_bad_value_is_named_with_its_field_source_and_remedy(field: str, value
     with pytest.raises(MNError) as error:
         resolve(Layer("the plans", {field: value}))
     assert all(part in str(error.value) for part in ("the plans", f"'{field}'", allowed))
+
+
+@pytest.mark.parametrize("field", [{"guidance": "weight"}, {"unlabeled_weight": 0.5}])
+def test_samples_that_replace_labeled_ones_take_no_weight(field: dict[str, Any]) -> None:
+    with pytest.raises(MNError, match=r"have no weight of their own: set batch to 'add'"):
+        resolve(Layer("the plans", {"batch": "replace", **field}))
 
 
 def test_only_fields_that_shape_the_state_stop_a_continuation() -> None:

@@ -7,7 +7,14 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_mn.config import MNConfig, Rounding, ScheduleKind
-from nnunet_mn.schedule import DistillationSchedule, EpochStartRates, Schedule, UnlabeledCounts, scale_learning_rates
+from nnunet_mn.schedule import (
+    DistillationSchedule,
+    EpochStartRates,
+    Schedule,
+    UnlabeledCounts,
+    default_unlabeled_weight,
+    scale_learning_rates,
+)
 
 
 def _optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -130,6 +137,12 @@ def test_samples_on_top_may_be_as_many_as_the_labeled_ones_and_weigh_as_their_sh
     assert [counts.of(iteration) for iteration in (7, 8, 40)] == [0, 0, 4]
     assert [counts.weight(iteration) for iteration in (7, 40)] == [0, 1]
     assert all(counts.weight(i) == counts.of(i) / 4 for i in range(41))
+
+
+def test_samples_on_top_weigh_less_where_labels_are_many() -> None:
+    assert [default_unlabeled_weight(n) for n in (1, 4, 8, 16, 32)] == [1, 1, 1, 1 / 4, 1 / 16]
+    counts = UnlabeledCounts(Schedule(total=40, supervised=8), batch_size=4, batch="add", rounding="floor")
+    assert [counts.weight(iteration, most=0.5) for iteration in (7, 40)] == [0, 0.5]
 
 
 def test_a_growing_weight_keeps_their_number_at_half_of_the_batch() -> None:

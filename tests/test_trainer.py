@@ -21,6 +21,7 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunet_mn import schedule
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training import assembly, loader
@@ -258,6 +259,18 @@ def test_a_signal_after_the_last_epoch_ends_the_command_before_the_validation(
     assert not joined.exists()
     trainings.run(planned_dataset(), go_on=True, epochs=1, join=True)
     assert joined.is_dir()
+
+
+def test_with_more_labels_unlabeled_samples_weigh_less(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_by_hand = trainings.run(planned_dataset(), name="by hand", unlabeled_weight=0.25)
+    monkeypatch.setattr(schedule, "FEW_LABELS", finished.n_cases["labeled"] / 2)
+    by_default = trainings.run(planned_dataset(), name="by default", unlabeled_weight="none")
+    assert "weigh up to 0.25 times as much as labeled ones" in Path(by_default.log_file).read_text()
+    weights, quarter, whole = (_checkpoint(one)["network_weights"] for one in (by_default, set_by_hand, finished))
+    assert _same(weights, quarter)
+    assert not _same(weights, whole)
 
 
 def test_scrambled_labels_of_unlabeled_cases_change_no_bit(

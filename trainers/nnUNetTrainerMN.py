@@ -64,6 +64,7 @@ from nnunet_mn.schedule import (
     HalfUnlabeled,
     Schedule,
     UnlabeledCounts,
+    default_unlabeled_weight,
     scale_learning_rates,
 )
 
@@ -240,6 +241,10 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             rounding=self.mn_config.rounding,
             ranks=self.ranks.size,
         )
+
+    def most_unlabeled_weight(self) -> float:
+        """The weight of as many unlabeled samples as labeled ones, beside 1 for the labeled ones."""
+        return 1.0
 
     def build_cotrainer(self) -> CoTrainer:
         """The students and their teacher."""
@@ -428,9 +433,11 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.n_cases = {"labeled": len(labeled), "unlabeled": len(names), "val": len(val)}
         if self.resumed is not None and (then := self.resumed["cases"]) != self.n_cases:
             self._warn(f"the numbers of cases have changed since the checkpoint: from {then} to {self.n_cases}")
+        most = self.most_unlabeled_weight()
+        weight = f" and weigh up to {most:.3g} times as much as labeled ones" if most < 1 else ""
         self.print_to_log_file(
             f"M&N trains on {len(labeled)} labeled and {len(names)} unlabeled cases; unlabeled samples start at "
-            f"iteration {self.schedule.supervised} of {self.schedule.total}"
+            f"iteration {self.schedule.supervised} of {self.schedule.total}{weight}"
         )
         # labeled cases may still lie in nnU-Net's older format: the folders' classes can differ
         folder = planned.cases.unlabeled
@@ -460,7 +467,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             batch["data"].to(self.device, non_blocking=True),
             [target.to(self.device, non_blocking=True) for target in targets],
             self.number_with_masks(batch),
-            unlabeled_weight=self.unlabeled_counts.weight(position),
+            unlabeled_weight=self.unlabeled_counts.weight(position, most=self.most_unlabeled_weight()),
         )
         self.stopping.in_step = False
         if self.skips.has_new():
@@ -645,6 +652,12 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
     logged = (*_WithUnlabeledCases.logged, *LOGGED_2D)
     pretrained_hash: str | None
 
+    def most_unlabeled_weight(self) -> float:
+        """The setting, or the default for so many labels."""
+        if not self.unlabeled_counts.on_top:
+            return 1.0
+        return self.mn_config.unlabeled_weight or default_unlabeled_weight(self.n_cases["labeled"])
+
     def build_cotrainer(self) -> CoTrainer:
         """Both students and their teacher."""
         built = assembly.build_cotraining(
@@ -763,7 +776,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
 
     With masks made online the labeled batch stays whole, and as many unlabeled samples come on top. With stored ones
     half of the batch is unlabeled. The last tenth sees labels alone. So the settings `schedule`, `batch`, `guidance`,
-    `rounding`, `supervised_fraction` and `teacher` change nothing.
+    `unlabeled_weight`, `rounding`, `supervised_fraction` and `teacher` change nothing.
     """
 
     def build_schedule(self) -> Schedule:

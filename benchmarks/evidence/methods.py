@@ -260,7 +260,16 @@ _ALL = (
         "the last tenth of the training is on labeled samples alone, as a student's",
         trainer="nnUNetTrainerMNEndsOnLabels",
     ),
-    _ablation("mn-half-weight", "unlabeled samples have half of their weight", trainer="nnUNetTrainerMNHalfWeight"),
+    _ablation(
+        "mn-half-weight",
+        "at the end unlabeled samples weigh half as much as labeled ones, not a quarter of it (16 labels)",
+        unlabeled_weight="0.5",
+    ),
+    _ablation(
+        "mn-whole-weight",
+        "at the end unlabeled samples weigh as much as labeled ones, also with more than 8 labels",
+        unlabeled_weight="1",
+    ),
     _kept(
         "mn-strong-view",
         "the students see unlabeled samples with other contrast, brightness, sharpness and noise than the teacher",

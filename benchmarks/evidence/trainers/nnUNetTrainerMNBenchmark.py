@@ -16,7 +16,7 @@ from torch.nn import functional
 from nnunet_mn.bridge.training import assembly
 from nnunet_mn.cotraining import CoTrainer
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
-from nnunet_mn.schedule import ON_LABELS_ALONE, HalfUnlabeled, Schedule, UnlabeledCounts
+from nnunet_mn.schedule import ON_LABELS_ALONE, HalfUnlabeled, Schedule
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget
 from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
@@ -165,15 +165,6 @@ class nnUNetTrainerMNEndsOnLabels(nnUNetTrainerMNGrowsToHalf):
     """The last tenth of the training is on labeled samples alone."""
 
     schedule_class = EndsOnLabels
-
-
-class nnUNetTrainerMNHalfWeight(nnUNetTrainerMN):
-    """As many unlabeled samples on top as usual, with half of their weight."""
-
-    def build_counts(self) -> UnlabeledCounts:
-        counts = super().build_counts()
-        counts._weights = [weight / 2 for weight in counts._weights]
-        return counts
 
 
 class nnUNetTrainerMNWithoutUnlabeled(nnUNetTrainerMNGrowsToHalf):
