@@ -241,6 +241,15 @@ def test_half_written_file_is_refused_by_name(model: Path, tmp_path: Path, name:
     assert {file.name for file in tmp_path.iterdir()} == {model.parent.name}
 
 
+def test_labels_that_the_training_of_another_fold_has_replaced_are_named(model: Path, tmp_path: Path) -> None:
+    file = model / "dataset.json"
+    description = json.loads(file.read_text())
+    file.write_text(json.dumps({**description, "labels": {**description["labels"], "third": 3}}))
+    with pytest.raises(MNError, match=r"dataset\.json says that .* was trained with labels .*'third': 3}, but it was"):
+        export_model(model, tmp_path / "model.zip")
+    assert not (tmp_path / "model.zip").exists()
+
+
 def test_summary_without_scores_is_refused(model: Path, tmp_path: Path) -> None:
     summary = model / "fold_0" / "validation" / "summary.json"
     for content in ("{}", json.dumps({"mean": {"1": {}}, "foreground_mean": {}, "metric_per_case": []})):
@@ -253,6 +262,9 @@ def test_regions_are_called_by_their_names(model: Path, tmp_path: Path) -> None:
     dataset_json = json.loads((model / "dataset.json").read_text())
     dataset_json["labels"] = {"background": 0, "whole": [1, 2], "back": 2}
     (model / "dataset.json").write_text(json.dumps(dataset_json))
+    file = model / "fold_0" / CHECKPOINT
+    checkpoint = load(file)
+    torch.save({**checkpoint, "init_args": {**checkpoint["init_args"], "dataset_json": dataset_json}}, file)
     means = {(1, 2): {"Dice": 0.75}, 2: {"Dice": 0.5}}
     summary = SUMMARY | {"mean": means, "metric_per_case": []}
     save_summary_json(summary, str(model / "fold_0" / "validation" / "summary.json"))

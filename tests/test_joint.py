@@ -328,6 +328,28 @@ def test_a_half_written_file_is_refused_by_name(copied: ModelFolders, name: str,
 
 
 @only_classes
+@pytest.mark.parametrize(
+    ("name", "old", "new", "entry"),
+    [
+        ("dataset.json", '"back": 2', '"back": 2, "third": 3', "labels"),
+        ("dataset.json", '"front": 1', '"other": 1', "labels"),
+        ("plans.json", '"ZScoreNormalization"', '"NoNormalization"', "normalization_schemes"),
+    ],
+)
+def test_files_that_the_training_of_another_fold_has_replaced_are_named(
+    copied: ModelFolders, name: str, old: str, new: str, entry: str
+) -> None:
+    file = copied.trained / name
+    text = json.dumps(json.loads(file.read_text()))
+    assert old in text
+    file.write_text(text.replace(old, new))
+    told = rf"{name} says that .*fold_0/{CHECKPOINT} was trained with {entry} .* another fold has replaced it"
+    with pytest.raises(MNError, match=told):
+        join(copied, ["0"])
+    assert not copied.joint.exists()
+
+
+@only_classes
 def test_a_training_writes_its_joint_model_where_asked(
     model: Model, copy_site: Any, train: Any, tmp_path: Path
 ) -> None:

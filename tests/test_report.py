@@ -188,6 +188,27 @@ def test_a_stopped_training_is_shown_as_far_as_it_went(out: Path, site: Any, cop
     assert "nnU-Net has not validated yet" in page
 
 
+def test_cases_that_were_trained_on_are_not_for_validation(out: Path, site: Any, copy_of_site: Any) -> None:
+    copy = copy_of_site(site)
+    seen, unseen = site.names["labeled"][0], site.names["val"]
+    copy.split([{"train": site.names["labeled"][1:], "val": [seen, *unseen]}])
+    result = report(copy)
+    assert result.exit_code == 0, result.output
+    assert {row["case"] for row in rows_of(copy.fold / "report", "val")} == set(unseen)
+    page = (copy.fold / "report" / "report.html").read_text(encoding="utf-8")
+    assert f"was on 1 of today&#39;s validation cases ({seen})" in page
+
+
+def test_labels_of_another_planning_are_refused(out: Path, site: Any, copy_of_site: Any) -> None:
+    copy = copy_of_site(site)
+    file = copy.preprocessed / "dataset.json"
+    file.write_text(file.read_text().replace('"front"', '"other"'))
+    wrong = report(copy).exception
+    assert isinstance(wrong, MNError)
+    assert "was planned with labels {'background': 0, 'other': 1, 'back': 2}, but" in str(wrong)
+    assert "checkpoint_final.pth was trained with {'background': 0, 'front': 1, 'back': 2}" in str(wrong)
+
+
 def test_a_mistake_is_a_sentence_with_the_fix(out: Path, site: Any, copy_of_site: Any) -> None:
     copy = copy_of_site(site)
     assert "give -tr, -p, -c and -f" in str(report(copy, "-f", "3").exception)

@@ -1,7 +1,7 @@
 """A trained fold: its folder, its newest checkpoint, and its cases on this machine."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_mn.bridge.cases.dataset import find_dataset
+from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.model_folders import CHECKPOINT, CHECKPOINTS, ModelFolders
+from nnunet_mn.bridge.trained_with import meaning, meaning_at_training
 from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.errors import MNError
 
@@ -95,7 +97,8 @@ def find_trained_fold(folders: ModelFolders, fold: str, *, at_most: int | None =
     checkpoint = read_trained(file)
     dataset = find_dataset(folders.dataset.name)
     planned = load_planned(dataset, plans=folders.plans, configuration=folders.configuration)
-    roles, warnings = _roles(planned, int(fold) if fold.isdecimal() else fold)
+    _check_as_trained(planned, checkpoint, file)
+    roles, warnings = _roles(planned, int(fold) if fold.isdecimal() else fold, checkpoint["mn"].get("trained_on", ()))
     unlabeled, more = _unlabeled(planned, roles, checkpoint["mn"]["config"].get("unlabeled_sources"), at_most)
     return TrainedFold(
         folders=folders,
@@ -109,13 +112,33 @@ def find_trained_fold(folders: ModelFolders, fold: str, *, at_most: int | None =
     )
 
 
-def _roles(planned: PlannedDataset, fold: int | str) -> tuple[Roles, list[str]]:
-    """The roles in this fold, and warnings."""
+def _check_as_trained(planned: PlannedDataset, checkpoint: Mapping[str, Any], file: Path) -> None:
+    """Raise an MNError if images or labels of the preprocessed dataset have another meaning than in the training."""
+    now = meaning(planned.plans_manager.plans, planned.configuration, planned.dataset_json)
+    then = meaning_at_training(checkpoint)
+    for name, value in now.items():
+        if value != then[name]:
+            raise MNError(
+                f"{planned.folders.preprocessed} was planned with {name} {value}, but {file} was trained with "
+                f"{then[name]}: put the earlier plans and dataset.json back there and preprocess again, or train this "
+                f"fold again"
+            )
+
+
+def _roles(planned: PlannedDataset, fold: int | str, trained_on: Iterable[str]) -> tuple[Roles, list[str]]:
+    """The roles in this fold by today's split, and warnings. A case that was trained on is not for validation."""
     splits, warnings = read_splits(planned.folders.preprocessed, planned.folders.raw)
     labeled = planned.cases.labeled
     here = sorted(dataset_class_of(labeled).get_identifiers(str(labeled)))  # as the trainer
     roles = roles_in_training(splits, fold, here, lambda: listed_split(splits, fold, here))
-    return roles, [*warnings, *roles.warnings]
+    warnings += roles.warnings
+    if seen := sorted(set(roles.held_out).intersection(trained_on)):
+        roles = replace(roles, val=tuple(name for name in roles.val if name not in seen))
+        warnings.append(
+            f"WARNING: the split has changed since the training, which was on {len(seen)} of today's validation cases "
+            f"({name_some(seen)}). They are left out"
+        )
+    return roles, warnings
 
 
 def _unlabeled(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunet_mn.bridge.model_folders import read_json
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
+from nnunet_mn.bridge.trained_with import check_files_beside
 from nnunet_mn.bridge.training.assembly import slice_axes
 from nnunet_mn.bridge.training.checkpoint import check_network
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
@@ -65,7 +66,7 @@ def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, w
     Raises:
         MNError: when a file cannot be read, or the 2D network cannot be built here.
     """
-    trained = plans_of(file, configuration)
+    trained = plans_of(file, checkpoint, configuration)
     stored = checkpoint["mn"]["config"]  # 0.1.0 has no dropout_2d, which changes no prediction
     config = MNConfig(**{name: stored[name] for name in _OF_NETWORKS if name in stored})
     network_2d = _trained_network_2d(checkpoint["mn"], config, trained, file)
@@ -79,8 +80,9 @@ def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, w
     return build_joint(joined, checkpoint["network_weights"], network_2d, file)
 
 
-def plans_of(file: Path, configuration: str) -> TrainedPlans:
-    """The plans beside the fold of a checkpoint. Raises an MNError if a file cannot be read."""
+def plans_of(file: Path, checkpoint: Mapping[str, Any], configuration: str) -> TrainedPlans:
+    """The plans beside the fold of a checkpoint. Raises an MNError if a file cannot be read, or is of other folds."""
+    check_files_beside(file, checkpoint)
     plans = read_json(file.parents[1] / "plans.json", "configurations")
     return TrainedPlans(plans, read_json(file.parents[1] / "dataset.json", "labels"), configuration)
 

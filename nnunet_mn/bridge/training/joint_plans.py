@@ -48,6 +48,11 @@ class TrainedPlans:
         """Of the preprocessed images, in mm."""
         return tuple(self._configuration.spacing)
 
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Of the windows, in voxels."""
+        return tuple(self._configuration.patch_size)
+
     def joined(
         self,
         network_2d: Mapping[str, Any],

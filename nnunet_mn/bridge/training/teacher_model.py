@@ -14,6 +14,7 @@ from nnunet_mn.bridge.model_folders import (
     read_json,
 )
 from nnunet_mn.bridge.reading import read_by_environment
+from nnunet_mn.bridge.trained_with import meaning
 from nnunet_mn.bridge.training.checkpoint import check_network
 from nnunet_mn.bridge.training.joint_model import JointModel, build_joint, joint_model, plans_of, read_trained
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans, trainer_of
@@ -22,8 +23,6 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks import Network2D
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import hash_of
-
-_SHARED = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
 
 
 class TeacherModel(NamedTuple):
@@ -75,7 +74,7 @@ def joined_with_student(
     Raises:
         MNError: when its teacher is not found, or was trained again.
     """
-    mn, own = checkpoint["mn"], plans_of(file, folders.configuration)
+    mn, own = checkpoint["mn"], plans_of(file, checkpoint, folders.configuration)
     named = Layer(str(file), {"teacher_folder": mn["config"]["teacher_folder"]})
     fold = file.parent.name.removeprefix("fold_")
     teacher = load(replace(folders, trainer=MN_TRAINER), fold, resolve(named, environment_layer()), like=own)
@@ -149,15 +148,15 @@ def _check_like(theirs: TrainedPlans, ours: TrainedPlans, file: Path) -> None:
     """Raise an MNError unless both have the same images, patches and labels."""
     one, other = (
         {
-            **plans.plans["configurations"][plans.configuration],
-            "labels": str(plans.description["labels"]),  # with regions their order counts
+            "patch_size": plans.patch_size,
+            **meaning(plans.plans, plans.configuration, plans.description),
             "channels": plans.description.get("channel_names", plans.description.get("modality")),
         }
         for plans in (theirs, ours)
     )
-    for name in (*_SHARED, "labels", "channels"):
-        if one.get(name) != other.get(name):
+    for name, value in one.items():
+        if value != other[name]:
             raise MNError(
-                f"the teacher {file} was trained with {name} {one.get(name)}, but the student's plans have "
-                f"{other.get(name)}; train both on one dataset with the same plans"
+                f"the teacher {file} was trained with {name} {value}, but the student's plans have {other[name]}; "
+                f"train both on one dataset with the same plans"
             )

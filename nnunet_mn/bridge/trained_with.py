@@ -1,0 +1,58 @@
+"""What a network was trained with: what images and labels mean to it. Its weights do not show this."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_mn.bridge.model_folders import read_json
+from nnunet_mn.errors import MNError
+
+_OF_IMAGES = ("spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
+
+
+def meaning(plans: Mapping[str, Any], configuration: str, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of plans and of dataset.json that say what images and labels mean, by name.
+
+    Args:
+        plans: the content of a plans.json.
+        configuration: the name of one in it.
+        description: the content of a dataset.json.
+    """
+    planned = PlansManager(dict(plans)).get_configuration(configuration).configuration
+    return {
+        **{name: planned.get(name) for name in _OF_IMAGES},
+        "labels": str(description["labels"]),  # with regions their order counts
+        "regions_class_order": description.get("regions_class_order"),
+    }
+
+
+def meaning_at_training(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """`meaning`, as a checkpoint keeps it."""
+    then = checkpoint["init_args"]
+    return meaning(then["plans"], then["configuration"], then["dataset_json"])
+
+
+def check_files_beside(file: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raise an MNError unless the plans.json and the dataset.json of a model are those of a fold's training.
+
+    nnU-Net keeps one of each for all folds. The training of another fold replaces them.
+
+    Args:
+        file: a checkpoint, in its fold's folder.
+        checkpoint: its content.
+    """
+    folder, configuration = file.parents[1], checkpoint["init_args"]["configuration"]
+    plans, description = (
+        read_json(folder / name, key) for name, key in (("plans.json", "configurations"), ("dataset.json", "labels"))
+    )
+    now, then = meaning(plans, configuration, description), meaning_at_training(checkpoint)
+    for name, value in now.items():
+        if value != then[name]:
+            source = "plans.json" if name in _OF_IMAGES else "dataset.json"
+            raise MNError(
+                f"{folder / source} says that {file} was trained with {name} {value}, but it was trained with "
+                f"{then[name]}. nnU-Net keeps one such file for all folds, and the training of another fold has "
+                f"replaced it: put the earlier one back, or train this fold again"
+            )
