@@ -17,6 +17,7 @@ from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from typer.testing import CliRunner
 
+from nnunet_mn.bridge import export
 from nnunet_mn.bridge.export import CARD, CHECKPOINT, export_model
 from nnunet_mn.bridge.model_card import FoldOnCard, model_card
 from nnunet_mn.cli import app
@@ -222,6 +223,23 @@ def test_log_of_a_failed_stock_export_stays(trained: Path, tmp_path: Path, monke
     with pytest.raises(MNError, match=f"failed .*all it said is in {log}"):
         export_model(trained, tmp_path / "model.zip")
     assert list(tmp_path.iterdir()) == [log]
+
+
+def test_of_two_exports_at_once_the_later_one_is_refused_at_its_end(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, run = tmp_path / "model.zip", export.run_stock
+
+    def with_another_meanwhile(*arguments: Any, **options: Any) -> float:
+        seconds = run(*arguments, **options)
+        monkeypatch.setattr(export, "run_stock", run)
+        assert export_model(trained, output) == ["fold_0"]
+        return seconds
+
+    monkeypatch.setattr(export, "run_stock", with_another_meanwhile)
+    with pytest.raises(MNError, match=f"^{output} exists; move it away or give another -o$"):
+        export_model(trained, output)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.zip", "model.model_card.md"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from nnunet_mn.bridge.stock_commands import run_stock
 from nnunet_mn.bridge.trained_with import check_files_beside
 from nnunet_mn.errors import MNError
 
-ZIP, CARD = "model.zip", "model_card.md"
+ZIP, CARD, RESULTS = "model.zip", "model_card.md", "nnUNet_results"  # in the staging folder
 VALIDATE = "run nnUNetv2_train with --val for this fold to write it anew"
 _OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 _OF_FOLD = ("progress.png", "validation/summary.json")  # nnU-Net's export insists on both
@@ -45,12 +45,11 @@ def export_model(folder: Path, output: Path) -> list[str]:
     card_file, log = (output.with_name(f"{output.name.removesuffix('.zip')}.{end}") for end in (CARD, "export.log"))
     if not output.parent.is_dir():
         raise MNError(f"{output.parent} is not a folder; make it, or give another -o")
-    for file in (output, card_file):
-        if file.exists():
-            raise MNError(f"{file} exists; move it away or give another -o")
+    _refuse_existing(output, card_file)
     try:
         with staging_beside(output) as staging:
             _pack(model, folds, staging, log)
+            _refuse_existing(output, card_file)  # another export may have ended meanwhile
             (staging / ZIP).rename(output)
             (staging / CARD).rename(card_file)
     except OSError as error:
@@ -58,13 +57,19 @@ def export_model(folder: Path, output: Path) -> list[str]:
     return [fold.name for fold in folds]
 
 
+def _refuse_existing(*files: Path) -> None:
+    for file in files:
+        if file.exists():
+            raise MNError(f"{file} exists; move it away or give another -o")
+
+
 def _pack(model: ModelFolders, folds: Sequence[Path], staging: Path, log: Path) -> None:
     """Make the zip and the card in a folder."""
-    results = staging / "nnUNet_results"
+    results = staging / RESULTS
     staged = results / model.dataset.name / model.trained.name
     on_card = [_stage(fold, staged / fold.name) for fold in folds]
     _stage_common(model.trained, staged)
-    _run_stock_export(model, folds, results, staging / ZIP, log)
+    _run_stock_export(model, folds, staging, log)
     card = model_card(f"{model.dataset.name}, {model.trained.name}", on_card)
     (staging / CARD).write_text(card, encoding="utf-8")
     with zipfile.ZipFile(staging / ZIP, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -115,15 +120,21 @@ def _copy(file: Path, target: Path) -> None:
     shutil.copyfile(file, target)
 
 
-def _run_stock_export(model: ModelFolders, folds: Sequence[Path], results: Path, output: Path, log: Path) -> None:
+def _run_stock_export(model: ModelFolders, folds: Sequence[Path], staging: Path, log: Path) -> None:
     names = (fold.name.removeprefix("fold_") for fold in folds)
     which = ("-d", model.dataset.name, "-c", model.configuration, "-tr", model.trainer, "-p", model.plans, "-f", *names)
-    run_stock(
-        ["nnUNetv2_export_model_to_zip", "-o", str(output), *which],
-        environment={**os.environ, "nnUNet_results": str(results)},
-        log=log,
-    )
-    log.unlink()  # after a failure it stays: the message names it
+    own_log = staging / log.name  # two exports may have the same -o
+    try:
+        run_stock(
+            ["nnUNetv2_export_model_to_zip", "-o", str(staging / ZIP), *which],
+            environment={**os.environ, "nnUNet_results": str(staging / RESULTS)},
+            log=own_log,
+        )
+    except MNError as error:
+        if not own_log.is_file():
+            raise
+        own_log.replace(log)  # it stays: the message names it
+        raise MNError(str(error).replace(str(own_log), str(log))) from error
 
 
 def _fold_on_card(fold: Path, mn: Mapping[str, Any]) -> FoldOnCard:
