@@ -29,6 +29,14 @@ Configuration = Annotated[str, typer.Option("-c", "--configuration", help="Confi
 Plans = Annotated[str, typer.Option("-p", "--plans", help="Name of the plans.")]
 Trainer = Annotated[str, typer.Option("-tr", "--trainer", help="Name of the trainer.")]
 
+ONE_FOLD = {"allow_extra_args": True}  # for `_refuse_more`
+
+
+def _refuse_more(context: typer.Context) -> None:
+    """Raise an MNError for words behind the options: in nnU-Net's own commands -f takes several folds."""
+    if words := " ".join(context.args):
+        raise MNError(f"'{words}' belongs to no option: -f takes one fold here, so run the command once for each fold")
+
 
 def main() -> None:
     """Run the command line; a mistake of the user ends in one line on stderr and exit code 2."""
@@ -130,8 +138,9 @@ def split(
     typer.echo(f"wrote {file}: {folds} folds of {counts}")
 
 
-@app.command(epilog="Example: nnunet-mn suggest -d 4 -n 4")
+@app.command(context_settings=ONE_FOLD, epilog="Example: nnunet-mn suggest -d 4 -n 4")
 def suggest(
+    context: typer.Context,
     dataset: Dataset,
     n: Annotated[int, typer.Option("-n", min=1, help="Cases to suggest.")] = 4,
     report: Annotated[
@@ -154,6 +163,7 @@ def suggest(
     from nnunet_mn.bridge.suggesting.candidates import find_candidates
     from nnunet_mn.report.suggestion_table import print_suggestions
 
+    _refuse_more(context)
     folders = find_dataset(dataset)
     estimates = run.read_estimates(report) if report is not None else None
     candidates = find_candidates(folders, fold=fold, ignore_labels=ignore_labels)
@@ -179,7 +189,8 @@ def suggest(
                 "nnU-Net would have drawn five folds: move some labeled cases to its list 'val'",
                 err=True,
             )
-        typer.echo(f"wrote {file}: fold {fold} trains on these cases once imagesTr and labelsTr have them", err=True)
+        written = 0 if candidates.splits is None else fold
+        typer.echo(f"wrote {file}: fold {written} trains on these cases once imagesTr and labelsTr have them", err=True)
 
 
 @app.command(epilog="Example: nnunet-mn preprocess -d 4 -c 3d_fullres -np 8")
@@ -282,8 +293,9 @@ def join(
     )
 
 
-@app.command(epilog="Example: nnunet-mn report -d 4 -c 3d_fullres -f 0 --masks")
+@app.command(context_settings=ONE_FOLD, epilog="Example: nnunet-mn report -d 4 -c 3d_fullres -f 0 --masks")
 def report(
+    context: typer.Context,
     dataset: Dataset,
     configuration: Configuration = "3d_fullres",
     plans: Plans = "nnUNetPlans",
@@ -314,6 +326,7 @@ def report(
     from nnunet_mn.report.predictions import Wanted
     from nnunet_mn.report.write import write_report
 
+    _refuse_more(context)
     wanted = Wanted(device=choose_device(device), mirroring=not disable_tta, masks=masks)
     folders = ModelFolders(dataset=results_of(dataset), trainer=trainer, plans=plans, configuration=configuration)
     found = find_trained_fold(folders, fold, at_most=at_most)

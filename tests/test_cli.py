@@ -58,6 +58,13 @@ def test_mistake_of_the_user_is_one_line_and_exit_code_2(monkeypatch, capsys) ->
     assert capsys.readouterr() == ("", "nnunet-mn: error: the value 7 is wrong; use 8\n")
 
 
+@pytest.mark.parametrize("command", ["report", "suggest"])
+def test_second_fold_is_refused_where_a_command_takes_one(command: str) -> None:
+    result = RUNNER.invoke(cli.app, [command, "-d", "4", "-f", "0", "1"])
+    assert isinstance(result.exception, MNError)
+    assert str(result.exception).startswith("'1' belongs to no option: -f takes one fold")
+
+
 def test_trainers_path_prints_a_folder_and_nothing_else() -> None:
     printed = RUNNER.invoke(cli.app, ["trainers-path"]).output
     assert Path(printed.rstrip("\n")) == registration.trainers_path()

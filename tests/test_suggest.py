@@ -169,6 +169,12 @@ def test_images_in_imagesun_are_not_listed_as_unlabeled(bare) -> None:
     assert split == {"train": names, "val": [], "unlabeled": sorted(set(bare.labeled) - set(names))}
 
 
+def test_the_only_fold_of_a_new_split_file_is_named(bare) -> None:
+    result = run(bare, "-n", "1", "-f", "2", "--write")
+    assert len(json.loads((bare.preprocessed / "splits_final.json").read_text())) == 1
+    assert "splits_final.json: fold 0 trains on these cases" in " ".join(result.stderr.split())
+
+
 def write_report(file: Path, content: Any) -> Path:
     """The JSON file of a report with this content."""
     file.write_text(as_json(content.training, list(rows_of(content.val, content.official, content.ranked))))
