@@ -238,6 +238,33 @@ def test_a_cluster_that_takes_the_machine_away_costs_nothing(
     assert _same(_without_times(_checkpoint(finished)["logging"]), _without_times(_checkpoint(part)["logging"]))
 
 
+def test_a_training_without_checkpoints_leaves_those_of_a_stopped_one_alone(
+    trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any
+) -> None:
+    trainings.adopt(killed)
+    folder = Path(trainings.trainer(planned_dataset()).output_folder)
+    before = {file.name: file.read_bytes() for file in folder.glob("checkpoint_*")}
+    assert "checkpoint_latest.pth" in before
+    for go_on in (False, True):
+        trainer = trainings.trainer(planned_dataset(), go_on=go_on)
+        trainer.disable_checkpointing = True
+        trainer.run_training()
+        trainer.lock.release()
+        assert {file.name: file.read_bytes() for file in folder.glob("checkpoint_*")} == before
+
+
+def test_a_stopped_training_without_checkpoints_does_not_say_that_it_can_go_on(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    trainer = trainings.trainer(planned_dataset())
+    trainer.disable_checkpointing = True
+    trainer.validation_step = lambda _: os.kill(os.getpid(), signal.SIGTERM) or trainer._stop_if_asked()
+    with pytest.raises(SystemExit, match=r"stopped on SIGTERM in epoch 0 .*; nothing was saved") as ended:
+        trainer.run_training()
+    trainer.stopping.stop_listening()
+    assert "--c" not in str(ended.value)
+
+
 def test_a_signal_after_the_last_epoch_ends_the_command_before_the_validation(
     trainings: Trainings, planned_dataset: Callable[..., Any]
 ) -> None:

@@ -356,11 +356,13 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         return self.build_cotrainer()
 
     def on_train_end(self) -> None:
-        super().on_train_end()
+        no_own = self.disable_checkpointing and self.local_rank == 0  # stock's first rank would remove it
+        with checkpoint.left_alone(Path(self.output_folder) / LATEST, needed=no_own):
+            super().on_train_end()
         self.stopping.finish_loaders()
         self.stopping.stop_listening()
         if self.stopping.is_asked():
-            self._end("after the last epoch; run the same command with --c for the validation")
+            self._end("after the last epoch", remedy="run the same command with --c for the validation")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         self.configuration_manager.configuration.pop("next_stage", None)  # M&N trains no cascade to predict for
@@ -624,13 +626,16 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.stopping.finish_loaders()
         self.ranks.any(False)  # wait for the writing rank: when one process ends, torch ends the others
         self._end(
-            f"in epoch {self.current_epoch} after iteration {self.iteration} of {self.iterations}; run the same "
-            f"command with --c to go on"
+            f"in epoch {self.current_epoch} after iteration {self.iteration} of {self.iterations}",
+            remedy="run the same command with --c to go on",
         )
 
-    def _end(self, where: str) -> NoReturn:
+    def _end(self, where: str, *, remedy: str) -> NoReturn:
         """End the process with one line."""
-        last = f"M&N stopped on {self.stopping.signal_name() or 'a signal to another process'} {where}"
+        why = self.stopping.signal_name() or "a signal to another process"
+        if self.disable_checkpointing:
+            remedy = "nothing was saved, since --disable_checkpointing was given"
+        last = f"M&N stopped on {why} {where}; {remedy}"
         self.print_to_log_file(last, also_print_to_console=False)
         raise SystemExit(last)
 

@@ -3,7 +3,8 @@
 import io
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,24 @@ def keep_earlier(folder: Path, names: Sequence[str] = (*CHECKPOINTS, VALIDATION,
 def kept_folders(folder: Path) -> list[Path]:
     """The folders that `keep_earlier` has made, by name."""
     return sorted(folder.glob(f"{_KEPT}*"))
+
+
+@contextmanager
+def left_alone(file: Path, *, needed: bool) -> Iterator[None]:
+    """Keep a file of an earlier training. Stock removes `latest` at its end, also where it has written no checkpoint.
+
+    Args:
+        needed: else nothing is done.
+    """
+    aside = file.with_name(f"{file.name}.aside")
+    if not needed or not file.exists():
+        yield
+        return
+    file.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(file)
 
 
 def remove_leftovers(folder: Path) -> None:
