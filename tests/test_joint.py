@@ -480,6 +480,32 @@ def test_the_joint_model_cannot_be_trained(
     assert not (model.folders.joint / "fold_3").exists()
 
 
+@only_classes
+def test_a_joint_model_is_not_validated_on_cases_of_its_training(
+    model: Model, copied: ModelFolders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(model.site.root / "nnUNet_preprocessed", tmp_path / "nnUNet_preprocessed")
+    join(copied, ["0"])
+    roots = {"nnUNet_raw": model.site.root / "nnUNet_raw", "nnUNet_results": tmp_path}
+    for name, root in (roots | {"nnUNet_preprocessed": tmp_path / "nnUNet_preprocessed"}).items():
+        monkeypatch.setenv(name, str(root))
+    preprocessed = tmp_path / "nnUNet_preprocessed" / model.site.name
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_bytes())
+    description = json.loads((preprocessed / "dataset.json").read_bytes())
+    seen, *others = model.site.names["labeled"]
+    for val, refused in ((model.site.names["val"], False), ([seen], True)):
+        trainer = nnUNetTrainerMNJoint(
+            {**plans, "continue_training": False}, "3d_fullres", 0, description, torch.device("cpu")
+        )
+        trainer.load_checkpoint(str(copied.joint / "fold_0" / CHECKPOINT))
+        (preprocessed / "splits_final.json").write_text(json.dumps(model.site.entry(train=others, val=val)))
+        if not refused:
+            assert trainer.do_split() == (others, list(val))
+            continue
+        with pytest.raises(MNError, match=rf"was on 1 validation case\(s\) of today's split \({seen}\)"):
+            trainer.do_split()
+
+
 def test_nnunet_does_not_compile_a_joint_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its slices would become one graph of thousands of nodes."""
     monkeypatch.delenv("nnUNet_compile", raising=False)

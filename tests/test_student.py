@@ -171,6 +171,18 @@ def test_a_teacher_of_other_labels_is_refused(site: Any, train: Any) -> None:
     assert "was trained with labels {'background': 0, 'other': 1, 'organs': 2}" in output.splitlines()[-1]
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_teacher_that_was_trained_on_a_validation_case_is_refused(site: Any, train: Any, joined: bool) -> None:
+    if joined:
+        join(_folders(site), ["0"])
+    seen, *others = site.names["labeled"]
+    site.split(site.entry(train=others, val=[seen, *site.names["val"]]))
+    code, output = train(site)
+    assert code != 0
+    told = f"the teacher was trained on 1 validation case(s) of this student ({seen}): put that training's split back"
+    assert told in output.splitlines()[-1]
+
+
 def test_a_stored_mask_may_have_labels_beyond_the_segmentations_type(tmp_path: Path) -> None:
     masks = StoredMasks(tmp_path, "0123456789abcdef")
     masks.write("a", np.array([[[0, 200]]]), np.zeros((1, 1, 1, 2)), np.array([[[[-1, 0]]]], np.int8))

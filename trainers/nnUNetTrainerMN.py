@@ -73,6 +73,11 @@ LR_3D_ADAMW = 1e-3
 WEIGHT_DECAY_ADAMW = 0.01  # AdamW's default
 
 
+def _held_out(labeled: list[str], val: list[str]) -> set[str]:
+    """The validation cases outside of the training cases. With few labels they are the same."""
+    return set(val) - set(labeled)
+
+
 class _ConfiguredTrainer(nnUNetTrainer):
     """The stock trainer with the lengths and the seed of `MNConfig`, on the labeled cases alone."""
 
@@ -416,7 +421,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
     @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
         labeled, val = super().do_split()
-        if leaked := sorted(self.trained_on & (set(val) - set(labeled))):
+        if leaked := sorted(_held_out(labeled, val) & self.trained_on):
             raise MNError(
                 f"{len(leaked)} validation case(s) ({name_some(leaked)}) were trained on before this checkpoint was "
                 f"written: put that training's split back, or start a new training without --c"
@@ -784,6 +789,8 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     `unlabeled_weight`, `rounding`, `supervised_fraction` and `teacher` change nothing.
     """
 
+    taught_on: frozenset[str] = frozenset()  # cases of the teacher's training; a validation alone has no teacher
+
     def build_schedule(self) -> Schedule:
         share = 0.5 if self._stores_masks else 1.0
         return DistillationSchedule(total=self.num_epochs * self.iterations, supervised=0, share=share)
@@ -807,7 +814,18 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=own)
         self.print_to_log_file(f"the teacher is {joint.source}")
         self.teacher_hash, self.joint = joint.weights_hash, joint.network.to(self.device)
+        self.taught_on = joint.trained_on
         return assembly.build_distillation(self.mn_config, self.stock_parts(), self.joint)
+
+    @last_word
+    def do_split(self) -> tuple[list[str], list[str]]:
+        labeled, val = super().do_split()
+        if leaked := _held_out(labeled, val) & self.taught_on:
+            raise MNError(
+                f"the teacher was trained on {len(leaked)} validation case(s) of this student "
+                f"({name_some(sorted(leaked))}): put that training's split back, or train the teacher with this split"
+            )
+        return labeled, val
 
     def foreground_network(self) -> torch.nn.Module:
         return self.joint
@@ -953,6 +971,22 @@ class nnUNetTrainerMNJoint(_ConfiguredTrainer):
 
     def _do_i_compile(self) -> bool:
         return False  # chunks of slices along three axes would become one graph of thousands of nodes
+
+    @last_word
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        content, file = self._read_checkpoint(filename_or_checkpoint)
+        self.trained_on = teacher_model.cases_behind(file, content)
+        super().load_checkpoint(content)
+
+    @last_word
+    def do_split(self) -> tuple[list[str], list[str]]:
+        labeled, val = super().do_split()
+        if leaked := _held_out(labeled, val) & self.trained_on:
+            raise MNError(
+                f"the training behind this joint model was on {len(leaked)} validation case(s) of today's split "
+                f"({name_some(sorted(leaked))}): put that training's split back"
+            )
+        return labeled, val
 
     @last_word
     def run_training(self) -> None:

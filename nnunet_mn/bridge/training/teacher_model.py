@@ -26,11 +26,12 @@ from nnunet_mn.networks.weights import hash_of
 
 
 class TeacherModel(NamedTuple):
-    """A joint model, its file, and a hash of its weights."""
+    """A joint model, its file, a hash of its weights, and the names of the cases that it was trained on."""
 
     network: Joint
     source: Path
     weights_hash: str
+    trained_on: frozenset[str]
 
 
 def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPlans) -> TeacherModel:
@@ -57,7 +58,27 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPla
     else:
         model = joint_model(file, content, folders.configuration)
     _check_like(model.plans, like, file)
-    return TeacherModel(model.network, file, hash_of(model.network.state_dict().items()))
+    weights_hash = hash_of(model.network.state_dict().items())
+    return TeacherModel(model.network, file, weights_hash, cases_behind(file, content))
+
+
+def cases_behind(file: Path, content: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the cases that a model was trained on.
+
+    A joint model holds none. They are those of the training beside it; if that is gone, nobody knows them.
+
+    Args:
+        file: a final checkpoint of a training or of a joint model, in its fold's folder.
+        content: of this file.
+    """
+    if "mn" in content:
+        return frozenset(content["mn"].get("trained_on", ()))
+    folders = ModelFolders.of(file.parents[1])
+    trainer = trainer_of(read_json(folders.joint / "plans.json", "configurations"), folders.configuration)
+    behind = replace(folders, trainer=trainer).trained / file.parent.name / CHECKPOINT
+    if not behind.is_file():
+        return frozenset()
+    return frozenset(read_by_environment(behind).get("mn", {}).get("trained_on", ()))
 
 
 def joined_with_student(
