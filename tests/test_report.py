@@ -31,6 +31,7 @@ from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
 from nnunet_mn.report import write
 from nnunet_mn.report.reference import usual_structures
+from nnunet_mn.report.training import training_of
 from nnunet_mn.report.validation import read_validation
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
@@ -178,6 +179,10 @@ def copy_of_site(tmp_path: Path) -> Any:
 def test_a_stopped_training_is_shown_as_far_as_it_went(out: Path, site: Any, copy_of_site: Any) -> None:
     copy = copy_of_site(site)
     shutil.rmtree(copy.fold / "validation")
+    (copy.fold / "training.lock").touch()
+    assert "validation is running, or was killed: wait for it, or run" in training_of(trained(copy)).state
+    (copy.fold / "training.lock").unlink()
+    assert "validation is missing: run nnUNetv2_train with --val" in training_of(trained(copy)).state
     (copy.fold / "checkpoint_final.pth").rename(copy.fold / "checkpoint_latest.pth")
     (copy.fold / "checkpoint_best.pth").unlink()
     result = report(copy)

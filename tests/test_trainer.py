@@ -238,6 +238,29 @@ def test_a_cluster_that_takes_the_machine_away_costs_nothing(
     assert _same(_without_times(_checkpoint(finished)["logging"]), _without_times(_checkpoint(part)["logging"]))
 
 
+def test_a_stopped_epoch_ends_where_epochs_have_become_shorter(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    stopped = trainings.trainer(planned_dataset())
+    stopped.validation_step = lambda _: os.kill(os.getpid(), signal.SIGTERM) or stopped._stop_if_asked()
+    with pytest.raises(SystemExit, match="in epoch 0 after iteration 4 of 4"):
+        stopped.run_training()
+    stopped.stopping.stop_listening()
+    goes_on = trainings.trainer(planned_dataset(), go_on=True, iterations_per_epoch=2)
+    drawn: list[tuple[int, int]] = []
+    step = goes_on.train_step
+
+    def note(batch: dict[str, Any]) -> dict[str, float]:
+        drawn.append((len(batch["data"]) - batch["n_labeled"], goes_on.unlabeled_counts.of(goes_on._position())))
+        output: dict[str, float] = step(batch)
+        return output
+
+    goes_on.train_step = note
+    goes_on.run_training()
+    assert drawn
+    assert all(n == of_schedule for n, of_schedule in drawn)
+
+
 def test_a_training_without_checkpoints_leaves_those_of_a_stopped_one_alone(
     trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any
 ) -> None:

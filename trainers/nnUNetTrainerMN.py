@@ -597,7 +597,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         for change in state.changed_settings(mn, self.mn_config):
             self.print_to_log_file(f"M&N: {change}")
         self._restore_own(mn)
-        self.iteration, self.train_outputs = mn["iteration"], mn["train_outputs"]
+        self.iteration = min(mn["iteration"], self.iterations)  # an epoch may have become shorter
+        self.train_outputs = mn["train_outputs"]
         self.print_to_log_file(f"M&N goes on in epoch {self.current_epoch} after iteration {self.iteration}")
         if not self.foreground.use(mn.get("foreground", foreground.NEVER)):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")

@@ -58,11 +58,13 @@ def training_of(found: TrainedFold) -> Training:
 
 
 def _state(found: TrainedFold, *, epochs: int, planned: int) -> str:
+    is_owned = (found.folder / LOCK).exists()
     if not found.is_finished:
-        how = "running, or was killed" if (found.folder / LOCK).exists() else "stopped"
+        how = "running, or was killed" if is_owned else "stopped"
         return f"{how}; the newest checkpoint is of epoch {epochs} of {planned}"
     if not (found.folder / "validation" / "summary.json").is_file():
-        return "finished, but nnU-Net's validation is missing: run nnUNetv2_train with --val"
+        how = "is running, or was killed: wait for it, or" if is_owned else "is missing:"
+        return f"finished, but nnU-Net's validation {how} run nnUNetv2_train with --val"
     return "finished and validated"
 
 
