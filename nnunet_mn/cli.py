@@ -127,9 +127,7 @@ def split(
     from nnunet_mn.bridge.cases.dataset import find_dataset
 
     folders = find_dataset(dataset)
-    if folders.raw is None:
-        raise MNError(f"{folders.name} is not in nnUNet_raw here; run this where the raw data are")
-    cases = splits.training_cases(folders.raw)
+    cases = splits.training_cases(folders.raw_here())
     drawn = splits.draw_splits(cases, labeled=labeled, val=val, folds=folds, seed=seed)
     file, backup = splits.write_splits(folders, drawn, force=force)
     if backup is not None:

@@ -30,6 +30,12 @@ class DatasetFolders:
         """The dataset's number, in the form that nnU-Net's commands take."""
         return self.name.removeprefix("Dataset").partition("_")[0].lstrip("0") or "0"
 
+    def raw_here(self) -> Path:
+        """The folder of the raw data. Raises an MNError if it is not on this machine."""
+        if self.raw is None:
+            raise MNError(f"{self.name} is not in nnUNet_raw here; run this where the raw data are")
+        return self.raw
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFolders:

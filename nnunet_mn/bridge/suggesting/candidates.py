@@ -53,7 +53,7 @@ def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool =
     Raises:
         MNError: when the raw dataset is not here, has no dataset.json, or no case can be suggested.
     """
-    raw = RawImages.read(_raw_folder(folders))
+    raw = RawImages.read(folders.raw_here())
     splits, warnings = splits_for_planning(folders.preprocessed, raw.folder)
     _check_fold(splits, fold)
     of_folder, more = raw.in_folder(IMAGES_UN.name)
@@ -78,12 +78,6 @@ def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool =
         labeled=_only(images, labeled),
         warnings=(*warnings, *more),
     )
-
-
-def _raw_folder(folders: DatasetFolders) -> Path:
-    if folders.raw is None:
-        raise MNError(f"{folders.name} is not in nnUNet_raw here; run this where the raw data are")
-    return folders.raw
 
 
 def _check_fold(splits: list[Split] | None, fold: int) -> None:
