@@ -17,6 +17,7 @@ from nnunet_mn.report.training import Training
 
 STRUCTURES = (Structure("head", (1,), "1", 1), Structure("<b>tail</b>", (2,), "2", 2))
 SPACING = (3.0, 1.0, 1.5)
+IGNORED = 9
 USUAL = {structure.name: Usual((0.5, 1.0), (1, 1)) for structure in STRUCTURES}
 TRAINING = Training(
     state="finished and validated",
@@ -58,23 +59,36 @@ def case(
     With `ignored`, voxels do not count where the networks differ.
     """
     truth, other = labels(shape), labels(shape, shift=shift)
+    known = np.where(ignored & (truth != other), IGNORED, truth)
+    return assessed(name, role, truth=known, networks=(truth, other, truth), sure=sure, ignored=ignored)
+
+
+def assessed(
+    name: str,
+    role: str,
+    *,
+    truth: np.ndarray,
+    networks: tuple[np.ndarray, np.ndarray, np.ndarray],
+    sure: float = 0.9,
+    ignored: bool,
+) -> CaseResult:
+    """A case with this truth, and with these masks of the 3D network, the 2D network and both."""
+    mask_3d, mask_2d, joint = networks
     pair = Pair(
-        probabilities(truth, sure), probabilities(other, sure - 0.05),
-        *(np.stack([mask == s.labels[0] for s in STRUCTURES]) for mask in (truth, other, truth)),
+        probabilities(mask_3d, sure), probabilities(mask_2d, sure - 0.05),
+        *(np.stack([mask == s.labels[0] for s in STRUCTURES]) for mask in networks),
     )  # fmt: skip
-    noise = np.random.default_rng(0).normal(0, 0.2, shape)
-    image = (truth + noise)[None].astype(np.float32)
-    uncertainty = (100 * (truth != other)).astype(np.uint8)
-    predicted = Predicted(truth, other, truth, uncertainty, sums_of(pair), np.zeros((3, *shape), np.float16))
+    noise = np.random.default_rng(0).normal(0, 0.2, joint.shape)
+    image = (joint + noise)[None].astype(np.float32)
+    uncertainty = (100 * (mask_3d != mask_2d)).astype(np.uint8)
+    said = Predicted(mask_3d, mask_2d, joint, uncertainty, sums_of(pair), np.zeros((3, *joint.shape), np.float16))
     made_by: Any = SimpleNamespace(
         structures=STRUCTURES,
-        labels=SimpleNamespace(has_ignore_label=ignored, ignore_label=9),
+        labels=SimpleNamespace(has_ignore_label=ignored, ignore_label=IGNORED),
         configuration=SimpleNamespace(spacing=SPACING),
     )
     hd95 = {"head": 1.5, "<b>tail</b>": float("nan")} if role == "val" else {}
-    return assess(
-        name, role, Loaded(image, np.where(ignored & (truth != other), 9, truth), {}), predicted, made_by, hd95
-    )
+    return assess(name, role, Loaded(image, truth, {}), said, made_by, hd95)
 
 
 def content(unlabeled: list[CaseResult], val: list[CaseResult] | None = None) -> Content:
@@ -88,6 +102,7 @@ def content(unlabeled: list[CaseResult], val: list[CaseResult] | None = None) ->
         val=val,
         ranked=rank(unlabeled, USUAL),
         usual=USUAL,
+        ignores=False,
         held_out=True,
         channel="the image (MR)",
         spacing=SPACING,

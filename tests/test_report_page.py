@@ -173,6 +173,22 @@ def test_ignored_voxels_do_not_count_for_dice(report_content: ModuleType) -> Non
         assert ignoring.structures[name].dice["2D"] == 1
 
 
+def test_pictures_of_validation_cases_do_not_aim_at_ignored_voxels(report_content: ModuleType) -> None:
+    networks, truth = report_content.labels((12, 20, 16)), report_content.labels((12, 20, 16), shift=0.1)
+    networks[:2] = 1  # far more wrong voxels than elsewhere, but they do not count
+    truth[:3] = 9
+    made = report_content.assessed("case", "val", truth=truth, networks=(networks,) * 3, ignored=True)
+    assert made.planes[0].slice > 2
+    plain = report_content.assessed("case", "val", truth=truth, networks=(networks,) * 3, ignored=False)
+    assert plain.planes[0].slice < 3
+
+
+def test_the_page_says_why_labeled_cases_are_missing(report_content: ModuleType) -> None:
+    content = report_content.content([report_content.case("case")])
+    assert "voxels to be ignored" not in render(content)
+    assert "Those with voxels to be ignored are left out" in render(replace(content, ignores=True))
+
+
 def test_pictures_have_the_shape_of_the_body_not_of_the_voxels(report_content: ModuleType) -> None:
     made = report_content.case("case", shape=(12, 20, 16))  # of 3, 1 and 1.5 mm
     views = [re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture.svg)[0] for picture in made.planes]

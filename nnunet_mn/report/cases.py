@@ -83,6 +83,8 @@ def assess(
         spacing=tuple(made_by.configuration.spacing),
     )
     wrong = (masks["3D"] != masks["2D"]).any(0) if truth is None else (masks["joint"] != truth).any(0)
+    if truth is not None and counted is not None:
+        wrong &= counted
     return CaseResult(
         name=name,
         role=role,

@@ -33,6 +33,7 @@ class Content:
         val: the validation cases.
         ranked: the unlabeled cases, worst first.
         usual: structures in the labeled cases.
+        ignores: the dataset has an ignore label.
         held_out: training has not seen the validation cases.
         channel: the name of the image channel in the pictures.
         spacing: mm of the grid of the training.
@@ -47,6 +48,7 @@ class Content:
     val: Sequence[CaseResult]
     ranked: Sequence[Ranked]
     usual: Mapping[str, Usual]
+    ignores: bool
     held_out: bool
     channel: str
     spacing: Sequence[float]

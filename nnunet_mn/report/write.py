@@ -54,6 +54,7 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
             val=val,
             ranked=ranked,
             usual=usual,
+            ignores=labels.has_ignore_label,
             held_out=bool(found.roles.held_out),
             channel=_channel(planned.dataset_json),
             spacing=[round(float(side), 3) for side in configuration.spacing],
