@@ -37,10 +37,14 @@ Written by `python docs_tools/troubleshooting.py`.
   `-gpu_memory_target`.
 - **Updates were skipped.** A loss or gradient was not finite. The log names the cases. Look at their images for extreme
   values.
-- **The validation is too good.** With fewer than five labeled cases and no split file, fold 0 validates on the cases
-  that it trained on ([folds](your-data.md#4-train)).
+- **The validation is too good.** With fewer than five labeled cases and no split file, each fold validates on the
+  cases that it trained on ([folds](your-data.md#4-train)).
 - **M&N is worse than nnU-Net.** Compare with [the baseline](your-data.md#4-train) that has the same optimizer. Look in
   [the report](report.md) whether the unlabeled scans are of the same kind as the labeled ones.
+- **Test images are used as unlabeled ones.** M&N takes `imagesTs` if there is no case in `imagesUn`. Look at the
+  spelling: `imagesUnlabeled` is not read ([places](your-data.md#all-places-for-unlabeled-images)).
+- **nnU-Net's planning ends with `set_num_threads expects a positive integer`.** `nnUNet_n_proc_DA` is 0. Set it to 0
+  for a training only.
 - **A job was killed.** Start it again with `--c` ([clusters](clusters.md)).
 - **The disk fills up.** [Files that M&N writes](files.md) says what may be deleted.
 """

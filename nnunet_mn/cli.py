@@ -263,7 +263,8 @@ def export(
     from nnunet_mn.bridge.export import export_model
 
     folds = export_model(model_folder, output)
-    typer.echo(f"wrote {output} ({', '.join(folds)}); nnUNetv2_install_pretrained_model_from_zip installs it")
+    typer.echo(f"wrote {output} ({', '.join(folds)}), and its model card beside it")
+    typer.echo(f"install it with: nnUNetv2_install_pretrained_model_from_zip {output}")
 
 
 @app.command(epilog="Example: nnunet-mn join -d 4 -c 3d_fullres -f 0 1 2 3 4")

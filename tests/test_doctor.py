@@ -496,7 +496,7 @@ def test_cases_that_are_left_out_do_not_count_and_changed_images_are_noted(fresh
     image.write_bytes(image.read_bytes()[:3000])
     notes = findings(check_dataset(dataset.name, **DOCTOR), "note")
     assert "training will preprocess 1 cases at its start" in notes
-    assert "Preprocessing will show whether they can be read, and whether they are copies of validation cases" in notes
+    assert "Preprocessing will show whether they can be read. Then the doctor and the training look for copies" in notes
     assert CliRunner().invoke(cli.app, [*arguments, "--skip-bad"]).exit_code == 0
     rows = list(check_dataset(dataset.name, **DOCTOR))
     assert "3 labeled, 2 val, 2 unlabeled" in findings(rows, "good")

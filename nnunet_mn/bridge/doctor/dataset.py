@@ -158,6 +158,7 @@ def check_unlabeled(planned: PlannedDataset) -> list[Row]:
     command = f"nnunet-mn preprocess -d {planned.folders.name} -c {planned.configuration} -p {plans}"
     text = (
         f"training will preprocess {len(state.to_do)} cases at its start, unless you run '{command}'. They are new or "
-        f"changed. Preprocessing will show whether they can be read, and whether they are copies of validation cases"
+        f"changed. Preprocessing will show whether they can be read. Then the doctor and the training look for copies "
+        f"of validation cases"
     )
     return [_note("unlabeled", text), *notes]
