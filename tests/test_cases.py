@@ -229,6 +229,7 @@ def test_imagests_serves_only_alone_and_with_a_warning(tmp_path: Path) -> None:
     found = find(tmp_path)
     assert names(found) == ["t"]
     assert "transductive" in found.warnings[0]
+    assert "a folder called imagesUn" in found.warnings[0]  # users misspell it
     assert "transductive" in find(tmp_path, sources=("imagesTs",)).warnings[0]
 
 

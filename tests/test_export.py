@@ -164,7 +164,8 @@ def test_model_behind_a_link_is_exported(model: Path, tmp_path: Path) -> None:
 
 def test_command_says_what_it_exported(trained: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(trained), "-o", str(tmp_path / "model.zip")])
-    assert "(fold_0)" in result.output
+    assert "(fold_0), and its model card beside it" in result.output
+    assert f"nnUNetv2_install_pretrained_model_from_zip {tmp_path / 'model.zip'}" in result.output
     assert (tmp_path / "model.zip").is_file()
 
 

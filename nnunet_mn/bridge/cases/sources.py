@@ -95,7 +95,7 @@ IMAGES_TS = FolderOfImages(
     name="imagesTs",
     remedy="use the test images in imagesTs with nnUNet_mn_unlabeled_sources=imagesTs",
     warning="WARNING: {n} images of imagesTs are used as unlabeled ones. The training is transductive: results on "
-    "these images do not show how it does on new ones",
+    "these images do not show how it does on new ones. Other unlabeled images belong into a folder called imagesUn",
     last_resort=True,
 )
 SOURCES: tuple[Source, ...] = (LISTED, IMAGES_UN, IMAGES_TS)
