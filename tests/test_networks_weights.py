@@ -244,6 +244,12 @@ def test_a_name_that_nobody_knows_is_neither_here_nor_elsewhere() -> None:
         weights_are_here("timm:resnet_of_nobody")
 
 
+def test_a_misspelled_name_is_refused_before_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "fetch", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(MNError, match=r"'segformer_b2': no local folder.*did you mean 'segformer-b2'\?"):
+        fetch_backbone("segformer_b2")
+
+
 def test_of_embedded_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     told = CliRunner().invoke(app, ["fetch", "efficientnet-lite0"])
     assert (told.exit_code, told.output.strip()) == (

@@ -1,14 +1,12 @@
 """From the settings, or from a description, to a 2D network."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from nnunet_mn.config import MNConfig
-from nnunet_mn.errors import MNError
 from nnunet_mn.networks.adaptation import BatchStatistics, adapt, chosen_adaptation
 from nnunet_mn.networks.adapter import ChannelAdapter, Intensities
 from nnunet_mn.networks.backbone import Backbone, measure, probe_image
@@ -16,7 +14,7 @@ from nnunet_mn.networks.folding import fold_norms
 from nnunet_mn.networks.heads import FeatureHead, FusedHead
 from nnunet_mn.networks.network_2d import Network2D
 from nnunet_mn.networks.recipes import empty_backbone, recipe_of
-from nnunet_mn.networks.registry import ENTRIES, PYPI, TIMM, find
+from nnunet_mn.networks.registry import PYPI, TIMM, find, refuse_unknown
 from nnunet_mn.networks.spec import Spec
 
 
@@ -95,11 +93,7 @@ def load_backbone(config: MNConfig) -> Backbone:
         from nnunet_mn.networks.timm_backbones import load_timm
 
         return load_timm(name)
-    if entry is None and not Path(name).is_dir() and name.count("/") != 1:
-        raise MNError(
-            f"backbone is '{name}': no local folder, no Hugging Face id (owner/name) and none of "
-            f"{', '.join(known.name for known in ENTRIES)}; use one of these or timm:<name>"
-        )
+    refuse_unknown(name)
     from nnunet_mn.networks.huggingface import load_huggingface
 
     return load_huggingface(name, dropout=config.dropout_2d > 0)

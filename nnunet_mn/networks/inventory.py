@@ -13,7 +13,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.build import build_network_2d
 from nnunet_mn.networks.hub import cached_folder, fetch, weight_files
 from nnunet_mn.networks.network_2d import Network2D
-from nnunet_mn.networks.registry import ENTRIES, PYPI, TIMM, Entry, find
+from nnunet_mn.networks.registry import ENTRIES, PYPI, TIMM, Entry, find, refuse_unknown
 from nnunet_mn.networks.weights import hash_of
 
 _SLICE = (1, 1, 64, 64)  # of the trial pass
@@ -102,8 +102,9 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
         weights came with a package: nothing is to be fetched.
 
     Raises:
-        MNError: when that package is not installed, or the weights cannot be fetched.
+        MNError: when that package is not installed, the name is misspelled, or the weights cannot be fetched.
     """
+    refuse_unknown(name)
     source = _source(name)
     if source.startswith(PYPI):
         package = source.removeprefix(PYPI)

@@ -1,7 +1,11 @@
 """The 2D backbones with a name in M&N: the source of their weights, their pretraining, their license."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
+
+from nnunet_mn.errors import MNError
 
 Kind = Literal["transformer", "convolutional"]
 
@@ -97,6 +101,18 @@ ENTRIES: tuple[Entry, ...] = (
 def find(backbone: str) -> Entry | None:
     """The entry with this name or source, or None if M&N does not know it."""
     return next((entry for entry in ENTRIES if backbone in (entry.name, entry.source)), None)
+
+
+def refuse_unknown(backbone: str) -> None:
+    """Raise an MNError for what can be no backbone, such as a misspelled name."""
+    if find(backbone) or backbone.startswith(TIMM) or backbone.count("/") == 1 or Path(backbone).is_dir():
+        return
+    names = [entry.name for entry in ENTRIES]
+    near = "".join(f"; did you mean '{name}'?" for name in get_close_matches(backbone, names, n=1))
+    raise MNError(
+        f"backbone is '{backbone}': no local folder, no Hugging Face id (owner/name) and none of {', '.join(names)}; "
+        f"use one of these or timm:<name>{near}"
+    )
 
 
 def license_of(source: str) -> str:
