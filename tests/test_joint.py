@@ -28,6 +28,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders
+from nnunet_mn.bridge.prediction.fold import find_trained_fold
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.training import joint_model
@@ -382,6 +383,26 @@ def test_a_failure_leaves_the_old_model_or_none(
     there = {entry.name for entry in copied.dataset.iterdir()}
     assert there == {copied.trained.name, *([copied.joint.name] if was_there else [])}
     assert was_there == (copied.joint / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    "other", ["nnUNetTrainerMN__nnUNetMNPlans__3d_fullres", "nnUNetTrainerMN__nnUNetPlans__3d_lowres"]
+)
+def test_a_training_under_another_name_is_shown(tmp_path: Path, other: str) -> None:
+    dataset = tmp_path / "Dataset001_A"
+    (dataset / other / "fold_1").mkdir(parents=True)
+    for trainer in ("nnUNetTrainer", "nnUNetTrainerMNJoint", "nnUNetTrainerMNLabeledOnly"):  # they cannot be meant
+        (dataset / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_1").mkdir(parents=True)
+    folders = ModelFolders(dataset=dataset, trainer="nnUNetTrainerMN", plans="nnUNetPlans", configuration="3d_fullres")
+    with pytest.raises(MNError, match=rf"holds no fold_1 \(it is there in {other}\); give -tr, -p"):
+        find_trained_fold(folders, "1")
+    with pytest.raises(MNError, match=r"holds no fold_0; give"):
+        find_trained_fold(folders, "0")
+    with pytest.raises(MNError, match=rf"there is no \S+{CHECKPOINT}; run"):
+        folders.finished("1")
+    (dataset / other / "fold_1" / CHECKPOINT).touch()
+    with pytest.raises(MNError, match=rf"no finished training.*{CHECKPOINT} \(it is there in {other}\); run"):
+        folders.finished("1")
 
 
 @only_classes

@@ -9,6 +9,7 @@ from nnunet_mn.bridge.files import read_object
 from nnunet_mn.errors import MNError
 
 MN_TRAINER, STUDENT_TRAINER, JOINT_TRAINER = "nnUNetTrainerMN", "nnUNetTrainerMNStudent", "nnUNetTrainerMNJoint"
+BASELINE_TRAINER = "nnUNetTrainerMNLabeledOnly"
 # nnU-Net's checkpoints of a fold, the newest first. With `--c` it goes on from the first one that is there.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 CHECKPOINT, LATEST = CHECKPOINTS[:2]
@@ -48,6 +49,13 @@ class ModelFolders:
         """The folder of the joint model, beside it."""
         return self.dataset / f"{JOINT_TRAINER}__{self.plans}__{self.configuration}"
 
+    def others_with(self, part: str) -> str:
+        """Words for a message: trainings of two networks under other names that hold this part, such as `fold_0`."""
+        of_one = (JOINT_TRAINER, STUDENT_TRAINER, BASELINE_TRAINER)
+        folders = (f for f in self.dataset.glob(f"{MN_TRAINER}*__*__*") if f.name.split("__")[0] not in of_one)
+        names = sorted(folder.name for folder in folders if (folder / part).exists())
+        return f" (it is there in {', '.join(names)})" if names else ""
+
     def finished(self, fold: str) -> Path:
         """The final checkpoint of a fold. Raises an MNError when its training has not ended."""
         file = self.trained / f"fold_{fold}" / CHECKPOINT
@@ -55,7 +63,8 @@ class ModelFolders:
             return file
         begun = " --c" if file.parent.is_dir() else ""
         raise MNError(
-            f"fold {fold} has no finished training: there is no {file}; run 'nnUNetv2_train {self.dataset.name} "
+            f"fold {fold} has no finished training: there is no {file}{self.others_with(f'fold_{fold}/{CHECKPOINT}')}; "
+            f"run 'nnUNetv2_train {self.dataset.name} "
             f"{self.configuration} {fold} -tr {self.trainer} -p {self.plans}{begun}' to its end"
         )
 

@@ -159,7 +159,8 @@ def _unlabeled(
 def _newest_checkpoint(folders: ModelFolders, fold: str) -> Path:
     folder = folders.trained / f"fold_{fold}"
     if not folder.is_dir():
-        raise MNError(f"{folders.trained} holds no fold_{fold}; give -tr, -p, -c and -f as for nnUNetv2_train")
+        others = folders.others_with(folder.name)
+        raise MNError(f"{folders.trained} holds no fold_{fold}{others}; give -tr, -p, -c and -f as for nnUNetv2_train")
     for name in CHECKPOINTS:
         if (folder / name).is_file():
             return folder / name
