@@ -231,14 +231,19 @@ def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
     """The settings in environment variables named `nnUNet_mn_<field>`.
 
     Raises:
-        MNError: if upper and lower case in a name are not as here: the setting would be lost without a word.
+        MNError: if upper and lower case or underscores in a name are not as here: the setting would be lost without a
+            word.
     """
-    names = {f"{ENVIRONMENT_PREFIX}{name}".lower(): f"{ENVIRONMENT_PREFIX}{name}" for name in _FIELDS}
+    names = {_letters(f"{ENVIRONMENT_PREFIX}{name}"): f"{ENVIRONMENT_PREFIX}{name}" for name in _FIELDS}
     for name in environ:
-        if (right := names.get(name.lower(), name)) != name:
+        if (right := names.get(_letters(name), name)) != name:
             raise MNError(f"the environment sets {name}, which M&N does not read: name it {right}")
     found = {k[len(ENVIRONMENT_PREFIX) :]: v for k, v in environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
     return Layer(ENVIRONMENT, found)
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "")
 
 
 def _options(name: str) -> tuple[tuple[Any, ...], bool]:

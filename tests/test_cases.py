@@ -370,6 +370,26 @@ def test_names_with_spaces_dots_underscores_and_umlauts_are_kept(tmp_path: Path)
     assert names(find(tmp_path)) == sorted(odd)
 
 
+def test_cases_labeled_since_the_planning_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a", "new", "u")
+    touch(tmp_path / "labelsTr")
+    for name in ("a", "new"):
+        (tmp_path / "labelsTr" / f"{name}.nii.gz").touch()
+    (warning,) = find(tmp_path, splits=[entry(unlabeled=["u"])]).warnings
+    assert "1 case(s) in imagesTr have a label but are not preprocessed (new)" in warning
+
+
+def test_preprocessed_cases_in_no_list_of_the_fold_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a", "u")
+    labeled = tmp_path / "preprocessed"
+    labeled.mkdir()
+    for name in ("a", "forgotten", "v"):
+        (labeled / f"{name}.npz").touch()
+        (labeled / f"{name}.pkl").touch()
+    (warning,) = find(tmp_path, labeled, splits=[entry(unlabeled=["u"])]).warnings
+    assert "1 preprocessed case(s) are in no list of this fold (forgotten)" in warning
+
+
 def test_the_setting_names_the_sources_that_there_are() -> None:
     assert tuple(source.name for source in SOURCES) == UNLABELED_SOURCES
 

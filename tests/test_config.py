@@ -50,7 +50,17 @@ def test_environment_variables_are_read_by_prefix_and_converted() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["nnunet_mn_epochs", "NNUNET_MN_EPOCHS", "nnUnet_mn_Epochs", "nnUNet_mn_EPOCHS"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nnunet_mn_epochs",
+        "NNUNET_MN_EPOCHS",
+        "nnUnet_mn_Epochs",
+        "nnUNet_mn_EPOCHS",
+        "nnUNetMN_epochs",
+        "nnUNet_mnepochs",
+    ],
+)
 def test_a_variable_in_other_letters_is_refused_and_its_right_name_told(name: str) -> None:
     with pytest.raises(MNError, match=f"sets {name}, which M&N does not read: name it nnUNet_mn_epochs"):
         environment_layer({name: "3"})

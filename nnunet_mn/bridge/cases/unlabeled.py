@@ -54,7 +54,33 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
         n = sum(case.source == source.name for case in cases)
         if n and source.warning:
             warnings.append(source.warning.format(n=n))
+    warnings += _unused_labels(folders, roles)
     return UnlabeledCases(tuple(sorted(cases, key=lambda case: case.name)), tuple(warnings), names_by_source)
+
+
+def _unused_labels(folders: CaseFolders, roles: Roles) -> list[str]:
+    """Warnings about cases with a label that the fold does not use, such as those labeled since the planning."""
+    preprocessed, used = complete_cases(folders.labeled), {*roles.labeled, *roles.val, *roles.unlabeled}
+    warnings = []
+    if new := _labeled_in_raw(folders, known=preprocessed | used):
+        warnings.append(
+            f"WARNING: {len(new)} case(s) in imagesTr have a label but are not preprocessed ({name_some(new)}). They "
+            f"are not used: run nnUNetv2_preprocess, and add them to {SPLITS} if it exists"
+        )
+    if unlisted := sorted(preprocessed - used):
+        warnings.append(
+            f"WARNING: {len(unlisted)} preprocessed case(s) are in no list of this fold ({name_some(unlisted)}). They "
+            f"are not used: add them to {SPLITS}, unless they are kept for a test"
+        )
+    return warnings
+
+
+def _labeled_in_raw(folders: CaseFolders, *, known: set[str]) -> list[str]:
+    """Other cases with an image and a label in the raw dataset, if it is on this machine."""
+    if folders.raw is None:
+        return []
+    raw = RawImages(folders.raw, folders.description)
+    return [name for name in raw.training_cases if name not in known and raw.label_of(name).is_file()]
 
 
 def _no_unlabeled_case(fold: int | str, sources: tuple[str, ...] | None, filled: list[str], warnings: list[str]) -> str:
