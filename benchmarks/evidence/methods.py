@@ -270,6 +270,7 @@ _ALL = (
         "at the end unlabeled samples weigh as much as labeled ones, also with more than 8 labels",
         unlabeled_weight="1",
     ),
+    _kept("joint-of-whole-weight", "both networks of `mn-whole-weight` predict together", of=JOINT),
     _kept(
         "mn-strong-view",
         "the students see unlabeled samples with other contrast, brightness, sharpness and noise than the teacher",
