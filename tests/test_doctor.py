@@ -380,6 +380,14 @@ def test_architecture_that_cannot_be_measured_is_a_note(planned_dataset) -> None
     assert "torch.nn.Identity it cannot be estimated" in row.finding
 
 
+@pytest.mark.parametrize(("batch", "noted"), [(2, True), (4, False)])
+def test_batch_smaller_than_the_measured_ones_is_noted(fresh_planned_dataset, batch: int, noted: bool) -> None:
+    dataset = fresh_planned_dataset()
+    plans = dataset.preprocessed / "nnUNetPlans.json"
+    rewrite(plans, lambda content: content["configurations"]["3d_fullres"].update(batch_size=batch))
+    assert ("with batches of 4" in findings(check_dataset(dataset.name, **DOCTOR), "note")) == noted
+
+
 def test_split_files_that_disagree_are_noted(fresh_planned_dataset) -> None:
     dataset = fresh_planned_dataset()
     rewrite(dataset.raw / "splits_final.json", lambda splits: splits[0]["unlabeled"].pop())
