@@ -262,12 +262,12 @@ _ALL = (
     ),
     _ablation(
         "mn-half-weight",
-        "at the end unlabeled samples weigh half as much as labeled ones, not a quarter of it (16 labels)",
+        "with 16 labels unlabeled samples have half of the weight that they have with 4, not a quarter",
         unlabeled_weight="0.5",
     ),
     _ablation(
         "mn-whole-weight",
-        "at the end unlabeled samples weigh as much as labeled ones, also with more than 8 labels",
+        "with 16 labels unlabeled samples have the whole weight that they have with 4 (earlier default)",
         unlabeled_weight="1",
     ),
     _kept("joint-of-whole-weight", "both networks of `mn-whole-weight` predict together", of=JOINT),
