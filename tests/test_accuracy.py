@@ -237,6 +237,15 @@ def test_a_method_stands_beside_ours_where_it_has_all_its_label_sets() -> None:
     assert tables.by_labels(found, "tune") == ""
 
 
+def test_a_method_with_fewer_seeds_is_compared_on_those() -> None:
+    found = [record("mn"), record("nnunet-adamw", dice=0.7), record("joint", dice=0.9)]
+    found += [replace(record(method, dice=dice), seed=1) for method, dice in (("mn", 0.7), ("nnunet-adamw", 0.5))]
+    found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=1.1)]
+    rows = tables.by_labels(found, "tune").splitlines()[2:]
+    assert rows[1].startswith("| 4 | 0 (2 seeds) | `mn` | 0.750 ± 0.071 | +0.150 ")
+    assert rows[2] == "| 4 | 0 | `joint` | 0.900 | +0.200 [+0.200, +0.200] better | 50% |"
+
+
 def test_gain_is_no_share_of_a_distance_that_is_a_tie_and_a_loss_is_none() -> None:
     for ours, upper in ((0.8, 0.7), (0.6, 0.8)):
         found = [record("mn", dice=ours), record("nnunet-adamw", dice=0.7)]

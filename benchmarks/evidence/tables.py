@@ -169,17 +169,18 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 def by_labels(records: Sequence[Record], half: Half) -> str:
     """Markdown: baselines and what M&N leaves, by the number of labels, on our label sets; empty without any.
 
-    A method that lacks one of these sets has no row. The last column is the gain as a share of the distance to the
-    upper bound. It is empty where there is no gain, or where this distance is a tie.
+    A method that lacks one of these sets has no row. Differences are those of common seeds. The last column is the gain
+    as a share of the distance to the upper bound. It is empty where there is no gain, or where this distance is a tie.
     """
     lines = [f"| labels | folds | method | mean Dice | over `{FAIR_BASELINE}` | of the distance to all labels |"]
     lines.append("|---|---|---|---|---|---|")
     upper = [r for r in records if r.method == UPPER_BOUND]
     for count in sorted({r.n_labeled for r in records if r.method == OURS}):
         rows = _on_our_sets(records, count)
-        base = rows.get(FAIR_BASELINE, [])
-        distance = paired_difference(upper, base, half)
-        for name, runs in rows.items() if base else ():
+        for name, runs in rows.items() if FAIR_BASELINE in rows else ():
+            trained = {(r.fold, r.seed) for r in runs}
+            base = [r for r in rows[FAIR_BASELINE] if (r.fold, r.seed) in trained]
+            distance = paired_difference(upper, base, half)
             gain = None if name == FAIR_BASELINE else paired_difference(runs, base, half)
             cells = [str(count), _folds(runs), f"`{name}`", _spread([r.case_dice(half).mean() for r in runs])]
             cells += [str(gain or ""), _share(gain, distance)]
@@ -188,10 +189,10 @@ def by_labels(records: Sequence[Record], half: Half) -> str:
 
 
 def _on_our_sets(records: Sequence[Record], n_labeled: int) -> dict[str, list[Record]]:
-    """The runs of each compared method that has all label sets and seeds of ours."""
-    sets = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == n_labeled}
-    rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in sets] for m in _COMPARED}
-    return {name: runs for name, runs in rows.items() if {(r.fold, r.seed) for r in runs} == sets}
+    """The runs of each compared method that has all label sets of ours. It may have fewer seeds."""
+    ours = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == n_labeled}
+    rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in ours] for m in _COMPARED}
+    return {name: runs for name, runs in rows.items() if {r.fold for r in runs} == {fold for fold, _ in ours}}
 
 
 def _share(gain: Difference | None, distance: Difference | None) -> str:
