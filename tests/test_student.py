@@ -179,7 +179,9 @@ def test_a_teacher_that_was_trained_on_a_validation_case_is_refused(site: Any, t
     site.split(site.entry(train=others, val=[seen, *site.names["val"]]))
     code, output = train(site)
     assert code != 0
-    told = f"the teacher was trained on 1 validation case(s) of this student ({seen}): put that training's split back"
+    told = (
+        f"1 validation case(s) ({seen}) were trained on by the teacher of this student: put that training's split back"
+    )
     assert told in output.splitlines()[-1]
 
 

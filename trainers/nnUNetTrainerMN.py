@@ -6,6 +6,7 @@ them afterwards: a class would get a second copy of a base from another file the
 
 import sys
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn, cast
@@ -73,9 +74,13 @@ LR_3D_ADAMW = 1e-3
 WEIGHT_DECAY_ADAMW = 0.01  # AdamW's default
 
 
-def _held_out(labeled: list[str], val: list[str]) -> set[str]:
-    """The validation cases outside of the training cases. With few labels they are the same."""
-    return set(val) - set(labeled)
+def _refuse_seen(labeled: list[str], val: list[str], seen: Collection[str], *, when: str, remedy: str) -> None:
+    """Raise an MNError if validation cases were trained on. With few labels the labeled cases are both."""
+    if leaked := sorted((set(val) - set(labeled)).intersection(seen)):
+        raise MNError(
+            f"{len(leaked)} validation case(s) ({name_some(leaked)}) were trained on {when}: put that training's split "
+            f"back{remedy}"
+        )
 
 
 class _ConfiguredTrainer(nnUNetTrainer):
@@ -421,11 +426,10 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
     @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
         labeled, val = super().do_split()
-        if leaked := sorted(_held_out(labeled, val) & self.trained_on):
-            raise MNError(
-                f"{len(leaked)} validation case(s) ({name_some(leaked)}) were trained on before this checkpoint was "
-                f"written: put that training's split back, or start a new training without --c"
-            )
+        _refuse_seen(
+            labeled, val, self.trained_on,
+            when="before this checkpoint was written", remedy=", or start a new training without --c",
+        )  # fmt: skip
         return labeled, val
 
     def _unlabeled_dataset(self, labeled: list[str], val: list[str]) -> Cases:
@@ -821,11 +825,10 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
         labeled, val = super().do_split()
-        if leaked := _held_out(labeled, val) & self.taught_on:
-            raise MNError(
-                f"the teacher was trained on {len(leaked)} validation case(s) of this student "
-                f"({name_some(sorted(leaked))}): put that training's split back, or train the teacher with this split"
-            )
+        _refuse_seen(
+            labeled, val, self.taught_on,
+            when="by the teacher of this student", remedy=", or train the teacher with this split",
+        )  # fmt: skip
         return labeled, val
 
     def foreground_network(self) -> torch.nn.Module:
@@ -982,11 +985,7 @@ class nnUNetTrainerMNJoint(_ConfiguredTrainer):
     @last_word
     def do_split(self) -> tuple[list[str], list[str]]:
         labeled, val = super().do_split()
-        if leaked := _held_out(labeled, val) & self.trained_on:
-            raise MNError(
-                f"the training behind this joint model was on {len(leaked)} validation case(s) of today's split "
-                f"({name_some(sorted(leaked))}): put that training's split back"
-            )
+        _refuse_seen(labeled, val, self.trained_on, when="by the networks of this joint model", remedy="")
         return labeled, val
 
     @last_word
