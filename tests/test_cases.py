@@ -387,7 +387,7 @@ def test_preprocessed_cases_in_no_list_of_the_fold_are_named(tmp_path: Path) -> 
         (labeled / f"{name}.npz").touch()
         (labeled / f"{name}.pkl").touch()
     (warning,) = find(tmp_path, labeled, splits=[entry(unlabeled=["u"])]).warnings
-    assert "1 preprocessed case(s) are in no list of this fold (forgotten)" in warning
+    assert "1 preprocessed case(s) are in no list of the split (forgotten)" in warning
 
 
 def test_the_setting_names_the_sources_that_there_are() -> None:

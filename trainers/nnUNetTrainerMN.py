@@ -7,6 +7,7 @@ them afterwards: a class would get a second copy of a base from another file the
 import sys
 import traceback
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn, cast
@@ -366,8 +367,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         return self.build_cotrainer()
 
     def on_train_end(self) -> None:
-        no_own = self.disable_checkpointing and self.local_rank == 0  # stock's first rank would remove it
-        with checkpoint.left_alone(Path(self.output_folder) / LATEST, needed=no_own):
+        of_earlier = self.disable_checkpointing and self.local_rank == 0  # stock's first rank would remove it
+        with checkpoint.left_alone(Path(self.output_folder) / LATEST) if of_earlier else nullcontext():
             super().on_train_end()
         self.stopping.finish_loaders()
         self.stopping.stop_listening()
@@ -445,7 +446,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if self.resumed is not None and (then := self.resumed["cases"]) != self.n_cases:
             self._warn(f"the numbers of cases have changed since the checkpoint: from {then} to {self.n_cases}")
         most = self.most_unlabeled_weight()
-        weight = f" and weigh up to {most:.3g} times as much as labeled ones" if most < 1 else ""
+        lighter = self.unlabeled_counts.on_top and most < 1
+        weight = f" and weigh up to {most:.3g} times as much as labeled ones" if lighter else ""
         self.print_to_log_file(
             f"M&N trains on {len(labeled)} labeled and {len(names)} unlabeled cases; unlabeled samples start at "
             f"iteration {self.schedule.supervised} of {self.schedule.total}{weight}"
@@ -669,8 +671,6 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
 
     def most_unlabeled_weight(self) -> float:
         """The setting, or the default for so many labels."""
-        if not self.unlabeled_counts.on_top:
-            return 1.0
         return self.mn_config.unlabeled_weight or default_unlabeled_weight(self.n_cases["labeled"])
 
     def build_cotrainer(self) -> CoTrainer:

@@ -13,7 +13,7 @@ from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, PUT_BACK, 
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.staging import save_tensors, staging_beside
 from nnunet_mn.bridge.stock_commands import run_stock
-from nnunet_mn.bridge.trained_with import check_files_beside
+from nnunet_mn.bridge.trained_with import files_beside
 from nnunet_mn.errors import MNError
 
 ZIP, CARD, RESULTS = "model.zip", "model_card.md", "nnUNet_results"  # in the staging folder
@@ -95,7 +95,7 @@ def _stage(fold: Path, target: Path) -> FoldOnCard:
             f"{fold / CHECKPOINT} holds no M&N state: it is of stock nnU-Net, or was exported before; use "
             f"nnUNetv2_export_model_to_zip"
         )
-    check_files_beside(fold / CHECKPOINT, checkpoint)
+    files_beside(fold / CHECKPOINT, checkpoint)  # refuses those of another training
     mn: Mapping[str, Any] = checkpoint.pop("mn")
     save_tensors(checkpoint, target / CHECKPOINT)
     return _fold_on_card(fold, mn)

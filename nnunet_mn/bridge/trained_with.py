@@ -34,25 +34,33 @@ def meaning_at_training(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return meaning(then["plans"], then["configuration"], then["dataset_json"])
 
 
-def check_files_beside(file: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Raise an MNError unless the plans.json and the dataset.json of a model are those of a fold's training.
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The name of the first entry with another value; None if all agree."""
+    return next((name for name, value in one.items() if value != other[name]), None)
+
+
+def files_beside(file: Path, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plans.json and the dataset.json of a model, which must be those of a fold's training.
 
     nnU-Net keeps one of each for all folds. The training of another fold replaces them.
 
     Args:
         file: a checkpoint, in its fold's folder.
         checkpoint: its content.
+
+    Raises:
+        MNError: when a file cannot be read, or is of another training.
     """
     folder, configuration = file.parents[1], checkpoint["init_args"]["configuration"]
     plans, description = (
         read_json(folder / name, key) for name, key in (("plans.json", "configurations"), ("dataset.json", "labels"))
     )
     now, then = meaning(plans, configuration, description), meaning_at_training(checkpoint)
-    for name, value in now.items():
-        if value != then[name]:
-            source = "plans.json" if name in _OF_IMAGES else "dataset.json"
-            raise MNError(
-                f"{folder / source} says that {file} was trained with {name} {value}, but it was trained with "
-                f"{then[name]}. nnU-Net keeps one such file for all folds, and the training of another fold has "
-                f"replaced it: put the earlier one back, or train this fold again"
-            )
+    if name := first_difference(now, then):
+        source = "plans.json" if name in _OF_IMAGES else "dataset.json"
+        raise MNError(
+            f"{folder / source} says that {file} was trained with {name} {now[name]}, but it was trained with "
+            f"{then[name]}. nnU-Net keeps one such file for all folds, and the training of another fold has replaced "
+            f"it: put the earlier one back, or train this fold again"
+        )
+    return plans, description

@@ -1,10 +1,12 @@
 """The folders of a dataset, found as nnU-Net's commands find them."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.errors import MNError
 
@@ -55,6 +57,11 @@ class CaseFolders:
     def unlabeled(self) -> Path:
         """The folder of the preprocessed unlabeled cases."""
         return unlabeled_folder(self.labeled)
+
+    @functools.cached_property
+    def raw_images(self) -> RawImages | None:
+        """The image files of the raw dataset, listed once; None if it is not on this machine."""
+        return None if self.raw is None else RawImages(self.raw, self.description)
 
 
 @refusals_told()

@@ -95,7 +95,7 @@ IMAGES_TS = FolderOfImages(
     name="imagesTs",
     remedy="use the test images in imagesTs with nnUNet_mn_unlabeled_sources=imagesTs",
     warning="WARNING: {n} images of imagesTs are used as unlabeled ones. The training is transductive: results on "
-    "these images do not show how it does on new ones. Other unlabeled images belong into a folder called imagesUn",
+    "these images do not show how it does on new ones. Other unlabeled images belong in a folder called imagesUn",
     last_resort=True,
 )
 SOURCES: tuple[Source, ...] = (LISTED, IMAGES_UN, IMAGES_TS)
@@ -109,7 +109,7 @@ def search(folders: CaseFolders, roles: Roles, names: Collection[str]) -> Found:
         MNError: when files are missing or in surplus, when one name has two images, or for a validation case.
     """
     sources = [source for source in SOURCES if source.name in names]
-    raw = RawImages(folders.raw, folders.description) if folders.raw is not None else None
+    raw = folders.raw_images
     if raw is None or (_holds_none(raw, names) and complete_cases(folders.unlabeled)):
         return Found(_search_preprocessed(folders.unlabeled, roles, sources), [], {})
     return _search_raw(raw, roles, sources)

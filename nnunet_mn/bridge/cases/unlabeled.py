@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.preprocessed import complete_cases
-from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import Roles, roles_of_all_folds
 from nnunet_mn.bridge.cases.sources import LAST_RESORTS, SOURCES, USUAL, UnlabeledCase, filled_folders, search
 from nnunet_mn.bridge.cases.splits import SPLITS, read_splits
@@ -69,7 +68,7 @@ def _unused_labels(folders: CaseFolders, roles: Roles) -> list[str]:
         )
     if unlisted := sorted(preprocessed - used):
         warnings.append(
-            f"WARNING: {len(unlisted)} preprocessed case(s) are in no list of this fold ({name_some(unlisted)}). They "
+            f"WARNING: {len(unlisted)} preprocessed case(s) are in no list of the split ({name_some(unlisted)}). They "
             f"are not used: add them to {SPLITS}, unless they are kept for a test"
         )
     return warnings
@@ -77,9 +76,9 @@ def _unused_labels(folders: CaseFolders, roles: Roles) -> list[str]:
 
 def _labeled_in_raw(folders: CaseFolders, *, known: set[str]) -> list[str]:
     """Other cases with an image and a label in the raw dataset, if it is on this machine."""
-    if folders.raw is None:
+    raw = folders.raw_images
+    if raw is None:
         return []
-    raw = RawImages(folders.raw, folders.description)
     return [name for name in raw.training_cases if name not in known and raw.label_of(name).is_file()]
 
 
@@ -108,5 +107,5 @@ def find_unlabeled_of_all_folds(folders: CaseFolders, sources: tuple[str, ...] |
 
 def _training_cases(folders: CaseFolders) -> set[str]:
     """Names of all training cases, raw or preprocessed."""
-    raw = RawImages(folders.raw, folders.description).training_cases if folders.raw is not None else ()
-    return complete_cases(folders.labeled).union(raw)
+    raw = folders.raw_images
+    return complete_cases(folders.labeled).union(() if raw is None else raw.training_cases)

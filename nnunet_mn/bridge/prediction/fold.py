@@ -16,7 +16,7 @@ from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.model_folders import CHECKPOINT, CHECKPOINTS, ModelFolders
-from nnunet_mn.bridge.trained_with import meaning, meaning_at_training
+from nnunet_mn.bridge.trained_with import first_difference, meaning, meaning_at_training
 from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.errors import MNError
 
@@ -116,13 +116,12 @@ def _check_as_trained(planned: PlannedDataset, checkpoint: Mapping[str, Any], fi
     """Raise an MNError if images or labels of the preprocessed dataset have another meaning than in the training."""
     now = meaning(planned.plans_manager.plans, planned.configuration, planned.dataset_json)
     then = meaning_at_training(checkpoint)
-    for name, value in now.items():
-        if value != then[name]:
-            raise MNError(
-                f"{planned.folders.preprocessed} was planned with {name} {value}, but {file} was trained with "
-                f"{then[name]}: put the earlier plans and dataset.json back there and preprocess again, or train this "
-                f"fold again"
-            )
+    if name := first_difference(now, then):
+        raise MNError(
+            f"{planned.folders.preprocessed} was planned with {name} {now[name]}, but {file} was trained with "
+            f"{then[name]}: put the earlier plans and dataset.json back there and preprocess again, or train this "
+            f"fold again"
+        )
 
 
 def _roles(planned: PlannedDataset, fold: int | str, trained_on: Iterable[str]) -> tuple[Roles, list[str]]:

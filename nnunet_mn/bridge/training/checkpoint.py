@@ -85,14 +85,10 @@ def kept_folders(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def left_alone(file: Path, *, needed: bool) -> Iterator[None]:
-    """Keep a file of an earlier training. Stock removes `latest` at its end, also where it has written no checkpoint.
-
-    Args:
-        needed: else nothing is done.
-    """
+def left_alone(file: Path) -> Iterator[None]:
+    """Keep a file of an earlier training: stock removes `latest` at its end, though it wrote no checkpoint itself."""
     aside = file.with_name(f"{file.name}.aside")
-    if not needed or not file.exists():
+    if not file.exists():
         yield
         return
     file.rename(aside)

@@ -8,9 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nnunet_mn.bridge.model_folders import read_json
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
-from nnunet_mn.bridge.trained_with import check_files_beside
+from nnunet_mn.bridge.trained_with import files_beside
 from nnunet_mn.bridge.training.assembly import slice_axes
 from nnunet_mn.bridge.training.checkpoint import check_network
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
@@ -82,9 +81,8 @@ def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, w
 
 def plans_of(file: Path, checkpoint: Mapping[str, Any], configuration: str) -> TrainedPlans:
     """The plans beside the fold of a checkpoint. Raises an MNError if a file cannot be read, or is of other folds."""
-    check_files_beside(file, checkpoint)
-    plans = read_json(file.parents[1] / "plans.json", "configurations")
-    return TrainedPlans(plans, read_json(file.parents[1] / "dataset.json", "labels"), configuration)
+    plans, description = files_beside(file, checkpoint)
+    return TrainedPlans(plans, description, configuration)
 
 
 def build_joint(

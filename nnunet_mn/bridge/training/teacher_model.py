@@ -14,7 +14,7 @@ from nnunet_mn.bridge.model_folders import (
     read_json,
 )
 from nnunet_mn.bridge.reading import read_by_environment
-from nnunet_mn.bridge.trained_with import meaning
+from nnunet_mn.bridge.trained_with import first_difference, meaning
 from nnunet_mn.bridge.training.checkpoint import check_network
 from nnunet_mn.bridge.training.joint_model import JointModel, build_joint, joint_model, plans_of, read_trained
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans, trainer_of
@@ -175,9 +175,8 @@ def _check_like(theirs: TrainedPlans, ours: TrainedPlans, file: Path) -> None:
         }
         for plans in (theirs, ours)
     )
-    for name, value in one.items():
-        if value != other[name]:
-            raise MNError(
-                f"the teacher {file} was trained with {name} {value}, but the student's plans have {other[name]}; "
-                f"train both on one dataset with the same plans"
-            )
+    if name := first_difference(one, other):
+        raise MNError(
+            f"the teacher {file} was trained with {name} {one[name]}, but the student's plans have {other[name]}; "
+            f"train both on one dataset with the same plans"
+        )
