@@ -30,6 +30,7 @@ from gpu_blocks.site import Site
 from gpu_blocks.speed import steps
 
 from nnunet_mn.bridge.files import write_whole
+from nnunet_mn.device import compile_anew
 
 Block = Callable[[Site, Findings], None]
 BLOCKS: dict[str, Block] = {
@@ -65,6 +66,7 @@ def run_block(site: Site, name: str, seconds: float, start_method: str) -> dict[
 
 def _in_process(site: Site, name: str, file: Path) -> None:
     findings = Findings(name, file)
+    compile_anew()
     with findings.attempt("whole block"):
         BLOCKS[name](site, findings)
 

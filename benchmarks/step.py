@@ -123,7 +123,8 @@ def steps_on_top(
 
 def numbers_on_top(batch_size: int) -> Counter[int]:
     """The numbers of unlabeled samples on top of a batch, and in how many of 1,000 steps each comes."""
-    counts = UnlabeledCounts(Schedule.of(resolve(environment_layer()), total=1000), batch_size=batch_size, batch="add")
+    config = resolve(environment_layer(), Layer("this script", {"batch": "add"}))
+    counts = UnlabeledCounts.from_config(config, Schedule.of(config, total=1000), batch_size=batch_size)
     return Counter(counts.of(iteration) for iteration in range(1000))
 
 

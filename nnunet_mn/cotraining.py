@@ -18,7 +18,7 @@ from nnunet_mn.slices import SliceSampler
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine, combine_scales
 from nnunet_mn.teaching import PseudoMasks, Teacher
 
-MOST_SKIPPED_IN_A_ROW = 20
+MOST_SKIPPED_IN_A_ROW = 20  # a scaler that starts at 2^16 needs 16 to come down to 1
 
 
 @dataclass(kw_only=True)
@@ -68,13 +68,13 @@ class Student:
         """Take one optimizer step. If the loss or gradient is not finite, count it and leave the weights alone.
 
         All ranks see the same loss and gradient, so they skip the same steps. A scaler finds its scale by gradients
-        that are not finite. Such steps count only towards the 20 in a row.
+        that are not finite. Such steps count only towards those in a row.
 
         Returns:
             The loss of the joint batch, summed over all `learn` since the last update.
 
         Raises:
-            MNError: after 20 such steps in a row.
+            MNError: after `MOST_SKIPPED_IN_A_ROW` such steps.
         """
         self.ranks.sum_gradients(self.network.parameters())
         self.scaler.unscale_(self.optimizer)
@@ -180,7 +180,11 @@ class CoTrainer:
             outputs = self.student_3d.network(volumes[one.first : one.last])
             if isinstance(outputs, Tensor):  # without deep supervision
                 outputs = [outputs]
-            masks = self.teacher(volumes[one.first + one.n_labeled : one.last], outputs[0][one.n_labeled :].detach())
+            is_student = self.teacher.network_3d is self.student_3d.network
+            masks = self.teacher(
+                volumes[one.first + one.n_labeled : one.last],
+                outputs[0][one.n_labeled :].detach() if is_student else None,
+            )
         targets = [target[one.first : one.last] for target in targets]
         self.student_3d.learn(outputs, combine_scales(targets, masks.for_3d, self.labels), weight=one.weight)
         return masks

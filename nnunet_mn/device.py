@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from packaging.version import Version
 
 from nnunet_mn.config import Precision
 from nnunet_mn.errors import MNError
@@ -76,6 +77,19 @@ def without_search() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def compile_anew() -> None:
+    """Let this process take no compiled training step from torch's cache on disk, where the cache mixes up precisions.
+
+    From 2.7 to 2.12 torch finds a step by whether autocast is on, not by its type (`AOTAutogradCacheDetails`). M&N in
+    bf16 would run a step that stock nnU-Net had compiled in fp16 for the same plans. It would then lack nnU-Net's
+    scaling of the loss, and small gradients would be 0. The code of single graphs is still taken from disk.
+    """
+    if (2, 7) <= Version(torch.__version__).release < (2, 13):
+        from torch._functorch import config
+
+        config.enable_autograd_cache = False
 
 
 FIRST_WITH_BF16 = (8, 0)  # compute capability: NVIDIA Ampere

@@ -10,7 +10,7 @@ from nnunet_mn.config import BatchKind, Guidance, MNConfig, Rounding, ScheduleKi
 
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
 REFRESHES = 4  # of the pseudo-masks behind the crops of unlabeled cases
-FEWEST_TO_FLOOR = 4  # samples in a batch
+FEWEST_TO_FLOOR = 4  # samples in a batch; a batch of two would wait until the learning rate is halved
 FEW_LABELS = 8  # cases; with more, unlabeled samples weigh less (docs/choices.md)
 ON_LABELS_ALONE = 0.1  # of a student's training, at its end
 PAPER_WARM_UP = 0.0125  # 50 of 4,000 epochs
@@ -176,6 +176,18 @@ class UnlabeledCounts:
                 counts = [n * ranks for n in _diffuse((n / ranks for n in counts), most=_in_ranks(batch_size, ranks))]
         self._counts = counts
         self._weights = fractions if guidance == "weight" else [count / batch_size for count in self._counts]
+
+    @classmethod
+    def from_config(cls, config: MNConfig, schedule: Schedule, *, batch_size: int, ranks: int = 1) -> "UnlabeledCounts":
+        """The numbers and weights of the settings."""
+        return cls(
+            schedule,
+            batch_size=batch_size,
+            batch=config.batch,
+            guidance=config.guidance,
+            rounding=config.rounding,
+            ranks=ranks,
+        )
 
     def of(self, iteration: int) -> int:
         """Unlabeled samples in an iteration's batch: 0 before the first iteration, the last number after the end."""

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_mn.memory import free_bytes, kept_for_backward
@@ -144,17 +145,25 @@ class SliceWise(nn.Module):
     def _bytes_of_a_slice(self, slices: Tensor) -> int:
         """Bytes that a training pass keeps for each slice. A pass without a gradient takes less.
 
-        It is measured on empty slices in evaluation mode. No random number is drawn, no statistics change.
+        It is measured on empty slices in evaluation mode, with copies of the weights: nnU-Net's predictor moves weights
+        to the card in inference mode, and autograd refuses such tensors. No random number is drawn, no statistics
+        change.
         """
         is_student = torch.is_grad_enabled()  # else frozen weights count, too: their layers take memory all the same
         was_training = self.training
         self.eval()
+        network = cast(nn.Module, self.network)
         with torch.inference_mode(False), torch.enable_grad():
             sizes = ((count, *slices.shape[1:]) for count in (1, 2))
             empty = [torch.zeros(size, dtype=slices.dtype, device=slices.device) for size in sizes]
-            weights = (*self.parameters(), *self.buffers())
+            weights = {
+                name: tensor.detach().clone().requires_grad_(tensor.requires_grad)
+                for name, tensor in (*network.named_parameters(), *network.named_buffers())
+            }
             one, two = (
-                kept_for_backward(partial(self.network, slices_.requires_grad_(not is_student)), weights)[0]
+                kept_for_backward(
+                    partial(functional_call, network, weights, slices_.requires_grad_(not is_student)), weights.values()
+                )[0]
                 for slices_ in empty
             )
         self.train(was_training)

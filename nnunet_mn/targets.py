@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -82,11 +81,12 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarg
 
 
 def _pool(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring `(n, K, ...)` down to a size."""
+    """Bring `(n, K, ...)` down to a size that divides its own. MPS lacks torch's adaptive pooling of volumes."""
     if tuple(values.shape[2:]) == tuple(size):
         return values
     depth, height, width = size
-    return F.adaptive_avg_pool3d(values, (depth, height, width))
+    cells: Tensor = values.unflatten(4, (width, -1)).unflatten(3, (height, -1)).unflatten(2, (depth, -1))
+    return cells.mean((3, 5, 7))
 
 
 def combine_scales(targets: Sequence[Tensor], pseudo_mask: Tensor, labels: LabelSpace) -> list[SoftTarget]:

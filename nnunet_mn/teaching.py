@@ -1,6 +1,7 @@
 """Teachers: their masks take the place of labels in unlabeled samples.
 
-A teacher sees the unlabeled volumes and the 3D student's logits for them. It returns soft masks for each student.
+A teacher sees the unlabeled volumes, and the 3D student's logits for them if the student is one of its networks. It
+returns soft masks for each student.
 """
 
 from abc import ABC, abstractmethod
@@ -47,12 +48,13 @@ class Teacher(ABC):
     sampler: SliceSampler
 
     @abstractmethod
-    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         """Make the soft masks that the students learn from.
 
         Args:
             unlabeled: volumes `(n_u, C, D, H, W)`; n_u may be 0.
-            logits_3d: the 3D student's logits of the volumes, `(n_u, K, D, H, W)`, without a gradient.
+            logits_3d: the 3D student's logits of the volumes, `(n_u, K, D, H, W)`, without a gradient. None: the
+                teacher's 3D network is not the student.
 
         Returns:
             One soft mask `(n_u, K, D, H, W)` for each student, in fp32 and without a gradient.
@@ -70,9 +72,9 @@ class Teacher(ABC):
         """Undo `state_dict`."""
         return
 
-    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
+    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor | None) -> Tensor:
         """The 3D network's probabilities. The student's own logits serve if evaluation mode would give the same."""
-        if same_in_eval(self.network_3d):
+        if logits_3d is not None and same_in_eval(self.network_3d):
             return self.labels.probabilities(logits_3d)
         return pseudo_mask(self.network_3d, unlabeled, self.labels)
 
@@ -89,7 +91,7 @@ class Teacher(ABC):
 class OtherNetwork(Teacher):
     """Each network learns from the other's masks, as in the paper (arXiv 2509.15167, section 2.2)."""
 
-    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         of_2d = self.masks_of_2d(unlabeled)
         return PseudoMasks(for_3d=of_2d, for_2d=self.masks_of_3d(unlabeled, logits_3d))
 
@@ -97,7 +99,7 @@ class OtherNetwork(Teacher):
 class MeanOfBoth(Teacher):
     """Both networks learn from the mean of their masks. Different errors partly cancel."""
 
-    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         of_2d = self.masks_of_2d(unlabeled)
         masks = self.mean(of_2d, self.masks_of_3d(unlabeled, logits_3d))
         return PseudoMasks(masks, masks)
@@ -125,10 +127,6 @@ class MovingAverage(MeanOfBoth):
     def __post_init__(self) -> None:
         self.students = (self.network_3d, self.network_2d)
         self.network_3d, self.network_2d = (deepcopy(network).requires_grad_(False) for network in self.students)
-
-    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
-        """The slow 3D network's probabilities."""
-        return pseudo_mask(self.network_3d, unlabeled, self.labels)
 
     def follow(self) -> None:
         """Move the slow weights towards the students'."""
@@ -171,10 +169,6 @@ class FrozenPair(MeanOfBoth):
     def mean(self, of_2d: Tensor, of_3d: Tensor) -> Tensor:
         """The weighted mean of both networks' probabilities `(n_u, K, D, H, W)`."""
         return self.weight_2d * of_2d + (1 - self.weight_2d) * of_3d
-
-    def masks_of_3d(self, unlabeled: Tensor, logits_3d: Tensor) -> Tensor:
-        """The frozen 3D network's probabilities."""
-        return pseudo_mask(self.network_3d, unlabeled, self.labels)
 
 
 def pseudo_mask(network: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tensor:

@@ -38,12 +38,13 @@ from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.registry import EMBEDDED
 from nnunet_mn.report.plan_table import plan_table
+from nnunet_mn.schedule import FEWEST_TO_FLOOR
 
 __all__ = ["MNFingerprintExtractor", "MNPlanner", "MNPlannerResEncL", "MNPlannerResEncM", "MNPlannerResEncXL"]
 
 MN_PLANS = "nnUNetMNPlans"
 STOCK_TARGET_GIB = 8.0  # of nnU-Net's default planner
-WANTED_BATCH, SMALLEST_BATCH = 4, 2
+WANTED_BATCH, SMALLEST_BATCH = FEWEST_TO_FLOOR, 2
 SHRINK = 0.9
 LEAST_SHARE = 0.05  # of the target; no patch is tried for less
 

@@ -113,6 +113,17 @@ def test_a_network_with_dropout_teaches_in_eval_mode_without_gradient() -> None:
     assert trainer.student_3d.network.calls == [(4, True, True), (3, False, False)]
 
 
+def test_a_teacher_with_a_3d_network_of_its_own_teaches_what_that_network_says() -> None:
+    trainer = _trainer(teacher=MeanOfBoth)
+    torch.manual_seed(1)
+    trainer.teacher.network_3d = TinyNetwork()
+    volumes, targets = _batch()
+    taught: list[Tensor] = []
+    trainer.teacher.mean = lambda of_2d, of_3d: taught.append(of_3d) or of_2d  # type: ignore[method-assign]
+    trainer.step(volumes, targets, n_labeled=1)
+    torch.testing.assert_close(taught[0], pseudo_mask(trainer.teacher.network_3d, volumes[1:], LABELS))
+
+
 def test_without_unlabeled_samples_nobody_teaches() -> None:
     trainer = _trainer(dropout=0.5)
     trainer.step(*_batch(), n_labeled=4)

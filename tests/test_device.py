@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.device import autocast_type, cpu_count, prepare_torch
+from nnunet_mn.device import autocast_type, compile_anew, cpu_count, prepare_torch
 from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.slices import SliceSampler
@@ -173,3 +174,17 @@ def test_denormal_numbers_are_flushed_to_zero() -> None:
     assert (torch.tensor([DENORMAL]) * 1.0).item() != 0
     prepare_torch()
     assert (torch.tensor([DENORMAL]) * 1.0).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "kept"),
+    [("2.6.0", True), ("2.7.1+cu128", False), ("2.12.1+cu130", False), ("2.13.0", True), ("2.14.1+cu130", True)],
+)
+def test_no_compiled_step_of_another_precision_is_taken_from_disk(
+    monkeypatch: pytest.MonkeyPatch, version: str, kept: bool
+) -> None:
+    """With torch 2.12.1 a layer compiled under bf16, then under fp16, gave bf16 both times."""
+    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", True)
+    monkeypatch.setattr(torch, "__version__", version)
+    compile_anew()
+    assert torch._functorch.config.enable_autograd_cache == kept

@@ -2,8 +2,9 @@
 
 import gc
 import multiprocessing
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from nnunet_mn.bridge.training.foreground import (
 from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
 from nnunet_mn.errors import MNError
+from nnunet_mn.ranks import Ranks
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 
 SHAPE = (12, 14, 16)
@@ -71,6 +73,71 @@ def test_locations_may_come_from_stored_masks_and_nothing_is_predicted(tmp_path:
         assert sorted(map(tuple, locations.of("a")[key][:, 1:])) == sorted(map(tuple, np.argwhere(mask)))
     assert locations.of("empty") == {}
     assert locations.position == 0
+
+
+class TwoRanks(Ranks):
+    """Two threads in place of two processes."""
+
+    meeting = threading.Barrier(2)
+    told: ClassVar[dict[int, Any]] = {}
+    size = 2
+    own = property(lambda _: int(threading.current_thread().name))  # type: ignore[assignment]
+
+    def gather(self, value: Any) -> list[Any]:
+        self.told[self.own] = value
+        self.meeting.wait(timeout=20)
+        values = [self.told[0], self.told[1]]
+        self.meeting.wait(timeout=20)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        return any(self.gather(flag))
+
+
+def test_ranks_share_stored_masks_and_none_waits_for_more_than_a_case(tmp_path: Path) -> None:
+    """NCCL gives up after ten minutes: the first rank may not read a hundred masks while the others wait."""
+    masks, names = StoredMasks(tmp_path, "a" * 64), ("a", "b", "c", "empty", "f")
+    for name in names:
+        image, segmentation, *_ = Volumes(name).load_case(name)
+        masks.write(name, 2 * image[0], image, segmentation)
+    log: list[tuple[int, str]] = []
+
+    class Reads(StoredMasks):
+        def of(self, case: str) -> Any:
+            log.append((ranks.own, case))
+            return super().of(case)
+
+    class Told(TwoRanks):
+        def any(self, flag: bool) -> bool:
+            log.append((ranks.own, "waits"))
+            return super().any(flag)
+
+    ranks, found = Told(), {}
+
+    def take() -> None:
+        locations = ForegroundLocations(tmp_path, [2], iterations_per_epoch=8)
+        take_from_masks(locations, Volumes(*names), Reads(tmp_path, "a" * 64), position=0, seed=0, ranks=ranks)
+        found[ranks.own] = {name: len(locations.of(name).get(2, ())) for name in names}
+
+    threads = [threading.Thread(target=take, name=str(own)) for own in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1] == {"a": 4, "b": 4, "c": 4, "empty": 0, "f": 4}
+    assert [what for own, what in log if own == 0] == ["waits", "a", "waits", "c", "waits", "f", "waits"]
+    assert [what for own, what in log if own == 1] == ["waits", "b", "waits", "empty", "waits", "waits"]
+
+
+@pytest.mark.parametrize(("free", "fits"), [(None, False), (2 * 40_000 - 1, False), (2 * 40_000, True)])
+def test_only_an_image_that_fits_beside_the_training_is_predicted_on_the_card(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, fits: bool
+) -> None:
+    """nnU-Net goes back to main memory by itself, but its thread keeps the image on the card."""
+    monkeypatch.setattr(foreground, "free_bytes", lambda _: free)
+    card = torch.device("cuda")
+    found = foreground.fits_on_card((1, 10, 10, 5), [8, 8, 20], heads=3, device=card)  # of 2,000 voxels, 20 bytes each
+    assert found == fits
 
 
 def test_locations_are_foreground_voxels_under_nnunets_keys(locations: ForegroundLocations) -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
@@ -5,6 +7,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine
@@ -123,6 +126,21 @@ def test_a_mixed_target_holds_masks_first_and_pooled_pseudo_masks_last() -> None
     torch.testing.assert_close(values[1:, :, 0, 0, 0], pseudo[:, :, :2, :2, :2].mean((2, 3, 4)))
     assert mask[1:].min() == 1
     torch.testing.assert_close(values.sum(1), torch.ones(3, 4, 4, 4))
+
+
+def test_pseudo_masks_are_pooled_without_an_operator_that_mps_lacks() -> None:
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    names: set[str] = set()
+    pseudo = torch.randn(2, 3, 8, 12, 6).softmax(1)
+    with Operators():
+        values, _ = combine(torch.zeros(2, 1, 8, 6, 2, dtype=torch.long), pseudo, LabelSpace(num_channels=3))
+    assert "aten::mean.dim" in names
+    assert not any("avg_pool" in name for name in names)
+    torch.testing.assert_close(values, torch.nn.functional.avg_pool3d(pseudo, (1, 2, 3)))
 
 
 def test_the_masks_of_unlabeled_samples_are_not_looked_at() -> None:

@@ -139,3 +139,16 @@ def test_a_missing_class_of_the_3d_network_is_named(make: Callable[..., Joint]) 
 def test_an_unknown_backbone_is_refused(description: dict[str, Any], recipe: dict[str, str]) -> None:
     with pytest.raises(MNError, match=r"cannot build the backbone .* of 'efficientnet-lite0' without its pretrained"):
         rebuild_network_2d({**description, "recipe": {**description["recipe"], **recipe}})
+
+
+def test_only_the_3d_network_lets_cudnn_search_for_convolutions(
+    make: Callable[..., Joint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as nnU-Net's predictor does on a card
+    joint, seen = make(), set()
+    for name, network in (("3D", joint.network_3d), ("2D", joint.network_2d)):
+        network.register_forward_hook(lambda *_, name=name: seen.add((name, torch.backends.cudnn.benchmark)))
+    with torch.no_grad():
+        joint(torch.randn(1, 2, 8, 10, 12))
+    assert seen == {("3D", True), ("2D", False)}
+    assert torch.backends.cudnn.benchmark

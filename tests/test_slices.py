@@ -124,3 +124,19 @@ def test_measuring_the_memory_of_a_slice_changes_neither_statistics_nor_random_n
     assert torch.equal(logits, expected)
     assert torch.equal(network.layers[3].running_mean, statistics)
     assert network.training
+
+
+def test_the_memory_of_a_slice_is_measured_with_weights_that_were_moved_in_inference_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """nnU-Net's predictor moves a network to the card in inference mode. Autograd refuses such weights."""
+    network, volume = TinySliceNetwork().requires_grad_(False), torch.randn(2, 2, 5, 6, 7)
+    slice_wise = SliceWise(network)
+    _card_with(monkeypatch, 4)
+    with torch.inference_mode():
+        slice_wise.double().float()  # as a move does, it puts new tensors in place of the old ones
+        slice_wise(volume)
+        network.most = 0
+        slice_wise(volume)
+    assert next(network.parameters()).is_inference()
+    assert network.most == 4

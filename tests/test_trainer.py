@@ -663,6 +663,17 @@ def test_the_benchmarks_trainer_times_epochs_in_nnunets_form(
     assert not list(Path(trainer.output_folder).glob("checkpoint*"))
 
 
+def test_the_3d_network_is_compiled_anew_where_torch_mixes_up_precisions(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    calls: list[str] = []
+    trainings.monkeypatch.setattr("nnunet_mn.device.compile_anew", lambda: calls.append("the file of nnU-Net's folder"))
+    its_names = recursive_find_trainer_class_by_name("nnUNetTrainerMN").build_schedule.__globals__
+    trainings.monkeypatch.setitem(its_names, "compile_anew", lambda: calls.append("the registered module"))
+    trainings.trainer(planned_dataset()).initialize()
+    assert len(calls) == 1
+
+
 def test_validation_alone_needs_no_2d_network(
     trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
 ) -> None:

@@ -54,7 +54,7 @@ from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
-from nnunet_mn.device import check_device, check_is_card, fused, prepare_torch, without_search
+from nnunet_mn.device import check_device, check_is_card, compile_anew, fused, prepare_torch, without_search
 from nnunet_mn.errors import MNError
 from nnunet_mn.metrics import Counts, count, dice_per_class
 from nnunet_mn.networks import Network2D
@@ -73,6 +73,7 @@ from nnunet_mn.schedule import (
 LOGGED_2D = ("train_losses_2d", "val_losses_2d", "mean_fg_dice_2d", "dice_per_class_or_region_2d", "lrs_2d")
 LR_3D_ADAMW = 1e-3
 WEIGHT_DECAY_ADAMW = 0.01  # AdamW's default
+NEVER = 2**62  # epochs between two checkpoints of stock
 
 
 def _refuse_seen(labeled: list[str], val: list[str], seen: Collection[str], *, when: str, remedy: str) -> None:
@@ -139,6 +140,7 @@ class _ConfiguredTrainer(nnUNetTrainer):
         if not self.was_initialized:
             reading.check_pretrained(sys.argv[1:], trust=self.mn_config.trust_checkpoints)
             checkpoint.seed_all(ddp.own_seed(self.mn_config.seed, self.local_rank))
+            compile_anew()  # nnU-Net compiles the 3D network below
         dataset_class_of(Path(self.preprocessed_dataset_folder))  # before stock's bare assertion
         super().initialize()
 
@@ -214,6 +216,11 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.n_cases: dict[str, int] = {}
         self.trained_on: set[str] = set()  # labeled and unlabeled cases of the training, and of its earlier parts
         self.has_learned = False
+        self.checkpoint_every: int  # epochs
+        self.foreground_share: float  # of a whole batch; stock divides it among GPUs
+        self.iterations: int  # of a whole epoch; a resumed epoch is shorter
+        self.schedule: Schedule
+        self.unlabeled_counts: UnlabeledCounts
         self.unlabeled_cases: Cases
         self.foreground: foreground.ForegroundLocations
         self.cotrainer: CoTrainer
@@ -224,9 +231,9 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
     @last_word
     def initialize(self) -> None:
         if not self.was_initialized:  # only now: the constructor of a subclass may have changed the lengths
-            self.checkpoint_every, self.save_every = self.save_every, 2**62  # stock's `latest` lacks the best score
-            self.foreground_share = self.oversample_foreground_percent  # of a whole batch; stock divides it among GPUs
-            self.iterations = self.num_iterations_per_epoch  # of a whole epoch; a resumed epoch is shorter
+            self.checkpoint_every, self.save_every = self.save_every, NEVER  # stock's `latest` lacks the best score
+            self.foreground_share = self.oversample_foreground_percent
+            self.iterations = self.num_iterations_per_epoch
             self.schedule = self.build_schedule()
             self.unlabeled_counts = self.build_counts()
         super().initialize()
@@ -244,14 +251,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
 
     def build_counts(self) -> UnlabeledCounts:
         """The number and the weight of unlabeled samples, by iteration."""
-        return UnlabeledCounts(
-            self.schedule,
-            batch_size=self.configuration_manager.batch_size,
-            batch=self.mn_config.batch,
-            guidance=self.mn_config.guidance,
-            rounding=self.mn_config.rounding,
-            ranks=self.ranks.size,
-        )
+        batch_size = self.configuration_manager.batch_size
+        return UnlabeledCounts.from_config(self.mn_config, self.schedule, batch_size=batch_size, ranks=self.ranks.size)
 
     def most_unlabeled_weight(self) -> float:
         """The weight of as many unlabeled samples as labeled ones, beside 1 for the labeled ones."""

@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """A difference inside its interval is a tie."""
+        """It is a tie if the interval holds zero."""
         return "tie" if self.low <= 0 <= self.high else "better" if self.mean > 0 else "worse"
 
     def __str__(self) -> str:

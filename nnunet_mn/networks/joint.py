@@ -5,6 +5,7 @@ nnU-Net builds a `Joint` from the plans that `nnunet-mn join` wrote. This needs 
 
 import pydoc
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from math import log
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnunet_mn.device import without_search
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.build import rebuild_network_2d
 from nnunet_mn.slices import SliceWise, along_axis
@@ -84,7 +86,8 @@ class Joint(nn.Module):
 
     def _along(self, volume: Tensor, axis: int) -> Tensor:
         """The 2D network's log probabilities along one axis."""
-        outputs = self.network_2d(along_axis(volume, axis))
+        with nullcontext() if torch.compiler.is_compiling() else without_search():
+            outputs = self.network_2d(along_axis(volume, axis))
         return self._log_probabilities(along_axis(outputs[0], axis))
 
     def _log_probabilities(self, outputs: Tensor | Sequence[Tensor]) -> Tensor:

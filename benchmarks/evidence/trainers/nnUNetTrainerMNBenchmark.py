@@ -297,7 +297,7 @@ NOISE = 0.1  # standard deviation, in those of the image: student and teacher se
 class NoisyMovingAverage(MovingAverage):
     """The 3D student's slow copy alone teaches, on volumes with noise."""
 
-    def __call__(self, unlabeled: Tensor, logits_3d: Tensor) -> PseudoMasks:
+    def __call__(self, unlabeled: Tensor, logits_3d: Tensor | None) -> PseudoMasks:
         masks = self.masks_of_3d(unlabeled + NOISE * torch.randn_like(unlabeled), logits_3d)
         return PseudoMasks(masks, masks)
 

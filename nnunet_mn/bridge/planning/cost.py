@@ -33,6 +33,7 @@ CARD = "A100 40 GB"
 # Fitted to the same document's 9, 12, 35 and 66 hours for 250,000 steps, within 10 %.
 CARD_FLOPS = 55e12
 STEPS_PER_EPOCH, EPOCHS = 250, 1000
+POINTS = 1000  # of a training, for the mean number of unlabeled samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +176,9 @@ class PlanCost:
 
     def _mean_unlabeled(self) -> float:
         """Unlabeled samples of a step as a share of the planned batch, on average over a training."""
-        counts = UnlabeledCounts(
-            Schedule.of(self.config, total=EPOCHS),
-            batch_size=self.batch_size,
-            batch=self.config.batch,
-            guidance=self.config.guidance,
-            rounding=self.config.rounding,
-        )
-        return sum(counts.of(i) for i in range(EPOCHS)) / EPOCHS / self.batch_size
+        schedule = Schedule.of(self.config, total=POINTS)
+        counts = UnlabeledCounts.from_config(self.config, schedule, batch_size=self.batch_size)
+        return sum(counts.of(i) for i in range(POINTS)) / POINTS / self.batch_size
 
 
 def network_3d_cost(

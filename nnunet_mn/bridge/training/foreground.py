@@ -24,6 +24,7 @@ from nnunet_mn.bridge.cases.preprocessed import Cases, reading
 from nnunet_mn.bridge.files import write_arrays
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.errors import MNError
+from nnunet_mn.memory import free_bytes
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import REFRESHES
 
@@ -32,6 +33,7 @@ FEWEST_CASES, MOST_CASES = 8, 500  # predicted at one refresh, drawn anew each t
 TIME_SHARE = 0.02  # of a training, for all its refreshes
 # An iteration costs this many forward passes of a patch for each sample: forward and backward of both networks.
 PASSES_PER_SAMPLE = 6
+SHARE_OF_FREE_MEMORY = 0.5  # for a whole image; the windows and other processes take their part
 NEVER = -1
 
 
@@ -165,8 +167,7 @@ def refresh(
                 failed.append(f"'{name}' ({error})")
                 continue
             located[name] = [_sample(voxels, logits.shape[1:], own) for voxels in _foreground(logits, regions=regions)]
-    located = {name: voxels for part in ranks.gather(located) for name, voxels in part.items()}
-    _hand_out(locations, located, position, ranks)
+    located = _hand_out(locations, located, position, ranks)
     empty = sum(not any(len(voxels) for voxels in all_) for all_ in located.values())
     problem = f". WARNING: {len(failed)} could not be predicted: {name_some(failed)}" if failed else ""
     return (
@@ -186,7 +187,7 @@ def take_from_masks(
         masks: of the cases.
         position: iterations done.
         seed: of the draws.
-        ranks: the first one writes, and the others wait for it.
+        ranks: they share the cases, and wait for each other after each case. (NCCL gives up after 10 minutes.)
 
     Returns:
         A line for the log.
@@ -195,10 +196,12 @@ def take_from_masks(
         MNError: if a mask cannot be read, or the file cannot be written.
     """
     located: dict[str, list[np.ndarray]] = {}
-    for name in sorted(cases.identifiers) if ranks.own == 0 else ():
-        (mask,) = masks.of(name)[:]
-        own = _generator(name, seed, position)
-        located[name] = [_sample(np.flatnonzero(np.isin(mask, key)), mask.shape, own) for key in locations.keys]
+    for own_names in ranks.rounds(sorted(cases.identifiers)):
+        ranks.any(False)
+        for name in own_names:
+            (mask,) = masks.of(name)[:]
+            own = _generator(name, seed, position)
+            located[name] = [_sample(np.flatnonzero(np.isin(mask, key)), mask.shape, own) for key in locations.keys]
     _hand_out(locations, located, position, ranks)
     return f"M&N: foreground of {len(cases.identifiers)} unlabeled cases taken from the teacher's masks"
 
@@ -224,17 +227,45 @@ def affordable_cases(cases: Cases, *, patch_size: Sequence[int], iterations: int
 
 
 def sliding_window(trainer: Any, network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """nnU-Net's own prediction of a whole image by the network in training, without mirroring."""
+    """nnU-Net's own prediction of a whole image by the network in training, without mirroring.
+
+    A large image is kept in main memory. nnU-Net would try the card first, and its thread that cuts windows would then
+    hold the image on the card until the end of the training.
+    """
     predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=trainer.device.type == "cuda", device=trainer.device,
-        allow_tqdm=False,
-    )  # fmt: skip
+        use_mirroring=False, perform_everything_on_device=False, device=trainer.device, allow_tqdm=False
+    )
     predictor.manual_initialization(
         network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json,
         type(trainer).__name__, None,
     )  # fmt: skip
-    predict: Callable[[Tensor], Tensor] = predictor.predict_sliding_window_return_logits
+    heads: int = predictor.label_manager.num_segmentation_heads
+
+    def predict(image: Tensor) -> Tensor:
+        predictor.perform_everything_on_device = fits_on_card(
+            image.shape, trainer.configuration_manager.patch_size, heads=heads, device=trainer.device
+        )
+        logits: Tensor = predictor.predict_sliding_window_return_logits(image)
+        return logits
+
     return predict
+
+
+def fits_on_card(shape: Sequence[int], patch_size: Sequence[int], *, heads: int, device: torch.device) -> bool:
+    """Whether a CUDA card has room for all that nnU-Net keeps of an image while it predicts it.
+
+    Args:
+        shape: `(C, Z, Y, X)`.
+        patch_size: a smaller image is padded to it.
+        heads: channels of the logits.
+        device: where the network is.
+    """
+    free = free_bytes(device)
+    if free is None:
+        return False
+    image, sums, weights, labels = 4 * shape[0], 2 * heads, 2, 8  # bytes of a voxel
+    needed = int(np.maximum(shape[1:], patch_size).prod()) * (image + sums + weights + labels)
+    return needed <= SHARE_OF_FREE_MEMORY * free
 
 
 def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Cases, *, position: int) -> None:
@@ -271,13 +302,15 @@ def location_keys(labels: LabelManager) -> list[Any]:
 
 
 def _hand_out(
-    locations: ForegroundLocations, located: Mapping[str, Sequence[np.ndarray]], position: int, ranks: Ranks
-) -> None:
-    """The first rank writes the locations, and all use them."""
+    locations: ForegroundLocations, located: Mapping[str, list[np.ndarray]], position: int, ranks: Ranks
+) -> dict[str, list[np.ndarray]]:
+    """The first rank writes what all ranks have located, and all use it. Returns the locations of all ranks."""
+    located = {name: voxels for part in ranks.gather(located) for name, voxels in part.items()}
     if ranks.own == 0:
         locations.write(position, located)
     ranks.any(False)  # the file is there
     locations.use(position)
+    return located
 
 
 def _generator(case: str, seed: int, position: int) -> np.random.Generator:
