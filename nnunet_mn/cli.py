@@ -123,13 +123,13 @@ def split(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file and keep a copy of it.")] = False,
 ) -> None:
     """Draw labeled, validation and unlabeled cases from a dataset with labels, for experiments."""
-    from nnunet_mn.bridge.cases import draw_splits as splits
     from nnunet_mn.bridge.cases.dataset import find_dataset
+    from nnunet_mn.bridge.cases.draw_splits import draw_splits, training_cases, write_splits
 
     folders = find_dataset(dataset)
-    cases = splits.training_cases(folders.raw_here())
-    drawn = splits.draw_splits(cases, labeled=labeled, val=val, folds=folds, seed=seed)
-    file, backup = splits.write_splits(folders, drawn, force=force)
+    cases = training_cases(folders.raw_here())
+    drawn = draw_splits(cases, labeled=labeled, val=val, folds=folds, seed=seed)
+    file, backup = write_splits(folders, drawn, force=force)
     if backup is not None:
         typer.echo(f"kept the previous file as {backup}")
     counts = ", ".join(f"{len(names)} {part}" for part, names in drawn[0].items())
@@ -156,7 +156,7 @@ def suggest(
 ) -> None:
     """Suggest which cases to label: typical ones of groups that look alike."""
     from nnunet_mn.bridge.cases.dataset import find_dataset
-    from nnunet_mn.bridge.cases.draw_splits import split_file
+    from nnunet_mn.bridge.cases.draw_splits import refuse_to_replace
     from nnunet_mn.bridge.suggesting import run
     from nnunet_mn.bridge.suggesting.candidates import find_candidates
     from nnunet_mn.report.suggestion_table import print_suggestions
@@ -166,7 +166,7 @@ def suggest(
     estimates = run.read_estimates(report) if report is not None else None
     candidates = find_candidates(folders, fold=fold, ignore_labels=ignore_labels)
     if write:
-        split_file(folders, force=force)  # before the long work
+        refuse_to_replace(folders, force=force)  # before the long work
     chosen = run.suggest_cases(
         candidates,
         n,

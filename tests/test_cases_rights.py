@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from nnunet_mn import cli
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
-from nnunet_mn.bridge.cases.draw_splits import split_file
+from nnunet_mn.bridge.cases.draw_splits import refuse_to_replace
 from nnunet_mn.bridge.cases.splits import read_splits, splits_for_planning
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled_of_all_folds
 from nnunet_mn.bridge.doctor.dataset import check_dataset
@@ -128,7 +128,7 @@ def search_unlabeled() -> None:
 
 
 def overwrite_splits() -> None:
-    split_file(find_dataset("4"), force=False)
+    refuse_to_replace(find_dataset("4"), force=False)
 
 
 RAW, PREPROCESSED = f"nnUNet_raw/{NAME}", f"nnUNet_preprocessed/{NAME}"

@@ -9,7 +9,7 @@ import numpy as np
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.description import read_description
 from nnunet_mn.bridge.cases.images import fault_of_path
-from nnunet_mn.bridge.cases.splits import Split
+from nnunet_mn.bridge.cases.splits import SPLITS, Split
 from nnunet_mn.bridge.files import refusals_told, write_whole
 from nnunet_mn.errors import MNError
 
@@ -76,15 +76,14 @@ def training_cases(raw: Path) -> list[str]:
 
 
 @refusals_told()
-def split_file(dataset: DatasetFolders, *, force: bool) -> Path:
-    """The file of `write_splits`. Raises an MNError if it exists and `force` is not set."""
-    file = dataset.preprocessed / "splits_final.json"
+def refuse_to_replace(dataset: DatasetFolders, *, force: bool) -> None:
+    """Raise an MNError if there is a split file and `force` is not set."""
+    file = dataset.preprocessed / SPLITS
     if file.exists() and not force:
         raise MNError(
             f"{file} exists; --force replaces it and keeps a copy (a training that goes on with --c, or is validated, "
             f"takes the new one)"
         )
-    return file
 
 
 def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -> tuple[Path, Path | None]:
@@ -101,7 +100,8 @@ def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -
     Raises:
         MNError: when there is a file already and `force` is not set, or the folder cannot be written to.
     """
-    file = split_file(dataset, force=force)
+    refuse_to_replace(dataset, force=force)
+    file = dataset.preprocessed / SPLITS
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         backup = _keep_copy(file) if file.exists() else None
