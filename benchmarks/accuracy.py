@@ -35,7 +35,7 @@ from nnunet_mn.errors import MNError
 
 RESULTS = Path(__file__).parent / "results"
 RECORDS = RESULTS / "accuracy.jsonl"
-README = Path(__file__).parent.parent / "README.md"
+EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence.md"
 BEGIN, END = "<!-- accuracy: written by benchmarks/accuracy.py -->", "<!-- accuracy: end -->"
 _WRITTEN_BY = "Written by `python benchmarks/accuracy.py table --half report --write`"
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -141,7 +141,7 @@ def _progress() -> Progress:
 @app.command()
 def table(
     half: Annotated[str, typer.Option(help="tune (for choosing defaults) or report (for the final table)")] = "tune",
-    write: Annotated[bool, typer.Option(help="write the report into results/ and the README")] = False,
+    write: Annotated[bool, typer.Option(help="write the report into results/ and docs/evidence.md")] = False,
 ) -> None:
     """Print the comparison of all finished runs."""
     if half not in ("tune", "report"):
@@ -212,12 +212,12 @@ def _tables(chosen: list[records.Record], half: records.Half) -> str:
 
 
 def _write_report(found: list[records.Record]) -> None:
-    """Write the tables of the `report` half to results/accuracy.md with a plot each, and their heads to the README."""
+    """Write the tables of the `report` half to results/accuracy.md with plots, and a summary to docs/evidence.md."""
     for group in _groups(found):
         tables.plot(_of_group(found, group), "report", RESULTS / _picture(found, group))
     write_whole(RESULTS / "accuracy.md", report(found))
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    write_whole(README, f"{before}{BEGIN}\n\n{readme_section(found)}\n\n{END}{rest.split(END)[1]}")
+    before, rest = EVIDENCE.read_text(encoding="utf-8").split(BEGIN)
+    write_whole(EVIDENCE, f"{before}{BEGIN}\n\n{summary(found)}\n\n{END}{rest.split(END)[1]}")
 
 
 def report(found: list[records.Record]) -> str:
@@ -229,8 +229,8 @@ def report(found: list[records.Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_section(found: list[records.Record]) -> str:
-    """The README's part of the report: the gain by labels, in the group where M&N has most label sets.
+def summary(found: list[records.Record]) -> str:
+    """The part of the report in docs/evidence.md: the gain by labels, in the group where M&N has most label sets.
 
     Of several such groups it is the one with most trainings.
     """
@@ -241,7 +241,7 @@ def readme_section(found: list[records.Record]) -> str:
 
     chosen = _of_group(found, max(_groups(found), key=size))
     heading = f"{chosen[0].dataset}: {chosen[0].updates} updates of the 3D network"
-    more = "each training, all methods and the commands are in [accuracy.md](benchmarks/results/accuracy.md)."
+    more = "each training, all methods and the commands are in [accuracy.md](../benchmarks/results/accuracy.md)."
     return "\n\n".join(filter(None, [heading, tables.by_labels(chosen, "report"), f"{_WRITTEN_BY}; {more}"]))
 
 

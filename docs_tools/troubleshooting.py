@@ -7,7 +7,7 @@ The sentences come from the source: each `MNError` with a text. tests/test_docs.
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,9 @@ last; here it stands in a line of its own.
 
 Written by `python docs_tools/troubleshooting.py`.
 
-## Trouble without an error message
+## Trouble that no sentence of M&N names
 
+- **`Could not find requested nnunet trainer nnUNetTrainerMN`.** Run `nnunet-mn register` in the environment of nnU-Net.
 - **The unlabeled share in the log stays 0.000.** The first eighth of a training sees labels only. A batch of four gets
   its first unlabeled sample after 36 % of the training ([how it works](how-it-works.md)).
 - **The 2D network's Dice is far below the 3D network's.** The log shows the 2D network along one axis, on training
@@ -88,43 +89,62 @@ class Sentence(NamedTuple):
 def sentences() -> list[Sentence]:
     """All sentences of the package, in the order of its files."""
     folders = (ROOT / "nnunet_mn", ROOT / "trainers", ROOT / "planners")
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    words = _words(trees.values())
     found: dict[str, Sentence] = {}
-    for file in sorted(file for folder in folders for file in folder.rglob("*.py")):
+    for file, tree in trees.items():
         group = _group(file.relative_to(ROOT).as_posix())
-        for text in texts(file.read_text(encoding="utf-8")):
+        for text in texts(tree, words):
             found.setdefault(text, Sentence(text, group))
     return list(found.values())
 
 
-def texts(source: str) -> Iterator[str]:
+def _words(trees: Iterable[ast.Module]) -> dict[str, str]:
+    """The constants of all modules that are texts, by name. A name with two texts is left out."""
+    values: dict[str, set[str]] = {}
+    for tree in trees:
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                for target in node.targets:
+                    values.setdefault(getattr(target, "id", ""), set()).add(str(node.value.value))
+    return {name: next(iter(texts)) for name, texts in values.items() if len(texts) == 1}
+
+
+def texts(tree: ast.Module, words: Mapping[str, str]) -> Iterator[str]:
     """The texts of the errors in a module. A function that is called for a text gives those that it returns."""
-    tree = ast.parse(source)
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") in ERRORS and n.args]
     makers = {call.args[0].func.id for call in calls if isinstance(call.args[0], ast.Call) and _named(call.args[0])}
     for call in calls:
-        yield from _text(call.args[0])
+        yield from _text(call.args[0], words)
     for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
         if function.name in makers or function.name.startswith("fault_of"):
             for node in ast.walk(function):
                 if isinstance(node, ast.Return) and node.value is not None:
-                    yield from _text(node.value)
+                    yield from _text(node.value, words)
 
 
 def _named(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Name)
 
 
-def _text(node: ast.expr) -> Iterator[str]:
-    """The text of a string with holes, if it says anything."""
+def _text(node: ast.expr, words: Mapping[str, str]) -> Iterator[str]:
+    """The text of a string with holes, if it says anything. A constant is no hole."""
     if isinstance(node, ast.Constant):
         parts = [str(node.value)] if isinstance(node.value, str) else []
     elif isinstance(node, ast.JoinedStr):
-        parts = [str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values]
+        parts = [_part(part, words) for part in node.values]
     else:
         parts = []
     text = re.sub(rf"{HOLE}(\s*{HOLE})+", HOLE, "".join(parts))
     if len(text.replace(HOLE, "").split()) > 2:
         yield text
+
+
+def _part(part: ast.expr, words: Mapping[str, str]) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    return words.get(getattr(getattr(part, "value", None), "id", ""), HOLE)
 
 
 def _group(path: str) -> str:

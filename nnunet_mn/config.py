@@ -95,8 +95,9 @@ class MNConfig:
             paper. With `add` they go through the networks after the labeled ones, in the same optimizer step.
         guidance: what grows as the learning rate decays: the `number` of unlabeled samples, or their `weight` in the
             loss (only with `add`). With `weight` their number is half the planned batch.
-        unlabeled_weight: only with `add`: the weight that as many unlabeled samples as labeled ones have in the loss,
-            beside 1 for the labeled ones. None: 1 with up to 8 labeled cases, with more the square of 8 / their number.
+        unlabeled_weight: only with `add`: the weight of the unlabeled samples' loss when there are as many of them as
+            labeled samples, whose loss has weight 1. With fewer it is proportionally smaller. None: 1 with up to 8
+            labeled cases, with more the square of 8 / their number.
         rounding: how the unlabeled share becomes a number of samples: `floor` is the paper's code, `diffusion` carries
             the error to the next batch, and `auto` is `floor` for batches of four and more, else `diffusion`.
         supervised_fraction: share of the iterations with labeled samples only, at the start.

@@ -360,10 +360,10 @@ def test_command_says_what_is_wrong_in_one_line(train: Any, tmp_path: Path) -> N
     assert done.stderr.startswith(f"accuracy.py: {sentence}")
 
 
-def test_readme_and_page_quote_the_records() -> None:
+def test_evidence_and_page_quote_the_records() -> None:
     found = records.read(accuracy.RECORDS)
-    section = accuracy.README.read_text(encoding="utf-8").split(accuracy.BEGIN)[1].split(accuracy.END)[0]
-    assert section.strip() == accuracy.readme_section(found)
+    section = accuracy.EVIDENCE.read_text(encoding="utf-8").split(accuracy.BEGIN)[1].split(accuracy.END)[0]
+    assert section.strip() == accuracy.summary(found)
     page = (accuracy.RESULTS / "accuracy.md").read_text(encoding="utf-8")
     assert page == accuracy.report(found)
     pictures = re.findall(r"accuracy_\d+\.png", page)
@@ -382,10 +382,10 @@ def test_a_training_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> 
         runs.note_settings(tmp_path, MNConfig())
 
 
-def test_readme_quotes_the_scale_at_which_ours_was_trained_most() -> None:
+def test_evidence_quotes_the_scale_at_which_ours_was_trained_most() -> None:
     shorter = [replace(record(name), scale=workspace.scale_key(SCALE)) for name in ("mn", "nnunet")]
     longer = replace(shorter[1], updates=1600)
-    assert accuracy.readme_section([longer, *shorter]).startswith("Dataset004_Hippocampus: 600 updates")
+    assert accuracy.summary([longer, *shorter]).startswith("Dataset004_Hippocampus: 600 updates")
 
 
 def test_the_page_on_choices_says_which_ablations_were_trained_and_with_what_result() -> None:
@@ -407,12 +407,14 @@ def test_the_page_on_choices_says_which_ablations_were_trained_and_with_what_res
         difference = tables.paired_difference([r for r in here if r.method == name], base, "report")
         assert difference is not None
         better |= {name} if difference.verdict == "better" else set()
-    assert better == set(re.findall(r"^- better than `[\w-]+` .*`(mn-[\w-]+)`", page, re.MULTILINE))
+    said = re.findall(r"^- better than `[\w-]+` (.*)", page, re.MULTILINE)
+    assert better == {name for line in said for name in re.findall(r"`(mn-[\w-]+)`", line)}
 
 
 def _tables_of_the_pages() -> list[list[list[str]]]:
     pages = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("evidence.md", "choices.md"))
-    found = re.findall(r"(?:^ *\|.*\n)+", pages, re.MULTILINE)
+    written = re.compile(f"{accuracy.BEGIN}.*{accuracy.END}", re.DOTALL)  # its own test compares it
+    found = re.findall(r"(?:^ *\|.*\n)+", written.sub("", pages), re.MULTILINE)
     return [[[cell.strip() for cell in row.strip()[1:-1].split("|")] for row in table.splitlines()] for table in found]
 
 
