@@ -5,6 +5,7 @@ from functools import partial
 
 from evidence.workspace import CONFIGURATION, CONFIGURATION_2D
 
+from nnunet_mn.bridge.model_folders import BASELINE_TRAINER as _LABELED_ONLY
 from nnunet_mn.errors import MNError
 
 
@@ -54,7 +55,6 @@ JOINT = "joint"
 STUDENT = "student"
 _STOCK = {"optimizer_3d": "sgd", "lr_3d": "none"}  # whatever rate the benchmark gives AdamW
 _ADAMW = {"optimizer_3d": "adamw"}
-_LABELED_ONLY = "nnUNetTrainerMNLabeledOnly"
 _MN = "nnUNetTrainerMN"
 _STUDENT = "nnUNetTrainerMNStudent"
 _MN_SQUARED = "nnUNetTrainerMNSquaredDice"
@@ -98,7 +98,7 @@ _ALL = (
     Method(
         name="nnunet-adamw-equal-time",
         trainer=_LABELED_ONLY,
-        text="`nnunet-adamw` with four times the updates, the time of `mn` at these sizes on a CPU",
+        text="`nnunet-adamw` with four times the updates: about the time of `mn` on hippocampus MRI",
         settings=_ADAMW,
         length=4,
     ),
@@ -122,12 +122,6 @@ _ALL = (
         text=f"`{FAIR_BASELINE}` and `nnunet-2d` together, by `nnUNetv2_ensemble`",
         settings=_ADAMW,
         ensemble_of=(FAIR_BASELINE, "nnunet-2d"),
-    ),
-    Method(
-        name="nnunet-copy-paste",
-        trainer="nnUNetTrainerCopyPaste",
-        text="`nnunet-adamw` with a box of another labeled sample in each, to tell copy-paste's share",
-        settings=_ADAMW,
     ),
     Method(
         name="nnunet-upper",

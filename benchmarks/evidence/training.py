@@ -10,11 +10,9 @@ from evidence.runs import Run, note_settings
 from evidence.workspace import CONFIGURATION_2D, Workspace
 from filelock import FileLock
 
-from nnunet_mn.bridge.model_folders import CHECKPOINT
+from nnunet_mn.bridge.model_folders import BASELINE_TRAINER, CHECKPOINT
 from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.errors import MNError
-
-LIKE_STOCK = ("nnUNetTrainerMNLabeledOnly", "nnUNetTrainerCopyPaste")  # a signal ends them; M&N saves its state first
 
 
 class OutOfTimeError(MNError):
@@ -61,7 +59,7 @@ def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], Non
         if stopped or epoch_begun(line) is None or time.monotonic() < until:
             return None  # at the beginning of an epoch nnU-Net writes no checkpoint: none is cut off
         stopped = True
-        return signal.SIGINT if run.method.trainer in LIKE_STOCK else signal.SIGTERM
+        return signal.SIGINT if run.method.trainer == BASELINE_TRAINER else signal.SIGTERM  # M&N saves its state
 
     try:
         run_stock(command, environment=environment, log=space.log(run.name), on_line=follow_until)

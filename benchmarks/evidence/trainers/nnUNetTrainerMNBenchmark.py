@@ -1,4 +1,4 @@
-"""Trainers for the benchmark alone: M&N with one thing changed, a mean teacher, copy-paste.
+"""Trainers for the benchmark alone: M&N with one thing changed, and a mean teacher.
 
 nnU-Net finds them through `nnUNet_extTrainer`; like all trainers there, they live in one file.
 """
@@ -7,11 +7,10 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nnunet_mn.bridge.training import assembly
 from nnunet_mn.cotraining import CoTrainer
@@ -23,7 +22,6 @@ from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
 from nnunet_mn.trainers.nnUNetTrainerMN import (
     nnUNetTrainerMN,
     nnUNetTrainerMNJoint,
-    nnUNetTrainerMNLabeledOnly,
     nnUNetTrainerMNStudent,
 )
 
@@ -89,12 +87,6 @@ class nnUNetTrainerMNMeanOfLogits(nnUNetTrainerMNTeacher):
     """Both networks' mean pseudo-mask is the mean of their logits, made into probabilities."""
 
     teacher = MeanOfLogits
-
-
-class nnUNetTrainerMNMovingAverage(nnUNetTrainerMNTeacher):
-    """A slow copy of both networks teaches."""
-
-    teacher = MovingAverage
 
 
 # ---- losses and schedules --------------------------------------------------------------------------------------------
@@ -218,74 +210,6 @@ class nnUNetTrainerMNTwo3D(nnUNetTrainerMN):
             nn.init.kaiming_normal_(module.weight, a=1e-2)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-# ---- copy-paste ------------------------------------------------------------------------------------------------------
-
-SHORTEST, LONGEST = 0.3, 0.7  # of a box's edge, as a share of the volume's: 3 to 34 % of its voxels
-
-
-class Paste(NamedTuple):
-    """A piece of a labeled sample to cover a part of an unlabeled one.
-
-    Args:
-        source: index of the labeled sample.
-        box: the same place in both, as slices along D, H and W.
-    """
-
-    source: int
-    box: tuple[slice, ...]
-
-
-def draw_pastes(n_labeled: int, n_unlabeled: int, size: Sequence[int], generator: torch.Generator) -> list[Paste]:
-    """One paste for each unlabeled sample; none without labeled samples.
-
-    Args:
-        n_labeled, n_unlabeled: samples in the batch.
-        size: D, H, W of a volume, in voxels.
-        generator: draws sources and boxes.
-    """
-    if n_labeled == 0:
-        return []
-    return [
-        Paste(int(torch.randint(n_labeled, (), generator=generator)), _draw_box(size, generator))
-        for _ in range(n_unlabeled)
-    ]
-
-
-def _draw_box(size: Sequence[int], generator: torch.Generator) -> tuple[slice, ...]:
-    shares, places = torch.rand(2, len(size), generator=generator).tolist()
-    shares = [SHORTEST + (LONGEST - SHORTEST) * share for share in shares]
-    edges = [max(1, round(n * share)) for n, share in zip(size, shares, strict=True)]
-    starts = [int((n - edge + 1) * place) for n, edge, place in zip(size, edges, places, strict=True)]
-    return tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
-
-
-def paste(labeled: Tensor, unlabeled: Tensor, pastes: Sequence[Paste]) -> Tensor:
-    """Unlabeled samples `(n_u, C, D, H, W)`, each with its box of a labeled one `(n_l, C, D, H, W)`; a copy if any."""
-    if not pastes:
-        return unlabeled
-    mixed = unlabeled.clone()
-    for sample, (source, box) in zip(mixed, pastes, strict=True):
-        where = (slice(None), *box)
-        sample[where] = labeled[source][where]
-    return mixed
-
-
-class nnUNetTrainerCopyPaste(nnUNetTrainerMNLabeledOnly):
-    """Labeled samples alone, each with a box of another: the worth of copy-paste without unlabeled samples."""
-
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        volumes = batch["data"]
-        pastes = draw_pastes(len(volumes), len(volumes), volumes.shape[2:], torch.default_generator)
-        sources = [one.source for one in pastes]
-        shown = paste(torch.ones_like(volumes[:, :1]), torch.zeros_like(volumes[:, :1]), pastes)  # 1 in the boxes
-        mixed = [
-            torch.where(functional.interpolate(shown, target.shape[2:]) > 0, target[sources], target)
-            for target in batch["target"]
-        ]
-        step: dict[str, Any] = super().train_step({**batch, "data": paste(volumes, volumes, pastes), "target": mixed})
-        return step
 
 
 # ---- mean teacher ----------------------------------------------------------------------------------------------------
