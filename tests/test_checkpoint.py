@@ -1,6 +1,7 @@
 import errno
 import io
 import random
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -145,4 +146,7 @@ def test_an_optimizer_keeps_its_own_peak_rates_and_kernels_when_it_loads_a_state
 
 
 def test_a_checkpoint_without_an_optimizer_leaves_an_optimizer_alone() -> None:
-    keep_own_options(None, torch.optim.AdamW([torch.ones(1, requires_grad=True)]))
+    optimizer = torch.optim.AdamW([torch.ones(1, requires_grad=True)], fused=True)
+    before = deepcopy(optimizer.state_dict())
+    keep_own_options(None, optimizer)
+    assert optimizer.state_dict() == before

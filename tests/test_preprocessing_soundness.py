@@ -84,8 +84,11 @@ def test_unsound_cases_are_named_and_sound_ones_read_once(tmp_path: Path, monkey
         check_sound(folder, ["good"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")
 
 
-def test_sound_case_with_empty_boxes_is_read_whole(tmp_path: Path) -> None:
+def test_sound_case_with_empty_boxes_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.zeros((1, 128, 128, 128), np.float32)
     array[0, :8] = np.random.default_rng(0).normal(size=(8, 128, 128))
     save(tmp_path / "cases", "good", array)
+    fault_of_volume, read = soundness.fault_of_volume, []
+    monkeypatch.setattr(soundness, "fault_of_volume", lambda v, *more: read.append(v) or fault_of_volume(v, *more))
     check_sound(tmp_path / "cases", ["good"], Z_SCORE, unlabeled=tmp_path / "cases_unlabeled")
+    assert np.array_equal(read[-1], array)
