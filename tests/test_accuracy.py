@@ -396,7 +396,7 @@ def test_the_page_on_choices_says_which_ablations_were_trained_and_with_what_res
         for part in re.split("Trained at other|Only defined", page)
     )
     found = records.read(accuracy.RECORDS)
-    here = [r for r in found if r.updates == 800 and r.dataset == "Dataset004_Hippocampus"]
+    here = [r for r in _of_the_main_comparison() if r.dataset == "Dataset004_Hippocampus"]
     ablations = {name for name, method in methods.METHODS.items() if method.ablation_of is not None}
     assert trained == {r.method for r in here} & ablations
     assert elsewhere == {r.method for r in found} & ablations - trained
@@ -411,6 +411,12 @@ def test_the_page_on_choices_says_which_ablations_were_trained_and_with_what_res
     assert better == {name for line in said for name in re.findall(r"`(mn-[\w-]+)`", line)}
 
 
+def _of_the_main_comparison() -> list[records.Record]:
+    """Trainings of 800 updates with larger voxels than nnU-Net's."""
+    found = records.read(accuracy.RECORDS)
+    return [r for r in found if r.updates == 800 and not r.scale.startswith("1x1x1_")]
+
+
 def _tables_of_the_pages() -> list[list[list[str]]]:
     pages = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("evidence.md", "choices.md"))
     written = re.compile(f"{accuracy.BEGIN}.*{accuracy.END}", re.DOTALL)  # its own test compares it
@@ -419,7 +425,7 @@ def _tables_of_the_pages() -> list[list[list[str]]]:
 
 
 def test_differences_in_the_tables_of_the_pages_are_those_of_the_records() -> None:
-    found = [r for r in records.read(accuracy.RECORDS) if r.updates == 800]
+    found = _of_the_main_comparison()
     n_checked = 0
     for heading, _, *rows in _tables_of_the_pages():
         dataset = "Dataset005_LeftAtrium" if "left atrium" in heading[0] else "Dataset004_Hippocampus"
