@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-import torch._functorch.config
 from torch import Tensor, nn
+from torch._functorch import config
 
 from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.device import autocast_type, compile_anew, cpu_count, prepare_torch
@@ -184,7 +184,7 @@ def test_no_compiled_step_of_another_precision_is_taken_from_disk(
     monkeypatch: pytest.MonkeyPatch, version: str, kept: bool
 ) -> None:
     """With torch 2.12.1 a layer compiled under bf16, then under fp16, gave bf16 both times."""
-    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", True)
     monkeypatch.setattr(torch, "__version__", version)
-    compile_anew()
-    assert torch._functorch.config.enable_autograd_cache == kept
+    with config.patch(enable_autograd_cache=True):
+        compile_anew()
+        assert config.enable_autograd_cache == kept

@@ -22,10 +22,12 @@ from nnunet_mn.teaching import MeanOfBoth, MovingAverage, PseudoMasks, Teacher
 from nnunet_mn.trainers.nnUNetTrainerMN import (
     nnUNetTrainerMN,
     nnUNetTrainerMNJoint,
+    nnUNetTrainerMNLabeledOnly,
     nnUNetTrainerMNStudent,
 )
 
-__all__ = ["nnUNetTrainerMNJoint", "nnUNetTrainerMNStudent"]  # nnU-Net looks for these here, too
+# nnU-Net looks for these here, too.
+__all__ = ["nnUNetTrainerMNJoint", "nnUNetTrainerMNLabeledOnly", "nnUNetTrainerMNStudent"]
 
 
 class nnUNetTrainerMNRandom2D(nnUNetTrainerMN):
