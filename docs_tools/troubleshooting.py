@@ -101,14 +101,14 @@ def sentences() -> list[Sentence]:
 
 
 def _words(trees: Iterable[ast.Module]) -> dict[str, str]:
-    """The constants of all modules that are texts, by name. A name with two texts is left out."""
+    """The texts and numbers that all modules bind to a name. A name with two values is left out."""
     values: dict[str, set[str]] = {}
     for tree in trees:
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 for target in node.targets:
                     values.setdefault(getattr(target, "id", ""), set()).add(str(node.value.value))
-    return {name: next(iter(texts)) for name, texts in values.items() if len(texts) == 1}
+    return {name: next(iter(bound)) for name, bound in values.items() if len(bound) == 1}
 
 
 def texts(tree: ast.Module, words: Mapping[str, str]) -> Iterator[str]:

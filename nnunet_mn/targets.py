@@ -65,7 +65,7 @@ def combine(target: Tensor, pseudo_mask: Tensor, labels: LabelSpace) -> SoftTarg
     Args:
         target: the loader's masks of the whole batch, `(B, ...)`; those of unlabeled samples are not looked at.
         pseudo_mask: the teacher's probabilities for the unlabeled samples, `(n_u, K, ...)`, n_u from 0 to B. They
-            have the target's resolution, or a finer one: then they are brought down by average pooling.
+            have the target's resolution, or a multiple of it: then they are brought down by average pooling.
         labels: the dataset's labels.
 
     Returns:
