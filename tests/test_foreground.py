@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet_mn.bridge.training import foreground
+from nnunet_mn.bridge.training import foreground, whole_images
 from nnunet_mn.bridge.training.foreground import (
     NEVER,
     ForegroundLocations,
@@ -134,10 +134,9 @@ def test_only_an_image_that_fits_beside_the_training_is_predicted_on_the_card(
     monkeypatch: pytest.MonkeyPatch, free: int | None, fits: bool
 ) -> None:
     """nnU-Net goes back to main memory by itself, but its thread keeps the image on the card."""
-    monkeypatch.setattr(foreground, "free_bytes", lambda _: free)
-    card = torch.device("cuda")
-    found = foreground.fits_on_card((1, 10, 10, 5), [8, 8, 20], heads=3, device=card)  # of 2,000 voxels, 20 bytes each
-    assert found == fits
+    monkeypatch.setattr(whole_images, "free_bytes", lambda _: free)
+    shape, patch_size = (1, 10, 10, 5), [8, 8, 20]  # padded to 2,000 voxels, of 20 bytes each
+    assert whole_images.fits_on_card(shape, patch_size, heads=3, device=torch.device("cuda")) == fits
 
 
 def test_locations_are_foreground_voxels_under_nnunets_keys(locations: ForegroundLocations) -> None:

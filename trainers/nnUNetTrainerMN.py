@@ -51,6 +51,7 @@ from nnunet_mn.bridge.training.join import join, joined_plans
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans
 from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
+from nnunet_mn.bridge.training.whole_images import sliding_window
 from nnunet_mn.bridge.versions import check_nnunet_version
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
@@ -839,7 +840,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         if not self._stores_masks:
             return None
         masks = StoredMasks(Path(self.output_folder), self.teacher_hash)
-        predict = foreground.sliding_window(self, self.joint)
+        predict = sliding_window(self, self.joint)
         n = store(
             masks, self.unlabeled_cases, lambda image: to_labels(predict(image), self.label_manager), ranks=self.ranks
         )

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
@@ -23,8 +22,8 @@ from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.preprocessed import Cases, reading
 from nnunet_mn.bridge.files import write_arrays
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
+from nnunet_mn.bridge.training.whole_images import sliding_window
 from nnunet_mn.errors import MNError
-from nnunet_mn.memory import free_bytes
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import REFRESHES
 
@@ -33,7 +32,6 @@ FEWEST_CASES, MOST_CASES = 8, 500  # predicted at one refresh, drawn anew each t
 TIME_SHARE = 0.02  # of a training, for all its refreshes
 # An iteration costs this many forward passes of a patch for each sample: forward and backward of both networks.
 PASSES_PER_SAMPLE = 6
-SHARE_OF_FREE_MEMORY = 0.5  # for a whole image; the windows and other processes take their part
 NEVER = -1
 
 
@@ -224,48 +222,6 @@ def affordable_cases(cases: Cases, *, patch_size: Sequence[int], iterations: int
     steps = np.ceil(2 * (np.asarray(shapes) / np.asarray(patch_size) - 1)).clip(0) + 1  # by half a patch
     windows = TIME_SHARE / REFRESHES * iterations * batch_size * PASSES_PER_SAMPLE
     return int(np.clip(windows / steps.prod(1).mean(), FEWEST_CASES, MOST_CASES))
-
-
-def sliding_window(trainer: Any, network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """nnU-Net's own prediction of a whole image by the network in training, without mirroring.
-
-    A large image is kept in main memory. nnU-Net would try the card first, and its thread that cuts windows would then
-    hold the image on the card until the end of the training.
-    """
-    predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=False, device=trainer.device, allow_tqdm=False
-    )
-    predictor.manual_initialization(
-        network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json,
-        type(trainer).__name__, None,
-    )  # fmt: skip
-    heads: int = predictor.label_manager.num_segmentation_heads
-
-    def predict(image: Tensor) -> Tensor:
-        predictor.perform_everything_on_device = fits_on_card(
-            image.shape, trainer.configuration_manager.patch_size, heads=heads, device=trainer.device
-        )
-        logits: Tensor = predictor.predict_sliding_window_return_logits(image)
-        return logits
-
-    return predict
-
-
-def fits_on_card(shape: Sequence[int], patch_size: Sequence[int], *, heads: int, device: torch.device) -> bool:
-    """Whether a CUDA card has room for all that nnU-Net keeps of an image while it predicts it.
-
-    Args:
-        shape: `(C, Z, Y, X)`.
-        patch_size: a smaller image is padded to it.
-        heads: channels of the logits.
-        device: where the network is.
-    """
-    free = free_bytes(device)
-    if free is None:
-        return False
-    image, sums, weights, labels = 4 * shape[0], 2 * heads, 2, 8  # bytes of a voxel
-    needed = int(np.maximum(shape[1:], patch_size).prod()) * (image + sums + weights + labels)
-    return needed <= SHARE_OF_FREE_MEMORY * free
 
 
 def refresh_from_trainer(trainer: Any, locations: ForegroundLocations, cases: Cases, *, position: int) -> None:
