@@ -110,6 +110,13 @@ _ALL = (
         length=2,
     ),
     Method(
+        name="nnunet-adamw-twelve-times-as-long",
+        trainer=_LABELED_ONLY,
+        text="`nnunet-adamw` with twelve times the updates: about the time of `mn-four-times-as-long`",
+        settings=_ADAMW,
+        length=12,
+    ),
+    Method(
         name="nnunet-2d",
         trainer=_LABELED_ONLY,
         text="nnU-Net's 2D configuration on the labeled cases, with the optimizer that M&N uses",
