@@ -1,5 +1,6 @@
 """The trainer through the functions that `nnUNetv2_train` calls, in this process."""
 
+import errno
 import hashlib
 import inspect
 import json
@@ -369,6 +370,28 @@ def test_the_end_of_a_finished_training_is_kept_when_it_gets_one_epoch_more(
     kept = Path(longer.output_folder) / "before_restart_1" / "checkpoint_final.pth"
     assert kept.read_bytes() == (Path(finished.output_folder) / "checkpoint_final.pth").read_bytes()
     assert _checkpoint(longer)["current_epoch"] == finished.num_epochs + 1
+
+
+def test_a_finished_training_stays_in_place_when_the_end_of_its_extension_cannot_be_written(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings.adopt(finished)
+    longer = trainings.trainer(planned_dataset(), go_on=True, epochs=finished.num_epochs + 1)
+    written = torch.save
+
+    def full(content: Any, file: Any) -> None:
+        if "checkpoint_final" in getattr(file, "name", ""):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(content, file)
+
+    with monkeypatch.context() as disk, pytest.raises(MNError, match="the previous one is whole"):
+        disk.setattr(torch, "save", full)
+        longer.run_training()
+    before, left = (Path(one.output_folder) for one in (finished, longer))
+    assert not list(left.glob("before_restart_*"))
+    assert (left / "checkpoint_final.pth").read_bytes() == (before / "checkpoint_final.pth").read_bytes()
+    again = trainings.trainer(planned_dataset(), go_on=True, epochs=finished.num_epochs + 1)
+    assert again.current_epoch == finished.num_epochs
 
 
 @pytest.mark.parametrize("fields", [{"lr_3d": 0.02}, {"epochs": 1}])

@@ -553,14 +553,14 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         if final and path.exists() and not self.has_learned:
             self.print_to_log_file(f"the training had ended before: {path} stays as it is")
             return
-        # A finished training may have got more epochs. Its end is kept, and --c must not go back to it.
-        earlier_end = (CHECKPOINT, checkpoint.VALIDATION)
-        kept = checkpoint.keep_earlier(path.parent, earlier_end) if final else None
         mn = {**state.mn_state(self), **self._own_state(with_optimizer=not final)}
-        checkpoint.save(super().save_checkpoint, path, mn=mn)
+        checkpoint.save(super().save_checkpoint, path, mn=mn, before=self._keep_earlier_end if final else None)
         if path.name == LATEST:
-            kept = checkpoint.keep_earlier(path.parent, earlier_end)
-        if kept:
+            self._keep_earlier_end()
+
+    def _keep_earlier_end(self) -> None:
+        """A finished training may have got more epochs. Its end is kept, and `--c` must not go back to it."""
+        if kept := checkpoint.keep_earlier(Path(self.output_folder), checkpoint.OF_THE_END):
             self.print_to_log_file(f"what the finished training left is kept in {kept}")
 
     def _save_latest(self, *, epochs_done: int) -> None:

@@ -91,13 +91,20 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     replace_whole(file, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]  # numpy's types expect allow_pickle
 
 
-def replace_whole(file: Path, write: Callable[[BinaryIO], object], *, mode: int | None = None) -> None:
+def replace_whole(
+    file: Path,
+    write: Callable[[BinaryIO], object],
+    *,
+    mode: int | None = None,
+    before: Callable[[], object] | None = None,
+) -> None:
     """Write a file in the same way.
 
     Args:
         file: in an existing folder.
         write: puts the content into a stream.
         mode: permission bits; None: those of any new file here.
+        before: called when the new file is whole on the disk, before it takes its place.
     """
     temporary = file.with_name(f".{file.name}.{uuid4().hex}.tmp")  # containers that share a disk have equal process ids
     try:
@@ -107,6 +114,8 @@ def replace_whole(file: Path, write: Callable[[BinaryIO], object], *, mode: int 
             os.fsync(stream.fileno())
         if mode is not None:
             temporary.chmod(mode)
+        if before is not None:
+            before()
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mn.bridge.files import replace_whole
-from nnunet_mn.bridge.model_folders import CHECKPOINTS
+from nnunet_mn.bridge.model_folders import CHECKPOINT, CHECKPOINTS
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
 VALIDATION, REPORT = "validation", "report"  # folders beside the checkpoints
+OF_THE_END = (CHECKPOINT, VALIDATION, REPORT)  # what a finished training leaves
 _KEPT = "before_restart_"
 
 
-def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[str, Any]) -> None:
+def save(
+    write_stock: Callable[[io.BytesIO], None],
+    path: Path,
+    *,
+    mn: Mapping[str, Any],
+    before: Callable[[], object] | None = None,
+) -> None:
     """Write a stock checkpoint with the key `mn`. Stock nnU-Net alone can predict from it.
 
     The network is the plans' own. Hence `trainer_name` may be the built-in trainer's (nnU-Net's guide to sharing
@@ -32,6 +39,7 @@ def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[s
         write_stock: nnU-Net's own saving.
         path: the file. A temporary one beside it is flushed to disk and then takes its place.
         mn: M&N's own state (`state.mn_state`).
+        before: called when the temporary file is whole, before it takes its place.
 
     Raises:
         MNError: if the file cannot be written; the previous one stays.
@@ -41,12 +49,8 @@ def save(write_stock: Callable[[io.BytesIO], None], path: Path, *, mn: Mapping[s
     stock.seek(0)
     checkpoint = torch.load(stock, map_location="cpu", weights_only=False)  # of this process, not from a file
     checkpoint |= {"trainer_name": STOCK_TRAINER, "mn": dict(mn)}
-    _replace(checkpoint, path)
-
-
-def _replace(checkpoint: Mapping[str, Any], path: Path) -> None:
     try:
-        replace_whole(path, lambda stream: torch.save(checkpoint, stream))
+        replace_whole(path, lambda stream: torch.save(checkpoint, stream), before=before)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
         told = f"the checkpoint {path} could not be written ({_reason(error)})"
         if not any(path.with_name(name).exists() for name in CHECKPOINTS):
