@@ -152,6 +152,22 @@ def test_a_written_split_trains_on_the_chosen_cases_too(tiny_dataset) -> None:
     assert "kept the previous file" in run(dataset, "-n", "1", "--write", "--force").stderr
 
 
+def test_cases_whose_images_are_gone_stay_in_the_written_split(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_labeled=2, n_val=1, n_unlabeled=3)
+    (labeled, left), (unlabeled, *_) = dataset.labeled, dataset.unlabeled
+    file = dataset.raw / "splits_final.json"
+    file.write_text(json.dumps([{"train": [labeled, left], "val": [*dataset.val], "unlabeled": [*dataset.unlabeled]}]))
+    for case in (labeled, unlabeled):
+        (dataset.raw / f"imagesTr/{case}_0000.nii.gz").unlink()
+    names = chosen(dataset, "-n", "1", "--write")
+    (split,) = json.loads((dataset.preprocessed / "splits_final.json").read_text())
+    assert split["train"] == sorted([labeled, left, *names])
+    assert unlabeled in split["unlabeled"]
+    chosen(dataset, "-n", "1", "--ignore-labels", "--write", "--force")
+    (split,) = json.loads((dataset.preprocessed / "splits_final.json").read_text())
+    assert len(split["train"]) == 1
+
+
 def test_cases_that_were_chosen_before_are_not_suggested_again_while_they_wait_for_labels(bare) -> None:
     result = run(bare, "-n", "3", "--json", "--write")
     before = {case["case"] for case in json.loads(result.stdout)}

@@ -24,6 +24,7 @@ class Candidates:
         splits: of the split file. None: there is none.
         unlabeled: cases that can be suggested, with their images.
         labeled: cases to train on, with their images. Some may wait for their labels.
+        train: names of all cases to train on, also of those whose images are not here.
         warnings: for the user.
     """
 
@@ -31,6 +32,7 @@ class Candidates:
     splits: list[Split] | None
     unlabeled: Images
     labeled: Images
+    train: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -61,11 +63,10 @@ def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool =
     train, val = listed_split(splits, fold, sorted(with_label))
     held_out = set(val).difference(train)
     images = {**of_folder, **{name: raw.of_training_case(name) or () for name in raw.training_cases}}
-    labeled = images.keys() & set(train)
     if ignore_labels:
-        labeled, unlabeled = set(), images.keys() - held_out
+        train, unlabeled = [], images.keys() - held_out
     else:
-        unlabeled = images.keys() - held_out - labeled - with_label.difference(listed_unlabeled(splits, fold))
+        unlabeled = images.keys() - held_out - set(train) - with_label.difference(listed_unlabeled(splits, fold))
     if not unlabeled:
         raise MNError(
             f"every case of {raw.folder} has a label or is for validation, and none is left to suggest; put images "
@@ -75,7 +76,8 @@ def find_candidates(folders: DatasetFolders, *, fold: int, ignore_labels: bool =
         description=raw.description,
         splits=splits,
         unlabeled=_only(images, unlabeled),
-        labeled=_only(images, labeled),
+        labeled=_only(images, images.keys() & set(train)),
+        train=tuple(train),
         warnings=(*warnings, *more),
     )
 

@@ -89,7 +89,7 @@ def write_chosen(
 def with_chosen(candidates: Candidates, chosen: list[str], *, fold: int) -> list[Split]:
     """The splits once the chosen cases have labels: they are trained on in this fold. Other folds stay as they are.
 
-    Only cases in imagesTr are listed as unlabeled. Those in imagesUn are found there.
+    Cases whose images are not here stay in the fold's lists. Those in imagesUn need no list: they are found there.
 
     Args:
         candidates: from `find_candidates`.
@@ -99,6 +99,7 @@ def with_chosen(candidates: Candidates, chosen: list[str], *, fold: int) -> list
     splits = [dict(entry) for entry in candidates.splits or [{"train": [], "val": [], "unlabeled": []}]]
     entry = splits[fold if candidates.splits else 0]
     inside = {name for name, images in candidates.images.items() if images[0].parent.name != IMAGES_UN.name}
-    entry["train"] = sorted({*candidates.labeled, *chosen})
-    entry["unlabeled"] = sorted((inside & candidates.unlabeled.keys()) - set(chosen))
+    listed_elsewhere = set(entry["unlabeled"]) - candidates.images.keys()
+    entry["train"] = sorted({*candidates.train, *chosen})
+    entry["unlabeled"] = sorted((inside & candidates.unlabeled.keys() | listed_elsewhere) - set(chosen))
     return splits
