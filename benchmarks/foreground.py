@@ -24,8 +24,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.stock_commands import run_stock
-from nnunet_mn.bridge.training.foreground import ForegroundLocations, refresh
+from nnunet_mn.bridge.training.foreground import refresh
 from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
+from nnunet_mn.bridge.training.locations import ForegroundLocations
 from nnunet_mn.sandbox.small_plans import small_plans
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 

@@ -4,6 +4,7 @@ Each command imports its modules when it runs: `nnunet-mn --help` must not wait 
 """
 
 import itertools
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -264,7 +265,7 @@ def export(
 
     folds = export_model(model_folder, output)
     typer.echo(f"wrote {output} ({', '.join(folds)}), and its model card beside it")
-    typer.echo(f"install it with: nnUNetv2_install_pretrained_model_from_zip {output}")
+    typer.echo(f"install it with: nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(output))}")
 
 
 @app.command(epilog="Example: nnunet-mn join -d 4 -c 3d_fullres -f 0 1 2 3 4")
@@ -286,8 +287,9 @@ def join(
     folders = ModelFolders(dataset=results_of(dataset), trainer=trainer, plans=plans, configuration=configuration)
     chosen = [*folds, *(more_folds or ())]
     joint = join_folds(folders, chosen, weight_2d=weight_2d, force=force)
+    which = f"fold{'s' * (len(chosen) > 1)} {', '.join(chosen)}"
     typer.echo(
-        f"wrote {joint} (folds {', '.join(chosen)}); predict with: nnUNetv2_predict -tr {joint.name.split('__')[0]} "
+        f"wrote {joint} ({which}); predict with: nnUNetv2_predict -tr {joint.name.split('__')[0]} "
         f"-p {plans} -d {dataset} -c {configuration} -f {' '.join(chosen)} -i IN -o OUT"
     )
 

@@ -92,10 +92,12 @@ def run_demo(out: Path, *, seed: int, quick: bool, report: bool = True) -> DemoR
     print_table(results_table(result), console)
     console.print(verdict(result), highlight=False)
     console.print(
-        f"{result.seconds:.0f} s in all. Numbers: {out / 'demo.json'}  picture: {out / 'demo.png'}", soft_wrap=True
+        f"{result.seconds:.0f} s in all. Numbers: {out / 'demo.json'}  picture: {out / 'demo.png'}",
+        soft_wrap=True,
+        markup=False,  # folders may hold brackets
     )
     if report:
-        console.print(f"Open this page in a browser: {out / 'report' / 'report.html'}", soft_wrap=True)
+        console.print(f"Open this page in a browser: {out / 'report' / 'report.html'}", soft_wrap=True, markup=False)
     return result
 
 

@@ -48,7 +48,7 @@ class SoftTargetLoss:
             prediction = logits.sigmoid()
         else:
             log_prediction = logits.log_softmax(1)
-            divergence = -(target.values * log_prediction) - _entropy_terms(target.values)
+            divergence = -(target.values * log_prediction) - torch.special.entr(target.values)
             prediction = log_prediction.exp()
         return self._mean(divergence, target.mask) - self._dice(prediction, target)
 
@@ -103,10 +103,6 @@ class DeepSupervisionLoss:
         return torch.stack(terms).sum()
 
 
-def _entropy_terms(probabilities: Tensor) -> Tensor:
-    """`-p log p`, 0 for p = 0; subtracted from the cross entropy it leaves the divergence."""
-    return -torch.xlogy(probabilities, probabilities)
-
-
 def _binary_entropy(probabilities: Tensor) -> Tensor:
-    return _entropy_terms(probabilities) + _entropy_terms(1 - probabilities)
+    entropy: Tensor = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    return entropy

@@ -60,6 +60,10 @@ class Ranks:
         """Whether the flag is set on at least one rank."""
         return self.total_number(int(flag)) > 0
 
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        self.any(False)
+
     def total_number(self, value: float) -> float:
         """The sum of a number over all ranks. The host waits for it."""
         return value if self.group is None else float(self._sum(value))

@@ -131,7 +131,7 @@ class MovingAverage(MeanOfBoth):
     def follow(self) -> None:
         """Move the slow weights towards the students'."""
         self.steps += 1
-        step = 1 - min(1 - 1 / (self.steps + 1), self.decay)
+        step = max(1 / (self.steps + 1), 1 - self.decay)
         for slow, fast in zip((self.network_3d, self.network_2d), self.students, strict=True):
             state = fast.state_dict()
             for name, value in slow.state_dict().items():

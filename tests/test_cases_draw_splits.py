@@ -109,6 +109,14 @@ def test_every_replaced_file_is_kept(dataset: DatasetFolders) -> None:
     assert [json.loads(backup.read_text()) for backup in backups[1:] if backup] == versions[:2]
 
 
+def test_a_file_that_is_no_text_is_kept_too(dataset: DatasetFolders) -> None:
+    file, _ = write_splits(dataset, SPLITS, force=False)
+    file.write_bytes(b"\xff\xfe")
+    _, backup = write_splits(dataset, SPLITS, force=True)
+    assert backup is not None
+    assert backup.read_bytes() == b"\xff\xfe"
+
+
 def test_full_disk_keeps_the_old_file(dataset: DatasetFolders, monkeypatch) -> None:
     file, _ = write_splits(dataset, SPLITS, force=False)
 

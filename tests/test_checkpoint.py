@@ -40,6 +40,7 @@ def _stock_bytes() -> bytes:
 def test_what_earlier_trainings_left_is_kept_in_a_folder_of_each(tmp_path: Path) -> None:
     (tmp_path / "progress.png").write_bytes(b"picture")
     (tmp_path / "validation").mkdir()
+    (tmp_path / "foreground_epoch_0125_iteration_0000.npz").write_bytes(b"locations")
     assert keep_earlier(tmp_path) is None
     (tmp_path / "checkpoint_latest.pth").write_bytes(b"epoch 900")
     assert keep_earlier(tmp_path) == tmp_path / "before_restart_1"
@@ -48,6 +49,7 @@ def test_what_earlier_trainings_left_is_kept_in_a_folder_of_each(tmp_path: Path)
     assert keep_earlier(tmp_path) == tmp_path / "before_restart_2"
     assert (tmp_path / "before_restart_1/checkpoint_latest.pth").read_bytes() == b"epoch 900"
     assert (tmp_path / "before_restart_1/validation").is_dir()
+    assert (tmp_path / "before_restart_1/foreground_epoch_0125_iteration_0000.npz").is_file()
     assert len(list((tmp_path / "before_restart_2").iterdir())) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"progress.png", "before_restart_1", "before_restart_2"}
 

@@ -236,7 +236,7 @@ def test_healthy_dataset_is_counted(planned_dataset) -> None:
     [
         ("nnUNetPlans", "3d_cascade_fullres", "have no configuration '3d_cascade_fullres'"),
         ("nnUNetPlans", "2d", "use 3d_fullres or 3d_lowres"),
-        ("nnUNetMNPlans", "3d_fullres", "3d_fullres -pl MNPlanner', or name plans that are there with -p: nnUNetPlans"),
+        ("nnUNetMNPlans", "3d_fullres", "3d_fullres -pl MNPlanner -fpe MNFingerprintExtractor', or name plans that"),
         ("OtherPlans", "3d_fullres", "3d_fullres -pl PLANNER -overwrite_plans_name OtherPlans', or name plans"),
     ],
 )

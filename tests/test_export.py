@@ -141,6 +141,12 @@ def test_model_without_validation_is_refused_and_leaves_no_file(model: Path, tmp
     assert {file.name for file in tmp_path.iterdir()} == {model.parent.name}
 
 
+def test_a_missing_file_that_no_validation_writes_is_to_be_put_back(model: Path, tmp_path: Path) -> None:
+    (model / "dataset_fingerprint.json").unlink()
+    with pytest.raises(MNError, match=r"fingerprint\.json is missing; put back the file that the training wrote"):
+        export_model(model, tmp_path / "model.zip")
+
+
 def test_stock_model_is_refused(model: Path, tmp_path: Path) -> None:
     checkpoint = load(model / "fold_0" / CHECKPOINT)
     del checkpoint["mn"]

@@ -12,14 +12,9 @@ import torch
 from torch import Tensor
 
 from nnunet_mn.bridge.training import foreground, whole_images
-from nnunet_mn.bridge.training.foreground import (
-    NEVER,
-    ForegroundLocations,
-    affordable_cases,
-    refresh,
-    take_from_masks,
-)
+from nnunet_mn.bridge.training.foreground import affordable_cases, refresh, take_from_masks
 from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
+from nnunet_mn.bridge.training.locations import NEVER, ForegroundLocations
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
 from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import Ranks
@@ -148,8 +143,9 @@ def test_locations_are_foreground_voxels_under_nnunets_keys(locations: Foregroun
     assert sorted(map(tuple, found[2][:, 1:])) == sorted(map(tuple, np.argwhere(mask)))
     assert (found[2][:, 0] == 0).all()
     assert locations.of("empty") == {}
-    assert "2 unlabeled cases" in line
-    assert "1 of them show none" in line
+    assert "looked for foreground in 2 of 2 unlabeled cases" in line
+    assert "; none was found in 1 of them, whose crops stay random" in line
+    assert "none was found" not in _refresh(locations, "a")
 
 
 class Gone(Volumes):
@@ -181,6 +177,18 @@ def test_regions_overlap(tmp_path: Path) -> None:
     both = lambda image: torch.stack([image[0], image[0]]) - 0.5  # noqa: E731
     refresh(locations, Volumes("a"), both, position=0, regions=True, seed=0, stop=lambda: False)
     assert {key: len(voxels) for key, voxels in locations.of("a").items()} == {(1, 2): 4, 2: 4}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a bad archive open
+@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_a_lost_or_damaged_file_of_locations_is_named(locations: ForegroundLocations, content: bytes | None) -> None:
+    _refresh(locations, "a", position=20)
+    (file,) = locations.folder.iterdir()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(MNError, match=rf"{file.name} cannot be read .*: delete the file and continue with --c"):
+        locations.of("a")
 
 
 def test_few_voxels_of_many_are_kept(locations: ForegroundLocations) -> None:

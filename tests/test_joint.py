@@ -527,8 +527,15 @@ def test_a_joint_model_is_not_validated_on_cases_of_its_training(
             trainer.do_split()
 
 
+def test_a_joint_model_is_refused_on_several_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(MNError, match=r"nnUNetTrainerMNJoint runs on one GPU, but -num_gpus is 2: leave out -num_gpus"):
+        nnUNetTrainerMNJoint({}, "3d_fullres", 0, {}, torch.device("cpu"))
+
+
 def test_nnunet_does_not_compile_a_joint_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its slices would become one graph of thousands of nodes."""
+    """Most of its work is the 2D network's, which is never compiled."""
     monkeypatch.delenv("nnUNet_compile", raising=False)
     on_a_card = SimpleNamespace(device=torch.device("cuda"), print_to_log_file=print)
     assert nnUNetTrainer._do_i_compile(on_a_card)  # type: ignore[arg-type]

@@ -127,6 +127,19 @@ def test_it_can_be_compiled(make: Callable[..., Joint]) -> None:
         assert torch.allclose(torch.compile(joint, backend="eager")(volume), expected, atol=1e-4)
 
 
+def test_the_2d_network_is_left_out_of_compiled_code(make: Callable[..., Joint]) -> None:
+    graphs: list[str] = []
+
+    def note(graph: Any, _: Any) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    with torch.no_grad():
+        torch.compile(make(axes=(0, 1, 2)), backend=note)(torch.randn(1, 2, 8, 8, 8))
+    assert any("conv3d" in code for code in graphs)
+    assert not any("conv2d" in code for code in graphs)
+
+
 def test_a_missing_class_of_the_3d_network_is_named(make: Callable[..., Joint]) -> None:
     with pytest.raises(MNError, match=r"'no_such_package\.Net' as a part of the 3D network"):
         make(network_3d={**UNET, "network_class_name": "no_such_package.Net"})

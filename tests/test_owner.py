@@ -68,6 +68,19 @@ def test_a_later_process_of_the_same_number_is_another_one(tmp_path: Path, other
     assert is_taken_over(own(tmp_path, replace(other, began="1")))
 
 
+@pytest.mark.parametrize(("began", "runs"), [("1", False), ("", True), (None, True)])
+def test_a_process_of_another_user_is_told_from_a_later_one(
+    other: Owner, monkeypatch: pytest.MonkeyPatch, began: str | None, runs: bool
+) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    if began is not None:  # empty: the system does not say it
+        monkeypatch.setattr(owner, "_began", lambda _: began)
+    assert owner._runs(other.pid, other.began) is runs
+
+
 def test_a_process_from_before_the_machine_restarted_is_dead(tmp_path: Path, other: Owner) -> None:
     assert is_taken_over(own(tmp_path, replace(other, boot="earlier")))
 

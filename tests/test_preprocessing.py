@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_mn.bridge.cases import images
 from nnunet_mn.bridge.cases.dataset import DatasetFolders, unlabeled_folder
+from nnunet_mn.bridge.cases.images import BadImageError
 from nnunet_mn.bridge.cases.manifest import ImageFile, Manifest, Record, Voxels, append, hash_file
 from nnunet_mn.bridge.cases.planned import PlannedDataset
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
@@ -385,6 +387,13 @@ def test_a_bad_image_is_named_and_the_others_are_kept(bench: Bench, volume_tools
     check_bad(bench, bad, "bad_0000.nii.gz")
 
 
+def test_nan_in_any_channel_of_one_file_is_found() -> None:
+    data = np.ones((2, 4, 4, 4))
+    data[1, 0, 0, 0] = np.nan
+    with pytest.raises(BadImageError, match=r"a\.nrrd has 1 voxels that are NaN or infinite"):
+        images._check_voxels(data, {"spacing": (1, 1, 1)}, ["a.nrrd"], 2)
+
+
 def test_many_bad_images_stop_the_run_and_it_says_so(
     bench: Bench, volume_tools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,6 +530,17 @@ def test_color_image_is_named(bench: Bench, ending: str) -> None:
         bench.run([bad])
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_nifti_file_with_the_wrong_ending_is_read_as_stock_does(bench: Bench, ending: str) -> None:
+    other = ".nii" if ending == ".nii.gz" else ".nii.gz"
+    array = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
+    for name, values in (("good", array), ("bad", nan(array.copy()))):
+        case = bench.case(name, values, ending=other)
+        image = case.images[0].rename(bench.folder.with_name(f"{name}_0000{ending}"))
+        with nullcontext() if name == "good" else pytest.raises(BadImageError, match="1 voxels that are NaN"):
+            images.check_nifti(str(image))
+
+
 def test_what_was_skipped_once_stays_out_until_its_image_changes(bench: Bench, volume_tools: Any) -> None:
     array = volume_tools.make(9)[0][0]
     cases = [bench.cases[0], bench.case("bad", nan(array.copy()))]
@@ -580,6 +600,12 @@ def test_several_processes_do_the_same_work_and_name_a_bad_image(bench: Bench, v
 def test_a_killed_process_asks_for_fewer() -> None:
     with pytest.raises(MNError, match=r"one of 2 processes was killed.*; .* fewer of them, by a smaller -np$"):
         list(map_in_processes(signal.raise_signal, [signal.SIGKILL], processes=2, remedy="a smaller -np"))
+
+
+def test_processes_leave_an_interrupt_to_their_parent() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert list(map_in_processes(signal.getsignal, [signal.SIGINT], processes=2, remedy="")) == [signal.SIG_IGN]
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_one_process_means_this_one() -> None:

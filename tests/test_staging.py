@@ -35,6 +35,14 @@ with staging.staging_beside(target) as folder:
 """
 
 
+def test_a_name_as_long_as_file_systems_allow_has_a_staging_folder(tmp_path: Path) -> None:
+    target = tmp_path / ("ö" * 120 + ".nii.gz")
+    with staging_beside(target) as folder:
+        (folder / target.name).touch()
+        take_place(folder, target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     """A result that is there."""

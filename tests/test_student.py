@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.join import join
 from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
+from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.slices import SliceSampler
+from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMNStudent
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
 
@@ -250,6 +253,15 @@ def test_a_joint_model_of_an_earlier_training_is_refused(site: Any, train: Any) 
     code, output = train(site)
     assert code != 0
     assert f"is of another training than {file}; run 'nnunet-mn join --force'" in output.splitlines()[-1]
+
+
+def test_a_student_is_not_refused_for_settings_that_it_ignores() -> None:
+    planned = SimpleNamespace(batch_size=1, patch_size=(8, 8, 8), previous_stage_name=None)
+    for masks, fields in (("online", {"rounding": "floor"}), ("online", {"batch": "replace"}), ("stored", {})):
+        config = MNConfig(student_masks=masks, **fields)  # type: ignore[arg-type]
+        student: Any = SimpleNamespace(mn_config=config, _stores_masks=masks == "stored")
+        with nullcontext() if masks == "online" else pytest.raises(MNError, match="plans a batch of 1"):
+            nnUNetTrainerMNStudent.check_plans(student, "3d_fullres", planned)
 
 
 def test_a_teacher_of_another_configuration_is_refused(site: Any, train: Any) -> None:

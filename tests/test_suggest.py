@@ -24,7 +24,9 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.build import load_backbone
 from nnunet_mn.networks.description import describe
+from nnunet_mn.report.suggestion_table import print_suggestions
 from nnunet_mn.report.tables import as_json, rows_of
+from nnunet_mn.suggesting import Suggestion
 
 from .conftest import TinyDataset, make_volume
 
@@ -183,6 +185,11 @@ def test_images_in_imagesun_are_not_listed_as_unlabeled(bare) -> None:
     names = chosen(bare, "-n", "1", "--write")
     (split,) = json.loads((bare.preprocessed / "splits_final.json").read_text())
     assert split == {"train": names, "val": [], "unlabeled": sorted(set(bare.labeled) - set(names))}
+
+
+def test_names_with_brackets_are_whole_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_suggestions([Suggestion(case="scan[left]_01", alike=1)], as_json=False)
+    assert "scan[left]_01" in capsys.readouterr().out
 
 
 def test_the_only_fold_of_a_new_split_file_is_named(bare) -> None:

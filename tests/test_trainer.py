@@ -384,14 +384,28 @@ def test_a_finished_training_stays_in_place_when_the_end_of_its_extension_cannot
             raise OSError(errno.ENOSPC, "No space left on device")
         written(content, file)
 
-    with monkeypatch.context() as disk, pytest.raises(MNError, match="the previous one is whole"):
+    with monkeypatch.context() as disk:
         disk.setattr(torch, "save", full)
-        longer.run_training()
+        with pytest.raises(MNError, match="the previous one is whole"):
+            longer.run_training()
     before, left = (Path(one.output_folder) for one in (finished, longer))
     assert not list(left.glob("before_restart_*"))
     assert (left / "checkpoint_final.pth").read_bytes() == (before / "checkpoint_final.pth").read_bytes()
     again = trainings.trainer(planned_dataset(), go_on=True, epochs=finished.num_epochs + 1)
     assert again.current_epoch == finished.num_epochs
+
+
+def test_a_baseline_goes_on_with_its_own_kind_of_optimizer(
+    trainings: Trainings, planned_dataset: Callable[..., Any]
+) -> None:
+    baseline = {"trainer": "nnUNetTrainerMNLabeledOnly", "optimizer_3d": "adamw"}
+    file = Path(trainings.run(planned_dataset(), **baseline).output_folder) / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["optimizer_state"]["param_groups"][0]["fused"] = "of a card"
+    torch.save(content, file)
+    goes_on = trainings.trainer(planned_dataset(), go_on=True, **baseline)
+    assert goes_on.current_epoch == FIELDS["epochs"]
+    assert goes_on.optimizer.param_groups[0]["fused"] != "of a card"
 
 
 @pytest.mark.parametrize("fields", [{"lr_3d": 0.02}, {"epochs": 1}])

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Collection
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn, cast
@@ -41,6 +42,7 @@ from nnunet_mn.bridge.training import (
     ddp,
     foreground,
     loader,
+    locations,
     owner,
     skips,
     state,
@@ -170,6 +172,9 @@ class _ConfiguredTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Load a checkpoint, or the content of one. Unlike with stock's method, a file cannot run code."""
         content, file = self._read_checkpoint(filename_or_checkpoint)
+        if not self.was_initialized:
+            self.initialize()
+        state.keep_own_options(content.get("optimizer_state"), self.optimizer)
         with reading.handed_over(content):
             super().load_checkpoint(str(file))
 
@@ -223,7 +228,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.schedule: Schedule
         self.unlabeled_counts: UnlabeledCounts
         self.unlabeled_cases: Cases
-        self.foreground: foreground.ForegroundLocations
+        self.foreground: locations.ForegroundLocations
         self.cotrainer: CoTrainer
         self.skips: skips.Skips
         for key in self.logged:
@@ -324,7 +329,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self.lock.acquire()
             checkpoint.remove_leftovers(Path(self.output_folder))
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
-        self.foreground = foreground.ForegroundLocations(
+        self.foreground = locations.ForegroundLocations(
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
         )
         self.cotrainer = self._build()  # before the unlabeled cases: missing weights fail in seconds
@@ -582,7 +587,6 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self._refuse_to_continue(mn)  # now: stock cannot load another optimizer's state
         weights = content.get("network_weights", {})  # check_network names missing ones
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
-        state.keep_own_options(content.get("optimizer_state"), self.optimizer)
         super().load_checkpoint(content)
         self.trained_on.update(mn.get("trained_on", ()))
         self.resumed = mn  # on_train_start applies it to the 2D network; validation alone needs none
@@ -608,7 +612,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.iteration = min(mn["iteration"], self.iterations)  # an epoch may have become shorter
         self.train_outputs = mn["train_outputs"]
         self.print_to_log_file(f"M&N goes on in epoch {self.current_epoch} after iteration {self.iteration}")
-        if not self.foreground.use(mn.get("foreground", foreground.NEVER)):
+        if not self.foreground.use(mn.get("foreground", locations.NEVER)):
             self.print_to_log_file("WARNING: the checkpoint's foreground locations are gone: they are found anew")
 
     def _keep_earlier_training(self) -> None:
@@ -638,7 +642,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             del values[self.current_epoch :]
         self._save_latest(epochs_done=self.current_epoch)
         self.stopping.finish_loaders()
-        self.ranks.any(False)  # wait for the writing rank: when one process ends, torch ends the others
+        self.ranks.wait()  # wait for the writing rank: when one process ends, torch ends the others
         self._end(
             f"in epoch {self.current_epoch} after iteration {self.iteration} of {self.iterations}",
             remedy="run the same command with --c to go on",
@@ -811,6 +815,11 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
             ranks=self.ranks.size,
         )
 
+    def check_plans(self, configuration: str, planned: Any) -> None:
+        used = replace(self.mn_config, batch="replace" if self._stores_masks else "add", rounding="diffusion")
+        check_co_trainable(planned, configuration, used)
+        ddp.refuse_ranks(planned.batch_size)
+
     @property
     def _stores_masks(self) -> bool:
         return self.mn_config.student_masks == "stored"
@@ -963,6 +972,8 @@ class nnUNetTrainerMNJoint(_ConfiguredTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        # stock would replace the 2D network's norms by synchronized ones, some of which lose their activation
+        ddp.refuse_several_ranks(type(self).__name__)
         folders = ModelFolders(
             dataset=Path(nnUNet_results) / plans["dataset_name"],
             trainer=nnUNetTrainerMN.__name__,
@@ -973,10 +984,11 @@ class nnUNetTrainerMNJoint(_ConfiguredTrainer):
         self.enable_deep_supervision = False
 
     def configure_optimizers(self) -> tuple[Any, Any]:
-        return SimpleNamespace(load_state_dict=lambda _: None), None  # a joint checkpoint has no optimizer's state
+        # a joint checkpoint has no optimizer's state
+        return SimpleNamespace(load_state_dict=lambda _: None, param_groups=()), None
 
     def _do_i_compile(self) -> bool:
-        return False  # chunks of slices along three axes would become one graph of thousands of nodes
+        return False  # most of the work is the 2D network's, which is never compiled
 
     @last_word
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:

@@ -113,10 +113,11 @@ def _stage_common(folder: Path, target: Path) -> None:
 
 def _copy(file: Path, target: Path) -> None:
     """Copy a file of the model. A missing or half-written one is refused."""
+    remedy = VALIDATE if file.name == "summary.json" else PUT_BACK
     if not file.is_file():
-        raise MNError(f"{file} is missing; run nnUNetv2_train with --val for this fold to finish its validation")
+        raise MNError(f"{file} is missing; {remedy}")
     if file.suffix == ".json":
-        read_object(file, remedy=VALIDATE if file.name == "summary.json" else PUT_BACK)
+        read_object(file, remedy=remedy)
     shutil.copyfile(file, target)
 
 

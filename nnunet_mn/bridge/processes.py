@@ -3,10 +3,12 @@
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_handle
 from typing import TypeVar
 
@@ -53,12 +55,27 @@ def _as_completed(
     pool: ProcessPoolExecutor, work: Callable[[Item], Result], items: Iterator[Item], *, at_once: int
 ) -> Iterator[Result]:
     """Keep a bounded number of items in flight, and with it the memory."""
-    pending: set[Future[Result]] = {pool.submit(work, item) for item in itertools.islice(items, at_once)}
+    with _interrupts_ignored():
+        pending: set[Future[Result]] = {pool.submit(work, item) for item in itertools.islice(items, at_once)}
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        pending |= {pool.submit(work, item) for item in itertools.islice(items, len(done))}
+        with _interrupts_ignored():
+            pending |= {pool.submit(work, item) for item in itertools.islice(items, len(done))}
         for future in done:
             yield future.result()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that start inside ignore Ctrl-C, which a terminal sends to all of them. Their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_worker() -> None:

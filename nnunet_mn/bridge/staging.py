@@ -1,9 +1,11 @@
 """Folders for results in the making, beside their places. What a killed process leaves is removed by the next one."""
 
 import glob
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +15,7 @@ from filelock import FileLock
 
 from nnunet_mn.bridge.files import why_no_lock
 
+LONGEST = 200  # bytes of a target's name within that of its staging folder
 _ANY_OWNER = "[0-9a-f]" * 32  # of a staging folder: the digits of a uuid
 
 
@@ -26,7 +29,8 @@ def staging_beside(target: Path) -> Iterator[Path]:
     Raises:
         OSError: when nothing can be written there.
     """
-    own = target.with_name(f".{target.name}.{uuid4().hex}.new")  # containers that share a disk have equal process ids
+    own_name = f".{_short(target.name)}.{uuid4().hex}.new"  # containers that share a disk have equal process ids
+    own = target.with_name(own_name)
     lock = own.with_suffix(".lock")
     try:
         can_lock = why_no_lock(lock) is None
@@ -68,9 +72,15 @@ def save_tensors(content: Mapping[str, Any], file: Path) -> None:
         raise OSError(str(error)) from error
 
 
+def _short(name: str) -> str:
+    """A name to which more may be added: file systems allow 255 bytes."""
+    whole = os.fsencode(name)
+    return name if len(whole) <= LONGEST else sha256(whole).hexdigest()
+
+
 def _clear_remains(target: Path, *, but: Path) -> None:
     """Remove the folders of killed processes, and put back a result that was not yet replaced."""
-    for lock in target.parent.glob(f".{glob.escape(target.name)}.{_ANY_OWNER}.lock"):
+    for lock in target.parent.glob(f".{glob.escape(_short(target.name))}.{_ANY_OWNER}.lock"):
         if lock == but:
             continue
         with suppress(OSError):  # somebody works there, or the files are another user's

@@ -5,7 +5,6 @@ nnU-Net builds a `Joint` from the plans that `nnunet-mn join` wrote. This needs 
 
 import pydoc
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from math import log
 from typing import Any
 
@@ -84,9 +83,10 @@ class Joint(nn.Module):
             of_2d = torch.logaddexp(of_2d, self._along(volume, axis))
         return of_3d, of_2d - log(len(self.axes))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # slices along three axes would be thousands of nodes
     def _along(self, volume: Tensor, axis: int) -> Tensor:
         """The 2D network's log probabilities along one axis."""
-        with nullcontext() if torch.compiler.is_compiling() else without_search():
+        with without_search():
             outputs = self.network_2d(along_axis(volume, axis))
         return self._log_probabilities(along_axis(outputs[0], axis))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nnunet_mn.console import print_table
 from nnunet_mn.suggesting import Suggestion
@@ -26,5 +27,5 @@ def suggestion_table(suggestions: Sequence[Suggestion]) -> Table:
         table.add_column(title, no_wrap=True)
     table.add_column("why")
     for number, one in enumerate(suggestions, start=1):
-        table.add_row(str(number), one.case, one.reason)
+        table.add_row(str(number), Text(one.case), Text(one.reason))  # names may hold brackets
     return table

@@ -10,7 +10,7 @@ from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.description import read_description
 from nnunet_mn.bridge.cases.images import fault_of_path
 from nnunet_mn.bridge.cases.splits import SPLITS, Split
-from nnunet_mn.bridge.files import refusals_told, write_whole
+from nnunet_mn.bridge.files import refusals_told, replace_whole, write_whole
 from nnunet_mn.errors import MNError
 
 USUAL_FOLDS = 5
@@ -118,5 +118,6 @@ def _keep_copy(file: Path) -> Path:
     number = 1
     while (copy := file.with_name(f"{file.stem}_backup_{number}.json")).exists():
         number += 1
-    write_whole(copy, file.read_text(encoding="utf-8"))
+    content = file.read_bytes()  # a broken file may be no text
+    replace_whole(copy, lambda stream: stream.write(content))
     return copy

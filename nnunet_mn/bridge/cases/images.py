@@ -2,6 +2,7 @@
 
 import contextlib
 import filecmp
+import gzip
 import io
 import os
 import sys
@@ -205,8 +206,8 @@ def _check_voxels(data: np.ndarray, properties: dict[str, Any], images: Sequence
         raise BadImageError(f"{named} has shape {data.shape[1:]}, but M&N needs 3D volumes; remove the case")
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise BadImageError(f"{named} has spacing {tuple(spacing.tolist())}; write a positive one into its header")
-    for image, channel in zip(images, data, strict=False):
-        _check_finite(channel, image)
+    for number, channel in enumerate(data):
+        _check_finite(channel, images[min(number, len(images) - 1)])  # one 4D file may hold all channels
     if data.min() == data.max():
         raise BadImageError(f"{named} has the same value, {float(data.flat[0]):g}, in every voxel; remove the case")
 
@@ -231,9 +232,18 @@ def check_nifti(image: str) -> None:
         OSError, ValueError, EOFError: when the file is truncated.
     """
     if image.endswith((".nii", ".nii.gz")):
-        nifti: Any = nibabel.load(image)
-        stored = nifti.dataobj
+        stored = _load_nifti(image).dataobj
         _check_finite(np.asanyarray(stored.get_unscaled() if hasattr(stored, "get_unscaled") else stored), image)
+
+
+def _load_nifti(image: str) -> Any:
+    """Like ITK, read a file whose name has the wrong ending: `.nii.gz` without compression, or `.nii` with it."""
+    with open(image, "rb") as stream:
+        is_compressed = stream.read(2) == b"\x1f\x8b"
+    if is_compressed == image.endswith(".gz"):
+        return nibabel.load(image)
+    whole = Path(image).read_bytes()
+    return nibabel.Nifti1Image.from_bytes(gzip.decompress(whole) if is_compressed else whole)
 
 
 def _check_finite(array: np.ndarray, image: str) -> None:

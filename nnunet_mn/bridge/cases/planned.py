@@ -17,10 +17,10 @@ from nnunet_mn.errors import MNError
 # The planner that writes plans, by their name. Stock's default planner needs none.
 PLANNERS = {
     "nnUNetPlans": "",
-    "nnUNetMNPlans": " -pl MNPlanner",
-    "nnUNetResEncUNetMMNPlans": " -pl MNPlannerResEncM",
-    "nnUNetResEncUNetLMNPlans": " -pl MNPlannerResEncL",
-    "nnUNetResEncUNetXLMNPlans": " -pl MNPlannerResEncXL",
+    "nnUNetMNPlans": " -pl MNPlanner -fpe MNFingerprintExtractor",
+    "nnUNetResEncUNetMMNPlans": " -pl MNPlannerResEncM -fpe MNFingerprintExtractor",
+    "nnUNetResEncUNetLMNPlans": " -pl MNPlannerResEncL -fpe MNFingerprintExtractor",
+    "nnUNetResEncUNetXLMNPlans": " -pl MNPlannerResEncXL -fpe MNFingerprintExtractor",
 }
 
 

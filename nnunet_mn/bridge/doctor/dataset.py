@@ -124,8 +124,9 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
     roles = roles_in_training(splits, fold, here, lambda: listed_split(splits, fold, here))
     if missing := sorted({*roles.labeled, *roles.val} - complete_cases(cases.labeled)):
         raise MNError(
-            f"{len(missing)} labeled cases ({name_some(missing)}) are not preprocessed in {cases.labeled}; run "
-            f"nnUNetv2_preprocess, or correct the split"
+            f"{len(missing)} of the split's cases ({name_some(missing)}) are not preprocessed in {cases.labeled}; put "
+            f"their images into imagesTr and their labels into labelsTr, and run nnUNetv2_preprocess, or correct the "
+            f"split"
         )
     counts = f"{len(roles.labeled)} labeled, {len(roles.val)} val"
     if _is_supervised(cases, roles, roles_of_all_folds(splits)):

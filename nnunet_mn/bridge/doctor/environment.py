@@ -161,7 +161,7 @@ def check_cpus() -> list[Row]:
 
     workers = worker_count()
     cpus = cpu_count()
-    found = f"{workers} loader workers on {cpus} CPUs that this process may use"
+    found = f"loader workers: {workers}, on {cpus} CPUs that this process may use"
     if workers > cpus:
         return [Row("note", "CPUs", f"{found}; lower nnUNet_n_proc_DA or ask for more CPUs")]
     return [Row("good", "CPUs", found)]

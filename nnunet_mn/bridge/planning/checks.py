@@ -23,11 +23,11 @@ def check_co_trainable(planned: ConfigurationManager, configuration: str, config
 
 def _check_batch_of_one(configuration: str, config: MNConfig) -> None:
     """Raise an MNError if no unlabeled sample would ever come. On top of a single labeled one there is room for one."""
-    if config.batch == "replace" or config.student_masks == "stored":
+    if config.batch == "replace":
         raise MNError(
             f"configuration '{configuration}' plans a batch of 1, but M&N needs room for a labeled and an unlabeled "
             f"sample where unlabeled ones replace labeled ones: set its batch_size to 2 or more in the plans, or "
-            f"nnUNet_mn_batch=add and nnUNet_mn_student_masks=online"
+            f"nnUNet_mn_batch=add (for a student nnUNet_mn_student_masks=online)"
         )
     if config.rounding == "floor" and config.guidance == "number":
         raise MNError(

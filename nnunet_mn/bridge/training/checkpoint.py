@@ -20,6 +20,7 @@ from nnunet_mn.networks.weights import check_fit
 STOCK_TRAINER = "nnUNetTrainer"
 VALIDATION, REPORT = "validation", "report"  # folders beside the checkpoints
 OF_THE_END = (CHECKPOINT, VALIDATION, REPORT)  # what a finished training leaves
+FOREGROUND = "foreground_epoch_*.npz"
 _KEPT = "before_restart_"
 
 
@@ -63,17 +64,18 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, OSError) else f"the disk may be full; {error}"
 
 
-def keep_earlier(folder: Path, names: Sequence[str] = (*CHECKPOINTS, VALIDATION, REPORT)) -> Path | None:
+def keep_earlier(folder: Path, names: Sequence[str] = (*CHECKPOINTS, VALIDATION, REPORT, FOREGROUND)) -> Path | None:
     """Move what an earlier training has left into a folder of its own.
 
     Args:
         folder: of the fold.
-        names: of what to move, in this order. With `--c` stock goes on from the first checkpoint that it finds.
+        names: of what to move, or patterns, in this order. With `--c` stock goes on from the first checkpoint that it
+            finds.
 
     Returns:
         That folder, `before_restart_<n>`; None if there was no checkpoint.
     """
-    left = [path for name in names if (path := folder / name).exists()]
+    left = [path for name in names for path in sorted(folder.glob(name))]
     if not any(path.suffix == ".pth" for path in left):
         return None
     kept = next(path for n in itertools.count(1) if not (path := folder / f"{_KEPT}{n}").exists())

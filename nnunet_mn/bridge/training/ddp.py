@@ -48,6 +48,12 @@ def refuse_ranks(batch_size: int) -> None:
         )
 
 
+def refuse_several_ranks(trainer: str) -> None:
+    """Raise an MNError if there are several GPUs."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise MNError(f"{trainer} runs on one GPU, but -num_gpus is {dist.get_world_size()}: leave out -num_gpus")
+
+
 def part_of_batch(ranks: Ranks, samples: int) -> range:
     """This rank's samples as a range of the whole batch. `samples` is their number."""
     before = sum(ranks.gather(samples)[: ranks.own])

@@ -6,11 +6,8 @@ label: if its foreground is rare, nearly all of its crops would be background. O
 
 import itertools
 import time
-import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import Value
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +17,9 @@ from torch import Tensor, nn
 
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.preprocessed import Cases, reading
-from nnunet_mn.bridge.files import write_arrays
+from nnunet_mn.bridge.training.locations import ForegroundLocations
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.bridge.training.whole_images import sliding_window
-from nnunet_mn.errors import MNError
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import REFRESHES
 
@@ -32,83 +28,6 @@ FEWEST_CASES, MOST_CASES = 8, 500  # predicted at one refresh, drawn anew each t
 TIME_SHARE = 0.02  # of a training, for all its refreshes
 # An iteration costs this many forward passes of a patch for each sample: forward and backward of both networks.
 PASSES_PER_SAMPLE = 6
-NEVER = -1
-
-
-class ForegroundLocations:
-    """Sampled foreground voxels of unlabeled cases. The trainer writes them, every worker reads them.
-
-    Args:
-        folder: of the fold's results. Each refresh writes one file.
-        keys: from `location_keys`.
-        iterations_per_epoch: for the files' names.
-    """
-
-    def __init__(self, folder: Path, keys: Sequence[Any], *, iterations_per_epoch: int) -> None:
-        self.folder, self.keys, self.iterations_per_epoch = folder, list(keys), iterations_per_epoch
-        self._position = Value("q", NEVER, lock=False)  # one aligned integer: written and read in one piece
-        self._opened: tuple[int, Any] = (NEVER, {})
-        self._close: Callable[[], object] | None = None
-
-    @property
-    def position(self) -> int:
-        """Iterations done at the refresh in use; negative before the first."""
-        return int(self._position.value)
-
-    def use(self, position: int) -> bool:
-        """Take the locations of an earlier refresh, for a resumed training; false if its file is gone."""
-        if position >= 0 and not self._file(position).is_file():
-            return False
-        self._position.value = position
-        return True
-
-    def of(self, case: str) -> dict[Any, np.ndarray]:
-        """Locations `(n, 4)` of a case by class, in the form of nnU-Net's loader; empty if none are known."""
-        arrays = self._arrays()
-        found = ((key, arrays.get(f"{case}/{index}")) for index, key in enumerate(self.keys))
-        return {key: np.pad(voxels, ((0, 0), (1, 0))) for key, voxels in found if voxels is not None}
-
-    def write(self, position: int, located: Mapping[str, Sequence[np.ndarray]]) -> None:
-        """Keep the locations of some cases beside those of earlier refreshes, and let all workers use them.
-
-        Args:
-            position: iterations done.
-            located: voxels `(n, 3)` by case and foreground channel; n is 0 if the pseudo-mask is empty.
-
-        Raises:
-            MNError: if the file cannot be written.
-        """
-        earlier = self._arrays()
-        kept = {key: earlier[key] for key in earlier if key.rpartition("/")[0] not in located}
-        new = {f"{case}/{i}": voxels for case, all_ in located.items() for i, voxels in enumerate(all_) if len(voxels)}
-        file = self._file(position)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(file, {**kept, **new})
-        except OSError as error:
-            raise MNError(
-                f"the foreground locations {file} could not be written ({error}): free some space and continue with --c"
-            ) from error
-        self._position.value = position
-
-    def _file(self, position: int) -> Path:
-        epoch, iteration = divmod(position, self.iterations_per_epoch)
-        return self.folder / f"foreground_epoch_{epoch:04d}_iteration_{iteration:04d}.npz"
-
-    def _arrays(self) -> Mapping[str, np.ndarray]:
-        """The file in use. Each process opens it once, and reads a case's arrays when it draws the case."""
-        position = self.position
-        if self._opened[0] != position:
-            if self._close is not None:
-                self._close()
-            arrays = np.load(self._file(position))
-            self._opened, self._close = (position, arrays), weakref.finalize(self, arrays.close)
-        opened: Mapping[str, np.ndarray] = self._opened[1]
-        return opened
-
-    def __getstate__(self) -> dict[str, Any]:
-        # An open file does not cross to a spawned process.
-        return {**self.__dict__, "_opened": (NEVER, {}), "_close": None}
 
 
 def refresh(
@@ -167,10 +86,11 @@ def refresh(
             located[name] = [_sample(voxels, logits.shape[1:], own) for voxels in _foreground(logits, regions=regions)]
     located = _hand_out(locations, located, position, ranks)
     empty = sum(not any(len(voxels) for voxels in all_) for all_ in located.values())
+    none = f"; none was found in {empty} of them, whose crops stay random" if empty else ""
     problem = f". WARNING: {len(failed)} could not be predicted: {name_some(failed)}" if failed else ""
     return (
-        f"M&N: foreground of {len(located)} unlabeled cases located in {time.monotonic() - start:.1f} s; "
-        f"{empty} of them show none to the 3D network: their crops stay random{problem}"
+        f"M&N: looked for foreground in {len(located)} of {len(cases.identifiers)} unlabeled cases "
+        f"({time.monotonic() - start:.1f} s){none}{problem}"
     )
 
 
@@ -195,7 +115,7 @@ def take_from_masks(
     """
     located: dict[str, list[np.ndarray]] = {}
     for own_names in ranks.rounds(sorted(cases.identifiers)):
-        ranks.any(False)
+        ranks.wait()
         for name in own_names:
             (mask,) = masks.of(name)[:]
             own = _generator(name, seed, position)
@@ -264,7 +184,7 @@ def _hand_out(
     located = {name: voxels for part in ranks.gather(located) for name, voxels in part.items()}
     if ranks.own == 0:
         locations.write(position, located)
-    ranks.any(False)  # the file is there
+    ranks.wait()  # the file is there
     locations.use(position)
     return located
 

@@ -12,7 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mn.bridge.cases.preprocessed import UNREADABLE, Cases, unreadable
 from nnunet_mn.bridge.last_word import WorkerFailures
-from nnunet_mn.bridge.training.foreground import ForegroundLocations
+from nnunet_mn.bridge.training.locations import ForegroundLocations
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.bridge.training.workers import start_workers
 from nnunet_mn.errors import MNError

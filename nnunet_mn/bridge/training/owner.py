@@ -160,7 +160,7 @@ def _runs(pid: int, began: str) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # of another user
+        return _began(pid) in (began, "")  # of another user, whose processes may be hidden
     return _began(pid) == began
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from nnunet_mn.bridge.training import checkpoint
 from nnunet_mn.bridge.training.assembly import network_2d
-from nnunet_mn.bridge.training.foreground import ForegroundLocations
+from nnunet_mn.bridge.training.locations import ForegroundLocations
 from nnunet_mn.bridge.versions import package_versions
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer

@@ -125,12 +125,12 @@ def store(
         with reading(cases, name):
             if not masks.has(name, cases.load_case(name)[0]):
                 missing.append(name)
-    ranks.any(False)  # all have looked
+    ranks.wait()  # all have looked
     for names in tqdm(ranks.rounds(missing), desc="masks of the teacher", disable=ranks.own > 0):
         for name in names:
             with reading(cases, name):
                 volume, segmentation, *_ = cases.load_case(name)
                 image = np.asarray(volume[:], dtype=np.float32)
             masks.write(name, predict(torch.from_numpy(image)), image, segmentation)
-        ranks.any(False)  # the others have theirs, too
+        ranks.wait()  # the others have theirs, too
     return len(missing)
