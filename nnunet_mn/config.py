@@ -96,8 +96,9 @@ class MNConfig:
         guidance: what grows as the learning rate decays: the `number` of unlabeled samples, or their `weight` in the
             loss (only with `add`). With `weight` their number is half the planned batch.
         unlabeled_weight: only with `add`: the weight of the unlabeled samples' loss when there are as many of them as
-            labeled samples, whose loss has weight 1. With fewer it is proportionally smaller. None: 1 with up to 8
-            labeled cases, with more the square of 8 / their number.
+            labeled samples, whose loss has weight 1. With fewer it is proportionally smaller. With `guidance=weight` it
+            is what the weight reaches at the end, with half as many of them. None: 1 with up to 8 labeled cases, with
+            more the square of 8 / their number.
         rounding: how the unlabeled share becomes a number of samples: `floor` is the paper's code, `diffusion` carries
             the error to the next batch, and `auto` is `floor` for batches of four and more, else `diffusion`.
         supervised_fraction: share of the iterations with labeled samples only, at the start.
