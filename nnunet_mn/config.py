@@ -222,7 +222,10 @@ def resolve(*layers: Layer) -> MNConfig:
                 raise MNError(f"{layer.source} sets '{name}' to {raw!r}, but M&N has no such field; {hint}")
             values[name] = _check(name, _convert(name, raw), source=layer.source)
             if name == "trust_checkpoints" and values[name] and layer.source != ENVIRONMENT:  # plans come from anybody
-                raise MNError(f"{layer.source} sets '{name}', which {ENVIRONMENT} alone may: remove it there")
+                raise MNError(
+                    f"{layer.source} sets '{name}', but only {ENVIRONMENT} may do that: remove it there, and set the "
+                    f"variable nnUNet_mn_{name} if you trust the checkpoint"
+                )
     defaults = dict(PRESETS[values.get("preset", _FIELDS["preset"].default)])
     if values.get("optimizer_3d") == "sgd":
         defaults.pop("lr_3d", None)  # the paper's rate is for AdamW

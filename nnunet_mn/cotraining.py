@@ -79,7 +79,7 @@ class Student:
         self.ranks.sum_gradients(self.network.parameters())
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
-        value, size = torch.stack([torch.stack(self._losses).sum(), norm]).tolist()  # the one wait for the device
+        value, size = torch.stack([torch.stack(self._losses).sum(), norm]).tolist()  # the wait for the device
         finite = math.isfinite(value) and math.isfinite(size)
         if finite or self.scaler.is_enabled():  # the scaler skips by itself, and lowers its scale
             self.scaler.step(self.optimizer)
@@ -157,10 +157,10 @@ class CoTrainer:
             The loss of each student.
         """
         passes = split_passes(len(volumes), n_labeled, unlabeled_weight)
-        masks = [self._teach_3d(volumes, targets, one) for one in passes]
+        masks = [self._train_3d(volumes, targets, one) for one in passes]
         if self.student_2d is not None:
             with without_search():
-                self._teach_2d(self.student_2d, volumes, targets[0], list(zip(passes, masks, strict=True)))
+                self._train_2d(self.student_2d, volumes, targets[0], list(zip(passes, masks, strict=True)))
         # An update waits for the device. Both come last: the host starts the 2D network's many kernels while the card
         # is busy with the 3D network's.
         losses: dict[Literal["3d", "2d"], float] = {"3d": self.student_3d.update()}
@@ -174,8 +174,11 @@ class CoTrainer:
         """The 3D student, and the 2D one if there is one."""
         return (self.student_3d,) if self.student_2d is None else (self.student_3d, self.student_2d)
 
-    def _teach_3d(self, volumes: Tensor, targets: Sequence[Tensor], one: Pass) -> PseudoMasks:
-        """Let the 3D network learn from one pass. Its activations are gone when this returns."""
+    def _train_3d(self, volumes: Tensor, targets: Sequence[Tensor], one: Pass) -> PseudoMasks:
+        """Let the 3D network learn from one pass, and return the teacher's masks of its unlabeled samples.
+
+        The network's activations are gone when this returns.
+        """
         with self.autocast():
             outputs = self.student_3d.network(volumes[one.first : one.last])
             if isinstance(outputs, Tensor):  # without deep supervision
@@ -189,7 +192,7 @@ class CoTrainer:
         self.student_3d.learn(outputs, combine_scales(targets, masks.for_3d, self.labels), weight=one.weight)
         return masks
 
-    def _teach_2d(
+    def _train_2d(
         self, student: Student, volumes: Tensor, targets: Tensor, taught: Sequence[tuple[Pass, PseudoMasks]]
     ) -> None:
         """Let the 2D network learn from all passes, in one view of the volumes."""

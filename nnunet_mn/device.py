@@ -32,9 +32,10 @@ def check_device(device: torch.device) -> None:
     """Raise an MNError if this machine does not have the device of nnU-Net's `-device`."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(device.type, True):
+        where = "`nvidia-smi` lists one and torch is built for its driver"
         raise MNError(
             f"-device is '{device.type}' (nnU-Net's default is cuda), but torch finds no such GPU: use -device cpu, or "
-            f"run where `nvidia-smi` lists one and torch is built for its driver"
+            f"run where {'there is an Apple GPU' if device.type == 'mps' else where}"
         )
 
 

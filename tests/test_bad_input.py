@@ -287,7 +287,7 @@ SETTINGS_AND_PLANS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "pickle bomb": (pickle_bomb, "pytorch_model.bin"),
     "trust in plans": (
         lambda site: site.plans(mn={"trust_checkpoints": True}),
-        "'mn' in the plans' .* sets 'trust_checkpoints', which the environment .* alone may",
+        "'mn' in the plans' .* sets 'trust_checkpoints', but only the environment .* may do that",
     ),
     "damaged pretrained weights": (
         lambda site: site.arguments.extend(["-pretrained_weights", str(site.raw / "dataset.json")]),

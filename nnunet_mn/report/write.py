@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_mn.bridge.files import refusals_told, write_whole
-from nnunet_mn.bridge.prediction.fold import TrainedFold, load_case
+from nnunet_mn.bridge.prediction.fold import TrainedFold, load_segmentation
 from nnunet_mn.bridge.prediction.structures import structures_of
 from nnunet_mn.report.page import Content, render
 from nnunet_mn.report.predictions import Predictions, Wanted, writing_to
@@ -39,7 +39,7 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
     structures = structures_of(labels, planned.dataset_json)
     ending = planned.dataset_json["file_ending"]
     official = read_validation(found.folder / "validation", structures, ending) if found.is_finished else {}
-    labeled = (load_case(case).segmentation for case in found.cases("labeled"))
+    labeled = (load_segmentation(case) for case in found.cases("labeled"))
     usual = usual_structures(labeled, structures, spacing=configuration.spacing, ignored=labels.ignore_label)
     results = Predictions(found, out, wanted).all(log)
     val, unlabeled = ([case for case in results if case.role == role] for role in ("val", "unlabeled"))

@@ -1,9 +1,9 @@
 """A trained fold: its folder, its newest checkpoint, and its cases on this machine."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from nnunet_mn.bridge.model_folders import CHECKPOINT, CHECKPOINTS, ModelFolders
 from nnunet_mn.bridge.trained_with import first_difference, meaning, meaning_at_training
 from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.errors import MNError
+
+Result = TypeVar("Result")
 
 
 class Case(NamedTuple):
@@ -175,10 +177,24 @@ def load_case(case: Case) -> Loaded:
     Raises:
         MNError: when nnU-Net cannot read it.
     """
+    return _read(case, lambda image, seg, properties: Loaded(np.asarray(image[:], np.float32), seg, properties))
+
+
+def load_segmentation(case: Case) -> NDArray[np.integer]:
+    """Read the segmentation `(D, H, W)` of a preprocessed case. Its image is not read.
+
+    Raises:
+        MNError: when nnU-Net cannot read it.
+    """
+    return _read(case, lambda _image, seg, _properties: seg)
+
+
+def _read(case: Case, take: Callable[[Any, NDArray[np.integer], dict[str, Any]], Result]) -> Result:
+    """What `take` makes of a case's unread image, its segmentation and its properties."""
     dataset = dataset_class_of(case.folder)(str(case.folder), [case.name])
     try:
         image, segmentation, *_, properties = dataset.load_case(case.name)
-        return Loaded(np.asarray(image[:], np.float32), np.asarray(segmentation[:])[0], properties)
+        return take(image, np.asarray(segmentation[:])[0], properties)
     except Exception as error:  # a damaged file may raise anything
         raise MNError(
             f"the preprocessed case '{case.name}' in {case.folder} cannot be read ({error}); run nnUNetv2_preprocess "

@@ -160,4 +160,5 @@ def refuse_other_weights(mn: Mapping[str, Any], now: MNConfig, pretrained: str |
 
 def _refuse(wrong: Sequence[str]) -> None:
     if wrong:
-        raise MNError(f"the checkpoint cannot be continued: {'; '.join(wrong)}; put it back or start without --c")
+        told = f"the checkpoint cannot be continued: {'; '.join(wrong)}"
+        raise MNError(f"{told}; put that back, or start a new training without --c")
