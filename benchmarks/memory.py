@@ -87,13 +87,13 @@ def batch_of(patch: tuple[int, ...], size: int, scales: int, device: torch.devic
 def measure_cpu(cotrainer: CoTrainer, volumes: torch.Tensor, masks: list[torch.Tensor]) -> tuple[float, float]:
     """Peak bytes of a step's tensors, before and after the 2D network begins to learn."""
     between: list[int] = []
-    teach_2d = cotrainer._teach_2d
+    train_2d = cotrainer._train_2d
 
     def noting(*arguments: Any) -> None:
         between.append(time.time_ns())
-        teach_2d(*arguments)
+        train_2d(*arguments)
 
-    noted = patch.object(cotrainer, "_teach_2d", noting)
+    noted = patch.object(cotrainer, "_train_2d", noting)
     with noted, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         cotrainer.step(volumes, masks, 1)
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
