@@ -25,7 +25,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.stock_commands import run_stock
 from nnunet_mn.bridge.training.foreground import refresh
-from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
+from nnunet_mn.bridge.training.loader import MixedCases, MixedLoader
 from nnunet_mn.bridge.training.locations import ForegroundLocations
 from nnunet_mn.sandbox.small_plans import small_plans
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
@@ -109,7 +109,7 @@ class Truth:
 def share_with_foreground(cases: Truth, locations: ForegroundLocations | None) -> float:
     """The share of crops of unlabeled cases that show the organ."""
     loader = MixedLoader(
-        JointCases(cases, cases, locations),
+        MixedCases(cases, cases, locations),
         counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2, batch="replace"),
         part=range(2),
         first=1,  # one of two samples is unlabeled from then on

@@ -31,7 +31,7 @@ from nnunet_mn.bridge.prediction.fold import find_trained_fold
 from nnunet_mn.bridge.prediction.masks import mask_files
 from nnunet_mn.bridge.prediction.structures import structures_of
 from nnunet_mn.errors import MNError
-from nnunet_mn.report.predictions import Wanted
+from nnunet_mn.report.predictions import PredictionOptions
 
 RESULTS = Path(__file__).parent / "results"
 RECORDS = RESULTS / "quality.jsonl"
@@ -83,9 +83,9 @@ def measure(
     )
     found = find_trained_fold(folders, fold)
     found = replace(found, roles=replace(found.roles, val=()))
-    wanted = Wanted(device=torch.device("cpu"), mirroring=mirroring, masks=True)
+    options = PredictionOptions(device=torch.device("cpu"), mirroring=mirroring, masks=True)
     folder = out / dataset.name / run
-    predictions = PredictionsWithViews(found, folder, wanted)
+    predictions = PredictionsWithViews(found, folder, options)
     cases = predictions.all(typer.echo)
     record = {
         "dataset": dataset.name,

@@ -186,7 +186,7 @@ def loaders(folder: Path, patch: tuple[int, int, int], batch_size: int) -> tuple
         ),
     }
     mixed = loader.MixedLoader(
-        loader.JointCases(labeled, unlabeled),
+        loader.MixedCases(labeled, unlabeled),
         counts=UnlabeledCounts(HalfUnlabeled(total=1, supervised=0), batch_size=batch_size, batch="replace"),
         part=range(batch_size),
         first=0,

@@ -324,14 +324,14 @@ def report(
     from nnunet_mn.bridge.model_folders import ModelFolders
     from nnunet_mn.bridge.prediction.fold import find_trained_fold
     from nnunet_mn.device import choose_device
-    from nnunet_mn.report.predictions import Wanted
+    from nnunet_mn.report.predictions import PredictionOptions
     from nnunet_mn.report.write import write_report
 
     _refuse_more(context)
-    wanted = Wanted(device=choose_device(device), mirroring=not disable_tta, masks=masks)
+    options = PredictionOptions(device=choose_device(device), mirroring=not disable_tta, masks=masks)
     folders = ModelFolders(dataset=results_of(dataset), trainer=trainer, plans=plans, configuration=configuration)
     found = find_trained_fold(folders, fold, at_most=at_most)
-    page = write_report(found, out or found.folder / "report", wanted, typer.echo)
+    page = write_report(found, out or found.folder / "report", options, typer.echo)
     typer.echo(f"wrote {page}; open it in a browser")
 
 

@@ -71,7 +71,7 @@ class Student:
         that are not finite. Such steps count only towards those in a row.
 
         Returns:
-            The loss of the joint batch, summed over all `learn` since the last update.
+            The loss of the whole batch, summed over all `learn` since the last update.
 
         Raises:
             MNError: after `MOST_SKIPPED_IN_A_ROW` such steps.

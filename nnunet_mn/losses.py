@@ -28,7 +28,7 @@ class SoftTargetLoss:
             of the present Dice, else 0. It lets unsure pseudo-masks grow; the squared one leaves them too small.
         average: KL over `voxels` (nnU-Net's cross entropy) or over all `elements` (voxels and channels).
         smooth: added to numerator and denominator of the Dice.
-        ranks: the processes with parts of the batch; each gets the value of the joint batch.
+        ranks: the processes with parts of the batch; each gets the value of the whole batch.
     """
 
     regions: bool = False

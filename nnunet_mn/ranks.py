@@ -1,6 +1,6 @@
 """Several processes train on one batch together, each on its part of the samples.
 
-Each rank computes the loss of the joint batch from sums over all ranks, but differentiates its own part alone. The sum
+Each rank computes the loss of the whole batch from sums over all ranks, but differentiates its own part alone. The sum
 of all ranks' gradients is then the gradient of the joint loss. This holds for parts of any size, and also for terms
 across samples (batch Dice). torch's DistributedDataParallel averages gradients instead, which is wrong for unequal
 parts. It also needs every forward pass to go through its wrapper. M&N recomputes slices and runs two passes in a step:

@@ -21,7 +21,7 @@ JOINT_BATCH = 4
 
 
 class Case(NamedTuple):
-    """What is compared: the first rank's samples of the joint batch, the labeled ones, and the form of the loss."""
+    """What is compared: the first rank's samples of the whole batch, the labeled ones, and the form of the loss."""
 
     first_part: int
     n_labeled: int
@@ -103,7 +103,7 @@ def joint_batch(case: Case) -> tuple[Tensor, list[Tensor]]:
 
 
 def step(trainer: CoTrainer, case: Case, part: slice) -> dict[str, Any]:
-    """Losses and gradients of one step on a part of the joint batch."""
+    """Losses and gradients of one step on a part of the whole batch."""
     volumes, targets = joint_batch(case)
     start, stop, _ = part.indices(JOINT_BATCH)
     n_labeled = min(max(case.n_labeled - start, 0), stop - start)
@@ -120,7 +120,7 @@ def step(trainer: CoTrainer, case: Case, part: slice) -> dict[str, Any]:
 
 
 def alone(case: Case) -> dict[str, Any]:
-    """The step of one process on the joint batch."""
+    """The step of one process on the whole batch."""
     return step(cotrainer(case, ALONE, seed=0), case, slice(None))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnunet_mn.bridge.training import foreground, whole_images
 from nnunet_mn.bridge.training.foreground import affordable_cases, refresh, take_from_masks
-from nnunet_mn.bridge.training.loader import JointCases, MixedLoader
+from nnunet_mn.bridge.training.loader import MixedCases, MixedLoader
 from nnunet_mn.bridge.training.locations import NEVER, ForegroundLocations
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store
 from nnunet_mn.errors import MNError
@@ -326,7 +326,7 @@ def test_forced_crops_of_unlabeled_cases_show_the_foreground(locations: Foregrou
     if known:
         _refresh(locations, "un_a", "un_b")
     loader = MixedLoader(
-        JointCases(Volumes("a"), Volumes("un_a", "un_b"), locations),
+        MixedCases(Volumes("a"), Volumes("un_a", "un_b"), locations),
         counts=UnlabeledCounts(Schedule(total=1, supervised=0), batch_size=2, batch="replace"),
         part=range(2),
         first=1,  # one of two samples is unlabeled from then on

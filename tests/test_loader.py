@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mn.bridge.training.loader import (
-    JointCases,
+    MixedCases,
     MixedLoader,
     make_repeatable,
 )
@@ -68,7 +68,7 @@ def make_loader(tmp_path: Path) -> Callable[..., MixedLoader]:
                 _write_case(tmp_path / kind, f"{kind}_{i}", labeled=kind == "labeled", classes=classes)
         schedule = Share(total=1000, supervised=from_iteration, share=fraction)
         return MixedLoader(
-            JointCases(*(nnUNetDatasetBlosc2(str(tmp_path / kind)) for kind in ("labeled", "unlabeled"))),
+            MixedCases(*(nnUNetDatasetBlosc2(str(tmp_path / kind)) for kind in ("labeled", "unlabeled"))),
             counts=UnlabeledCounts(schedule, batch_size=batch_size, batch=batch, rounding="diffusion"),
             part=range(batch_size),
             first=first,

@@ -415,7 +415,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         self.unlabeled_cases = self._unlabeled_dataset(labeled.identifiers, val.identifiers)
         n_workers = workers.worker_count()
         train_loader = loader.MixedLoader(
-            loader.JointCases(labeled, self.unlabeled_cases, self.foreground, self.stored_masks()),
+            loader.MixedCases(labeled, self.unlabeled_cases, self.foreground, self.stored_masks()),
             counts=self.unlabeled_counts, part=ddp.part_of_batch(self.ranks, self.batch_size),
             first=self._position() - 1,  # stock drops a loader's first batch
             workers=n_workers, foreground_share=self.foreground_share,

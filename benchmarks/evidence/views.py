@@ -48,7 +48,7 @@ class PredictionsWithViews(Predictions):
 
     def _built(self) -> "PredictorOfViews":
         if self._predictor is None:
-            self._predictor = PredictorOfViews(self.found, device=self.wanted.device, mirroring=self.wanted.mirroring)
+            self._predictor = PredictorOfViews(self.found, device=self.options.device, mirroring=self.options.mirroring)
         assert isinstance(self._predictor, PredictorOfViews)
         return self._predictor
 

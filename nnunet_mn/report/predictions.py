@@ -22,7 +22,7 @@ FORMAT = 1  # of the kept results: another number has them made anew
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PredictionOptions:
     """How to predict.
 
     Args:
@@ -55,13 +55,13 @@ class Predictions:
     Args:
         found: the trained fold.
         out: the report's folder.
-        wanted: how to predict.
+        options: how to predict.
     """
 
-    def __init__(self, found: TrainedFold, out: Path, wanted: Wanted) -> None:
-        self.found, self.out, self.wanted = found, out, wanted
+    def __init__(self, found: TrainedFold, out: Path, options: PredictionOptions) -> None:
+        self.found, self.out, self.options = found, out, options
         of_both = (found.checkpoint["network_weights"], found.checkpoint["mn"]["network_2d"])
-        self._of_model = [FORMAT, *(hash_of(weights.items()) for weights in of_both), wanted.mirroring]
+        self._of_model = [FORMAT, *(hash_of(weights.items()) for weights in of_both), options.mirroring]
         self._predictor: BothPredictor | None = None
 
     def all(self, log: Callable[[str], None]) -> list[CaseResult]:
@@ -79,21 +79,21 @@ class Predictions:
         if ready := len(cases) - len(missing):
             log(f"{ready} of {len(cases)} cases are predicted already")
         earlier = [case for role, case in missing if role == "unlabeled" and self._mask_files(case)[0].exists()]
-        if self.wanted.masks and earlier:
+        if self.options.masks and earlier:
             log(f"masks that are there stay: {len(earlier)}; delete one in {self.out / 'masks'} to get a new one")
         for role, case in tqdm(missing, desc="Predicting with both networks", unit="case", disable=not missing):
             kept[role, case] = self._make(role, case)
         return [result for result in kept.values() if result is not None]
 
     def _kept(self, role: str, case: Case) -> CaseResult | None:
-        if role == "unlabeled" and self.wanted.masks and not all(file.exists() for file in self._mask_files(case)):
+        if role == "unlabeled" and self.options.masks and not all(file.exists() for file in self._mask_files(case)):
             return None
         return read_result(self._result_file(role, case), self._key(role, case))
 
     def _make(self, role: str, case: Case) -> CaseResult:
         key, loaded, by = self._key(role, case), load_case(case), self._built()
         predicted = by.predict(loaded.image)
-        if role == "unlabeled" and self.wanted.masks:
+        if role == "unlabeled" and self.options.masks:
             with writing_to(self.out):
                 write_masks(self.out, case.name, predicted, loaded.properties, by)
         hd95 = self._distances(case, by) if role == "val" else {}
@@ -104,7 +104,7 @@ class Predictions:
 
     def _built(self) -> BothPredictor:
         if self._predictor is None:
-            self._predictor = BothPredictor(self.found, device=self.wanted.device, mirroring=self.wanted.mirroring)
+            self._predictor = BothPredictor(self.found, device=self.options.device, mirroring=self.options.mirroring)
         return self._predictor
 
     def _distances(self, case: Case, by: BothPredictor) -> dict[str, float]:

@@ -7,7 +7,7 @@ from nnunet_mn.bridge.files import refusals_told, write_whole
 from nnunet_mn.bridge.prediction.fold import TrainedFold, load_segmentation
 from nnunet_mn.bridge.prediction.structures import structures_of
 from nnunet_mn.report.page import Content, render
-from nnunet_mn.report.predictions import Predictions, Wanted, writing_to
+from nnunet_mn.report.predictions import PredictionOptions, Predictions, writing_to
 from nnunet_mn.report.ranking import rank
 from nnunet_mn.report.reference import usual_structures
 from nnunet_mn.report.tables import as_csv, as_json, rows_of
@@ -18,13 +18,13 @@ PAGE, CSV, JSON = "report.html", "report.csv", "report.json"
 
 
 @refusals_told()
-def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[str], None] = print) -> Path:
+def write_report(found: TrainedFold, out: Path, options: PredictionOptions, log: Callable[[str], None] = print) -> Path:
     """Write `report.html`, `report.csv` and `report.json`. What earlier runs predicted is used.
 
     Args:
         found: the trained fold.
         out: the folder; it is made if needed.
-        wanted: how to predict.
+        options: how to predict.
         log: takes lines for the user.
 
     Returns:
@@ -41,7 +41,7 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
     official = read_validation(found.folder / "validation", structures, ending) if found.is_finished else {}
     labeled = (load_segmentation(case) for case in found.cases("labeled"))
     usual = usual_structures(labeled, structures, spacing=configuration.spacing, ignored=labels.ignore_label)
-    results = Predictions(found, out, wanted).all(log)
+    results = Predictions(found, out, options).all(log)
     val, unlabeled = ([case for case in results if case.role == role] for role in ("val", "unlabeled"))
     ranked = rank(unlabeled, usual)
     training = training_of(found)
@@ -59,8 +59,8 @@ def write_report(found: TrainedFold, out: Path, wanted: Wanted, log: Callable[[s
             channel=_channel(planned.dataset_json),
             spacing=[round(float(side), 3) for side in configuration.spacing],
             warnings=found.warnings,
-            mirroring=wanted.mirroring,
-            masks=str(out / "masks") if wanted.masks else None,
+            mirroring=options.mirroring,
+            masks=str(out / "masks") if options.masks else None,
         )
     )
     with writing_to(out):

@@ -27,7 +27,7 @@ from nnunet_mn.targets import LabelSpace, SoftTarget
 # documentation/resenc_presets.md), and reproduce it within 3 %.
 CONTEXT_GIB = 1.74
 SHARE_OF_TRANSIENTS = 0.137
-HALF = 2  # bytes of a number under autocast
+BYTES_IN_AUTOCAST = 2  # of a number
 
 CARD = "A100 40 GB"
 # Fitted to the same document's 9, 12, 35 and 66 hours for 250,000 steps, within 10 %.
@@ -246,7 +246,7 @@ def loss_bytes(view: tuple[int, int, int], *, labels: LabelSpace, config: MNConf
     shape = (1, labels.num_channels, math.ceil(view[0] / config.slice_step), *view[1:])
     logits = torch.empty(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
     loss = loss_for(config, labels, batch_dice=True, ranks=ALONE)
-    return measure_cost(lambda: _loss(loss, [logits]), nn.Module()).saved + HALF * logits.numel()
+    return measure_cost(lambda: _loss(loss, [logits]), nn.Module()).saved + BYTES_IN_AUTOCAST * logits.numel()
 
 
 def network_2d_cost(

@@ -11,7 +11,7 @@ import numpy as np
 from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.manifest import Manifest, Voxels
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
-from nnunet_mn.bridge.preprocessing.looks import Looks
+from nnunet_mn.bridge.preprocessing.findings import Findings
 from nnunet_mn.bridge.preprocessing.thumbnails import alike, thumbnail
 from nnunet_mn.errors import MNError
 
@@ -71,41 +71,41 @@ def refuse_copies_of_val(
 
 def _of_unlabeled(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
     """Identities from the manifest. Older records are completed from the volume, and remembered."""
-    manifest, looks, found = Manifest.read(folder), Looks(folder, unlabeled=folder), {}
+    manifest, findings, found = Manifest.read(folder), Findings(folder, unlabeled=folder), {}
     for name in names:
         record = manifest.get(name)
         try:
             if record is not None and record.voxels is not None and record.voxels.thumbnail:
                 found[name] = record.voxels
             else:
-                found[name] = _remembered(looks, name, lambda name: open_volume(folder / f"{name}.b2nd"))
+                found[name] = _remembered(findings, name, lambda name: open_volume(folder / f"{name}.b2nd"))
         except (OSError, RuntimeError, ValueError) as error:
             raise MNError(
                 f"the preprocessed case '{name}' in {folder} cannot be read ({error}); delete its file {name}.b2nd and "
                 f"run `nnunet-mn preprocess` for this dataset"
             ) from error
-    looks.save()
+    findings.save()
     return found
 
 
 def _of_val(folder: Path, names: Sequence[str], unlabeled: Path) -> dict[str, Voxels]:
     dataset = dataset_class_of(folder)(str(folder), list(names))
-    looks, found = Looks(folder, unlabeled=unlabeled), {}
+    findings, found = Findings(folder, unlabeled=unlabeled), {}
     for name in names:
         try:
-            found[name] = _remembered(looks, name, lambda name: dataset.load_case(name)[0])
+            found[name] = _remembered(findings, name, lambda name: dataset.load_case(name)[0])
         except (OSError, RuntimeError, ValueError) as error:
             raise MNError(
                 f"the preprocessed case '{name}' in {folder} cannot be read ({error}); run nnUNetv2_preprocess again"
             ) from error
-    looks.save()
+    findings.save()
     return found
 
 
-def _remembered(looks: Looks, name: str, load: Callable[[str], Any]) -> Voxels:
+def _remembered(findings: Findings, name: str, load: Callable[[str], Any]) -> Voxels:
     """The identity of a case. Its volume is read only once."""
-    known = looks.get(name, "voxels")
+    known = findings.get(name, "voxels")
     if known is None:
         known = measure(load(name)[:])
-        looks.put(name, "voxels", known)
+        findings.put(name, "voxels", known)
     return Voxels(tuple(known[0]), *known[1:])

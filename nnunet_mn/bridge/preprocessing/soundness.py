@@ -8,7 +8,7 @@ import blosc2
 import numpy as np
 
 from nnunet_mn.bridge.cases.images import name_some
-from nnunet_mn.bridge.preprocessing.looks import Looks
+from nnunet_mn.bridge.preprocessing.findings import Findings
 from nnunet_mn.errors import MNError
 
 NEARLY_ALL = 0.999  # of the voxels
@@ -64,19 +64,19 @@ def check_sound(folder: Path, names: Sequence[str], schemes: Sequence[str], *, u
     Raises:
         MNError: naming the unsound cases.
     """
-    looks, faults = Looks(folder, unlabeled=unlabeled), []
+    findings, faults = Findings(folder, unlabeled=unlabeled), []
     for name in names:
-        if looks.get(name, "sound") or not (folder / f"{name}.b2nd").is_file():
+        if findings.get(name, "sound") or not (folder / f"{name}.b2nd").is_file():
             continue
         try:
             fault = _fault(folder / f"{name}.b2nd", schemes)
         except (OSError, RuntimeError, ValueError):
             continue  # the loader names an unreadable case
         if fault is None:
-            looks.put(name, "sound", True)
+            findings.put(name, "sound", True)
         else:
             faults.append(f"'{name}' {fault}")
-    looks.save()
+    findings.save()
     if faults:
         raise MNError(
             f"unusable preprocessed cases in {folder}: {name_some(faults)}; look for huge or infinite voxels in their "

@@ -61,7 +61,7 @@ def part_of_batch(ranks: Ranks, samples: int) -> range:
 
 
 def cases_of_all_ranks(cases: Iterable[str], ranks: Ranks) -> list[str]:
-    """The names of a joint batch's cases, from the names of each rank's part. All ranks must ask."""
+    """The names of a whole batch's cases, from the names of each rank's part. All ranks must ask."""
     return [case for part in ranks.gather([str(case) for case in cases]) for case in part]
 
 

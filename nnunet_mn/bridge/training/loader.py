@@ -19,7 +19,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import UnlabeledCounts
 
 
-class JointCases:
+class MixedCases:
     """Labeled and unlabeled cases of two preprocessed folders under one `load_case`.
 
     Args:
@@ -106,7 +106,7 @@ class MixedLoader(TellingLoader):
 
     def __init__(
         self,
-        cases: JointCases,
+        cases: MixedCases,
         *,
         counts: UnlabeledCounts,
         part: range,
@@ -152,7 +152,7 @@ class MixedLoader(TellingLoader):
         elif n_unlabeled == 0:
             batch = self._draw(labeled, is_mixed=False)
         else:
-            batch = _joined(self._draw(labeled, is_mixed=False), self._draw(unlabeled, is_mixed=True))
+            batch = _one_batch(self._draw(labeled, is_mixed=False), self._draw(unlabeled, is_mixed=True))
         return {**batch, "n_labeled": self._n_labeled}
 
     def _draw(self, keys: np.ndarray, *, is_mixed: bool) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class MixedLoader(TellingLoader):
         return bool(np.random.uniform() < self._forced_share)
 
 
-def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def _one_batch(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Two batches as one."""
     targets = first["target"], second["target"]
     both = (

@@ -9,7 +9,7 @@ from nnunet_mn.bridge.cases.preprocessed import state_of
 from nnunet_mn.bridge.files import write_whole
 
 
-class Looks:
+class Findings:
     """Findings about the preprocessed cases of a folder. A finding holds until the size or time of a file changes.
 
     Args:
