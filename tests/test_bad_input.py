@@ -449,7 +449,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Site], Any], str]] = {
     ),
     "of another backbone that is here": (
         checkpoint(lambda c: c["mn"].update(config=c["mn"]["config"] | {"backbone": "x"}, pretrained_hash="0")),
-        "backbone is 'efficientnet-lite0' but the checkpoint was trained with 'x'; put it back",
+        "backbone is 'efficientnet-lite0' but the checkpoint was trained with 'x'; put that back",
     ),
     "of another adaptation": (checkpoint(adaptation="full"), "adaptation is 'full' but the checkpoint was"),
     "of another preset": (checkpoint(preset="paper"), "preset is 'paper' but the checkpoint was"),

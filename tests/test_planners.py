@@ -198,7 +198,8 @@ def test_a_planner_has_stocks_memory_target_a_name_of_its_own_and_takes_others(
 def test_the_remedy_for_missing_plans_names_their_planner() -> None:
     planners = (MNPlanner, MNPlannerResEncM, MNPlannerResEncL, MNPlannerResEncXL)
     named = {name: option for name, option in PLANNERS.items() if option}
-    assert named == {planner.default_plans_name: f" -pl {planner.__name__}" for planner in planners}
+    extractor = MNFingerprintExtractor.__name__
+    assert named == {one.default_plans_name: f" -pl {one.__name__} -fpe {extractor}" for one in planners}
 
 
 def test_stocks_options_reach_the_plans(tiny_dataset: Callable[..., Any]) -> None:

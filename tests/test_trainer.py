@@ -801,7 +801,7 @@ def test_a_training_goes_on_with_the_same_weights_by_another_name_alone(
     whole = trainings.run(dataset, name="whole", backbone=first, **short)
     _stop_after(trainings.trainer(dataset, backbone=first, **short), epochs=1)
     for wrong, reason in ((other, ""), (f"{moved}.lost", r" \(.*lost")):
-        with pytest.raises(MNError, match=f"backbone is '{wrong}' but .* trained with '{first}'{reason}.*put it back"):
+        with pytest.raises(MNError, match=f"backbone is '{wrong}' but .* trained with '{first}'{reason}.*put that"):
             trainings.run(dataset, go_on=True, backbone=wrong, **short)
     trainer = trainings.run(dataset, go_on=True, backbone=moved, **short)
     assert f"backbone changes from '{first}' to '{moved}'" in Path(trainer.log_file).read_text()

@@ -81,6 +81,6 @@ def _said_by_log(fold: Path) -> dict[str, Any]:
     return {
         "losses": re.findall(r"train_loss (-?[\d.]+|nan)", log),
         "compiled": "Using torch.compile" in log,
-        "foreground": re.findall(r"foreground of \d+ unlabeled cases[^\n]*", log),
+        "foreground": re.findall(r"foreground in \d+ of \d+ unlabeled cases[^\n]*", log),
         "warnings": sorted(set(re.findall(r"WARNING: ([^\n]{0,120})", log))),
     }
