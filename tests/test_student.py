@@ -264,6 +264,14 @@ def test_a_student_is_not_refused_for_settings_that_it_ignores() -> None:
             nnUNetTrainerMNStudent.check_plans(student, "3d_fullres", planned)
 
 
+@pytest.mark.parametrize("masks", ["online", "stored"])
+@pytest.mark.parametrize("leftover", [{"unlabeled_weight": 0.5}, {"guidance": "weight"}])
+def test_a_leftover_weight_of_unlabeled_samples_does_not_stop_a_student(leftover: dict[str, Any], masks: Any) -> None:
+    planned = SimpleNamespace(batch_size=2, patch_size=(8, 8, 8), previous_stage_name=None)
+    student: Any = SimpleNamespace(mn_config=MNConfig(student_masks=masks, **leftover), _stores_masks=masks == "stored")
+    nnUNetTrainerMNStudent.check_plans(student, "3d_fullres", planned)
+
+
 def test_a_teacher_of_another_configuration_is_refused(site: Any, train: Any) -> None:
     file = _folders(site).finished("0")
     content = torch.load(file, weights_only=False)

@@ -817,7 +817,10 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
 
     def check_plans(self, configuration: str, planned: Any) -> None:
         """Raise an MNError if this trainer cannot train the plans. Settings that it ignores do not count."""
-        used = replace(self.mn_config, batch="replace" if self._stores_masks else "add", rounding="diffusion")
+        used = replace(
+            self.mn_config, batch="replace" if self._stores_masks else "add", rounding="diffusion", guidance="number",
+            unlabeled_weight=None,
+        )  # fmt: skip
         check_co_trainable(planned, configuration, used)
         ddp.refuse_ranks(planned.batch_size)
 
