@@ -17,10 +17,12 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_mn.bridge.model_folders import ModelFolders
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.training.join import join
-from nnunet_mn.bridge.training.joint_model import read_trained
+from nnunet_mn.bridge.training.joint_model import plans_of, read_trained
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
+from nnunet_mn.bridge.training.teacher_model import TeacherModel, load
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
+from nnunet_mn.networks.weights import hash_of
 from nnunet_mn.slices import SliceSampler
 from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMNStudent
 
@@ -89,6 +91,36 @@ def test_the_joint_models_own_folder_comes_first_and_has_the_same_weights(site: 
     assert code == 0, output
     assert "nnUNetTrainerMNJoint__nnUNetPlans__3d_fullres" in output
     assert _checkpoint(site)["mn"]["teacher_hash"] == from_training["mn"]["teacher_hash"]
+
+
+def test_the_same_networks_with_another_weight_or_other_axes_are_another_teacher(site: Any) -> None:
+    folders = _folders(site)
+    own = plans_of(folders.finished("0"), read_trained(folders.finished("0")), "3d_fullres")
+
+    def teacher() -> TeacherModel:
+        return load(folders, "0", MNConfig(), like=own)
+
+    usual = teacher()
+    assert usual.hash == usual.weights_hash == hash_of(usual.network.state_dict().items())  # as in earlier versions
+    join(folders, ["0"])
+    assert teacher().hash == usual.hash
+    join(folders, ["0"], weight_2d=0.75, force=True)
+    heavier = teacher()
+    plans = folders.joint / "plans.json"
+    content = json.loads(plans.read_text())
+    content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= {"axes": [0], "weight_2d": 0.5}
+    plans.write_text(json.dumps(content))
+    along_one = teacher()
+    assert usual.weights_hash == heavier.weights_hash == along_one.weights_hash
+    assert len({usual.hash, heavier.hash, along_one.hash}) == 3
+
+
+def test_a_student_whose_teacher_had_another_weight_is_joined_again_and_again(site: Any, train: Any) -> None:
+    join(_folders(site), ["0"], weight_2d=0.75)
+    code, output = train(site)
+    assert code == 0, output
+    for _ in range(2):  # the second one finds the teacher's networks in its training, with the usual weight
+        join(replace(_folders(site), trainer=STUDENT), ["0"], force=True)
 
 
 def test_a_student_is_joined_with_the_2d_network_that_taught_it(site: Any, train: Any) -> None:
@@ -315,4 +347,4 @@ def test_a_stopped_student_goes_on_but_not_with_another_teacher(site: Any, train
     final.unlink()
     code, output = train(site)
     assert code != 0
-    assert "the teacher's weights differ" in output.splitlines()[-1]
+    assert "the teacher differs from the one that this training began with" in output.splitlines()[-1]

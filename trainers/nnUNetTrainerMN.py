@@ -833,7 +833,8 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         own = TrainedPlans(self.plans_manager.plans, self.dataset_json, self.configuration_name)
         joint = teacher_model.load(folders, str(self.fold), self.mn_config, like=own)
         self.print_to_log_file(f"the teacher is {joint.source}")
-        self.teacher_hash, self.joint = joint.weights_hash, joint.network.to(self.device)
+        self.teacher_hash, self.teacher_weights = joint.hash, joint.weights_hash
+        self.joint = joint.network.to(self.device)
         self.taught_on = joint.trained_on
         return assembly.build_distillation(self.mn_config, self.stock_parts(), self.joint)
 
@@ -893,6 +894,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         teacher_2d = cast(Network2D, self.joint.network_2d.network)
         return {
             "teacher_hash": self.teacher_hash,
+            "teacher_weights": self.teacher_weights,
             "teacher_backbone": teacher_2d.spec.facts.name,
             "slices": self.cotrainer.sampler.generator.get_state(),
             "skipped": [self.cotrainer.student_3d.skipped],
@@ -901,8 +903,8 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     def _restore_own(self, mn: dict[str, Any]) -> None:
         if mn["teacher_hash"] != self.teacher_hash:
             raise MNError(
-                "the teacher's weights differ from those that this training began with: put them back, or start a new "
-                "training without --c"
+                "the teacher differs from the one that this training began with (its weights, the weight of its 2D "
+                "network, or its axes): put that one back, or start a new training without --c"
             )
         if "slices" in mn:  # an earlier version's teacher drew no axis
             self.cotrainer.sampler.generator.set_state(mn["slices"])

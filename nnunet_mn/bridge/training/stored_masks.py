@@ -26,7 +26,7 @@ class StoredMasks:
 
     Args:
         folder: of the fold's results.
-        teacher_hash: of the teacher's weights. Each teacher has a folder of its own.
+        teacher_hash: of all that shapes the teacher's masks. Each teacher has a folder of its own.
     """
 
     def __init__(self, folder: Path, teacher_hash: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +16,7 @@ from nnunet_mn.bridge.model_folders import (
 )
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.trained_with import first_difference, meaning
+from nnunet_mn.bridge.training.assembly import slice_axes
 from nnunet_mn.bridge.training.checkpoint import check_network
 from nnunet_mn.bridge.training.joint_model import JointModel, build_joint, joint_model, plans_of, read_trained
 from nnunet_mn.bridge.training.joint_plans import TrainedPlans, trainer_of
@@ -24,13 +26,24 @@ from nnunet_mn.networks import Network2D
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import hash_of
 
+USUAL_WEIGHT = 0.5  # of the 2D network in the mean, as `nnunet-mn join` has it
+
 
 class TeacherModel(NamedTuple):
-    """A joint model, its file, a hash of its weights, and the names of the cases that it was trained on."""
+    """A joint model and where it comes from.
+
+    Args:
+        network: with the trained weights.
+        source: its file.
+        weights_hash: of its networks' weights.
+        hash: of these, of the 2D network's weight in the mean, and of its axes: equal hashes give equal masks.
+        trained_on: the names of the cases that it was trained on.
+    """
 
     network: Joint
     source: Path
     weights_hash: str
+    hash: str
     trained_on: frozenset[str]
 
 
@@ -59,7 +72,17 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPla
         model = joint_model(file, content, folders.configuration)
     _check_like(model.plans, like, file)
     weights_hash = hash_of(model.network.state_dict().items())
-    return TeacherModel(model.network, file, weights_hash, cases_behind(file, content))
+    return TeacherModel(
+        model.network, file, weights_hash, _hash_with_mean(weights_hash, model), cases_behind(file, content)
+    )
+
+
+def _hash_with_mean(weights_hash: str, model: JointModel) -> str:
+    """A hash of all that shapes the masks. With the usual mean it is that of the weights, as in earlier versions."""
+    mean = model.network.weight_2d, model.network.axes
+    if mean == (USUAL_WEIGHT, slice_axes(MNConfig(), model.plans.spacing)):
+        return weights_hash
+    return sha256(f"{weights_hash} {mean}".encode()).hexdigest()[: len(weights_hash)]
 
 
 def cases_behind(file: Path, content: Mapping[str, Any]) -> frozenset[str]:
@@ -99,7 +122,7 @@ def joined_with_student(
     named = Layer(str(file), {"teacher_folder": mn["config"]["teacher_folder"]})
     fold = file.parent.name.removeprefix("fold_")
     teacher = load(replace(folders, trainer=MN_TRAINER), fold, resolve(named, environment_layer()), like=own)
-    if teacher.weights_hash != mn["teacher_hash"]:
+    if teacher.weights_hash != mn.get("teacher_weights", mn["teacher_hash"]):
         raise MNError(
             f"{teacher.source} is not the model that taught {file}; name the folder of its teacher in "
             f"nnUNet_mn_teacher_folder"
