@@ -719,6 +719,14 @@ def test_validation_alone_needs_no_2d_network(
     assert _same(trainer.network.state_dict(), finished.network.state_dict())
 
 
+def test_validation_alone_may_have_another_preset(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
+) -> None:
+    trainings.adopt(finished)
+    trainer = trainings.trainer(planned_dataset(), validate=True, preset="paper")
+    assert _same(trainer.network.state_dict(), finished.network.state_dict())
+
+
 def test_pretrained_weights_of_a_stock_training_are_the_start(
     trainings: Trainings, planned_dataset: Callable[..., Any]
 ) -> None:

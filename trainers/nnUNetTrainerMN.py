@@ -582,8 +582,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
         if not self.was_initialized:
             self.initialize()
-        now = self.mn_config.to_dict()
-        if any(mn["config"].get(field, now[field]) != now[field] for field in ("preset", "optimizer_3d")):
+        if mn["config"].get("optimizer_3d", self.mn_config.optimizer_3d) != self.mn_config.optimizer_3d:
             self._refuse_to_continue(mn)  # now: stock cannot load another optimizer's state
         weights = content.get("network_weights", {})  # check_network names missing ones
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
