@@ -166,6 +166,19 @@ def test_the_worst_comes_first_and_a_missing_structure_counts_zero(report_conten
     assert any("disagree on head" in reason for reason in by_name["bad"].reasons)
 
 
+def test_a_validation_case_without_any_structure_is_neither_the_median_nor_the_best(report_content: ModuleType) -> None:
+    made = report_content.case("case", "val")
+    names = ("worse", "middle", "better", "empty_1", "empty_2")
+    content = report_content.content([], val=[replace(made, name=name) for name in names])
+    official = {name: dict.fromkeys(numbers, None) if "empty" in name else numbers
+                for name, numbers in content.official.items()}  # fmt: skip
+    page = render(replace(content, official=official))
+    assert re.findall("<h4>(worst|median|best): (.*)</h4>", page) == [
+        ("worst", "worse"), ("median", "middle"), ("best", "better"),
+    ]  # fmt: skip
+    assert page.count('<th scope="row">empty_') == 2
+
+
 def test_ignored_voxels_do_not_count_for_dice(report_content: ModuleType) -> None:
     plain, ignoring = (report_content.case("case", "val", ignored=ignored) for ignored in (False, True))
     for name, numbers in plain.structures.items():

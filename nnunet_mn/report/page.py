@@ -114,12 +114,13 @@ def _joint_dice(case: CaseResult) -> float | None:
 
 
 def _exemplary(val: Sequence[dict[str, Any]]) -> list[tuple[str, CaseResult]]:
-    """The worst, the median and the best case; fewer if there are not three."""
-    places = {"worst": 0, "median": (len(val) - 1) // 2, "best": len(val) - 1}
+    """The worst, the median and the best case of those with a Dice; fewer if there are not three."""
+    cases = [row["case"] for row in val if row["mean"] is not None]
+    places = {"worst": 0, "median": (len(cases) - 1) // 2, "best": len(cases) - 1}
     found: dict[str, tuple[str, CaseResult]] = {}
     for word, place in places.items():
-        if val:
-            found.setdefault(val[place]["case"].name, (word, val[place]["case"]))
+        if cases:
+            found.setdefault(cases[place].name, (word, cases[place]))
     return list(found.values())
 
 
