@@ -408,6 +408,17 @@ def test_a_baseline_goes_on_with_its_own_kind_of_optimizer(
     assert goes_on.optimizer.param_groups[0]["fused"] != "of a card"
 
 
+@pytest.mark.parametrize(("then", "now"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_a_baseline_does_not_go_on_with_another_kind_of_optimizer(
+    trainings: Trainings, planned_dataset: Callable[..., Any], then: str, now: str
+) -> None:
+    baseline = {"trainer": "nnUNetTrainerMNLabeledOnly", "iterations_per_epoch": 1, "epochs": 1}
+    trainings.run(planned_dataset(), **baseline, optimizer_3d=then)
+    told = f"optimizer_3d is '{now}' but the checkpoint was trained with '{then}'; put that back, or start a new"
+    with pytest.raises(MNError, match=told):
+        trainings.trainer(planned_dataset(), go_on=True, **baseline, optimizer_3d=now)
+
+
 @pytest.mark.parametrize("fields", [{"lr_3d": 0.02}, {"epochs": 1}])
 def test_a_finished_training_that_is_started_again_keeps_its_checkpoint_and_its_settings(
     trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any, fields: dict[str, Any]

@@ -174,7 +174,9 @@ class _ConfiguredTrainer(nnUNetTrainer):
         content, file = self._read_checkpoint(filename_or_checkpoint)
         if not self.was_initialized:
             self.initialize()
-        state.keep_own_options(content.get("optimizer_state"), self.optimizer)
+        stored = content.get("optimizer_state")
+        state.refuse_other_optimizer(stored, self.optimizer)
+        state.keep_own_options(stored, self.optimizer)
         with reading.handed_over(content):
             super().load_checkpoint(str(file))
 
@@ -582,8 +584,6 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
         if not self.was_initialized:
             self.initialize()
-        if mn["config"].get("optimizer_3d", self.mn_config.optimizer_3d) != self.mn_config.optimizer_3d:
-            self._refuse_to_continue(mn)  # now: stock cannot load another optimizer's state
         weights = content.get("network_weights", {})  # check_network names missing ones
         checkpoint.check_network(weights, assembly.unwrapped(self.network), file)
         super().load_checkpoint(content)

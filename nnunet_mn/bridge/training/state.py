@@ -69,6 +69,13 @@ def keep_own_options(stored: Mapping[str, Any] | None, optimizer: torch.optim.Op
         kept |= {option: own[option] for option in ("peak_lr", "fused") if option in own}
 
 
+def refuse_other_optimizer(stored: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer) -> None:
+    """Raise an MNError if a stored state of the 3D network's optimizer is of the other kind. Torch cannot load it."""
+    groups = zip((stored or {}).get("param_groups", ()), optimizer.param_groups, strict=False)
+    kinds = [["adamw" if "betas" in group else "sgd" for group in pair] for pair in groups]
+    _refuse([_changed("optimizer_3d", now, then) for then, now in kinds[:1] if now != then])
+
+
 def backbone_hash(cotrainer: CoTrainer) -> str | None:
     """A hash of the 2D network's pretrained weights, before any training; None if the second student has none."""
     backbone = getattr(network_2d(cotrainer), "backbone", None)
@@ -115,11 +122,11 @@ def mn_state(training: TrainerState) -> dict[str, Any]:
 def changed_state_fields(now: MNConfig, then: Mapping[str, Any], names: Sequence[str] = STATE_FIELDS) -> list[str]:
     """A sentence for each changed setting of those that shape the state."""
     mine = now.to_dict()
-    return [
-        f"{name} is {mine[name]!r} but the checkpoint was trained with {then[name]!r}"
-        for name in names
-        if name in then and mine[name] != then[name]
-    ]
+    return [_changed(name, mine[name], then[name]) for name in names if name in then and mine[name] != then[name]]
+
+
+def _changed(name: str, now: Any, then: Any) -> str:
+    return f"{name} is {now!r} but the checkpoint was trained with {then!r}"
 
 
 def changed_settings(mn: Mapping[str, Any], now: MNConfig) -> list[str]:
