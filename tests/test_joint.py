@@ -38,7 +38,7 @@ from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.weights import load_learned_state
-from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMNJoint
+from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMNJoint, nnUNetTrainerMNLabeledOnly
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net warns
 
@@ -532,6 +532,24 @@ def test_a_joint_model_is_refused_on_several_cards(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(MNError, match=r"nnUNetTrainerMNJoint runs on one GPU, but -num_gpus is 2: leave out -num_gpus"):
         nnUNetTrainerMNJoint({}, "3d_fullres", 0, {}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "next_stage"), [(nnUNetTrainerMNJoint, None), (nnUNetTrainerMNLabeledOnly, "3d_cascade_fullres")]
+)
+def test_a_joint_model_predicts_for_no_cascade_but_the_baseline_does_as_nnunet(
+    kind: type[nnUNetTrainer], next_stage: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        nnUNetTrainer,
+        "perform_actual_validation",
+        lambda trainer, _: seen.append(trainer.configuration_manager.configuration.get("next_stage")),
+    )
+    trainer = kind.__new__(kind)
+    trainer.configuration_manager = SimpleNamespace(configuration={"next_stage": "3d_cascade_fullres"})
+    trainer.perform_actual_validation(False)
+    assert seen == [next_stage]
 
 
 def test_nnunet_does_not_compile_a_joint_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,7 @@ class _ConfiguredTrainer(nnUNetTrainer):
     num_val_iterations_per_epoch: int
     current_epoch: int
     variant: ClassVar[dict[str, Any]] = {}  # settings of a class, over those of its bases and under the plans'
+    has_next_stage: ClassVar[bool] = False  # M&N trains no cascade, for which the validation would predict
 
     @last_word
     def __init__(
@@ -179,6 +180,11 @@ class _ConfiguredTrainer(nnUNetTrainer):
         state.keep_own_options(stored, self.optimizer)
         with reading.handed_over(content):
             super().load_checkpoint(str(file))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if not self.has_next_stage:
+            self.configuration_manager.configuration.pop("next_stage", None)
+        super().perform_actual_validation(save_probabilities)
 
     def _read_checkpoint(self, filename_or_checkpoint: Any) -> tuple[dict[str, Any], Path]:
         """The content of a checkpoint, and its file for messages."""
@@ -385,7 +391,6 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self._end("after the last epoch", remedy="run the same command with --c for the validation")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        self.configuration_manager.configuration.pop("next_stage", None)  # M&N trains no cascade to predict for
         super().perform_actual_validation(save_probabilities)
         self.lock.release()
 
@@ -914,6 +919,7 @@ class nnUNetTrainerMNLabeledOnly(_ConfiguredTrainer):
     """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
 
     variant: ClassVar[dict[str, Any]] = {"optimizer_3d": "sgd"}  # nnU-Net's
+    has_next_stage: ClassVar[bool] = True
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         if self.mn_config.seed is not None and get_allowed_n_proc_DA() > 0:
