@@ -127,6 +127,39 @@ def test_the_same_process_may_start_again(tmp_path: Path) -> None:
     assert is_taken_over(FoldLock(tmp_path))
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_third_start_keeps_its_file_when_the_second_ones_comes_back(
+    tmp_path: Path, ended: Owner, other: Owner, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, third = own(tmp_path, ended), replace(other, since="the third start")
+    real, calls = Path.rename, []
+
+    def rename(file: Path, target: Path) -> Path:
+        calls.append(file)
+        if len(calls) > 1:
+            return real(file, target)
+        own(tmp_path, other)  # another start has taken over before this one
+        moved = real(file, target)
+        if has_links:
+            own(tmp_path, third)
+        return moved
+
+    def no_links(*_: object) -> NoReturn:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(MNError, match="already runs"):
+        lock.acquire()
+    assert [file.read_text() for file in tmp_path.iterdir()] == [json.dumps(asdict(third if has_links else other))]
+
+
+def test_an_empty_restart_count_of_slurm_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "")
+    assert Owner.here().restarts == 0
+
+
 START = """
 import sys, time
 from pathlib import Path

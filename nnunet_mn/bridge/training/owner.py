@@ -51,7 +51,7 @@ class Owner:
             began=_began(pid),
             since=datetime.now().astimezone().isoformat(" ", "seconds"),
             job=os.environ.get("SLURM_JOB_ID", ""),
-            restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         )
 
     def is_gone(self, here: "Owner") -> bool:
@@ -131,7 +131,18 @@ class FoldLock:
         if _text(mine) == content:
             mine.unlink()
         else:  # another start was faster, and this is its file
-            mine.rename(self.file)
+            self._put_back(mine)
+
+    def _put_back(self, file: Path) -> None:
+        """Undo a rename, unless a third start has made a file meanwhile. A rename would remove that one."""
+        try:
+            os.link(file, self.file)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            file.rename(self.file)
+            return
+        file.unlink()
 
     def _refusal(self, owner: Owner, here: Owner) -> str:
         told = (
