@@ -143,14 +143,15 @@ class UnlabeledCounts:
     Args:
         schedule: of the training.
         batch_size: samples in a planned batch.
-        batch: with `add` unlabeled samples come on top of the planned batch, at most as many as it has. With `replace`
-            they take the place of labeled samples; at least one labeled sample stays.
+        batch: with `add` unlabeled samples come on top of the planned batch: for each rank at most as many as the
+            largest rank has labeled ones. With `replace` they take the place of labeled samples; at least one labeled
+            sample stays.
         guidance: what grows as the learning rate decays: the `number` of unlabeled samples, or their `weight` (only
-            with `add`). With `weight` their number is always half of the planned batch.
+            with `add`). With `weight` their number is always half of the planned batch, rounded up for each rank.
         rounding: `floor` is the paper's code. `diffusion` carries the rest to the next batch: even batches of two get
             unlabeled samples early. `auto` is `floor` for batches of four and more (docs/choices.md).
         ranks: processes that share a batch. Samples on top are divided evenly among them. Their number is a multiple of
-            `ranks`, and on average the same as with one process.
+            `ranks`, and on average the same as with one process. A batch of 5 on 4 ranks gets up to 8 of them.
     """
 
     def __init__(
