@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_mn.bridge.reading import handed_over, read, read_by_environment
+from nnunet_mn.bridge.reading import check_pretrained, handed_over, read, read_by_environment
 from nnunet_mn.errors import MNError
 
 
@@ -58,3 +58,14 @@ def test_stock_gets_what_was_read_whatever_the_file_holds_by_then(tmp_path: Path
         assert torch.load(file)["current_epoch"] == 3
     with pytest.raises(RuntimeError, match="hand them over another way"), handed_over(content):
         pass
+
+
+@pytest.mark.parametrize("arguments", [["-p"], ["-pretrain"], ["-pr", "3"], ["-d", "4"], ["-pretrained_weights"], []])
+def test_a_script_with_options_of_its_own_is_not_ended(arguments: list[str]) -> None:
+    check_pretrained(arguments, trust=False)
+
+
+@pytest.mark.parametrize("given", [["-pretrained_weights", "gone.pth"], ["-pretrained_weights=gone.pth"]])
+def test_the_file_of_pretrained_weights_is_found_among_all_arguments(given: list[str]) -> None:
+    with pytest.raises(MNError, match=r"no checkpoint gone\.pth"):
+        check_pretrained(["4", "3d_fullres", "0", "-p", "nnUNetPlans", *given, "--npz"], trust=False)

@@ -1,11 +1,11 @@
 """Reads nnU-Net's checkpoints as data: no file can run code."""
 
-import argparse
 import errno
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -131,9 +131,10 @@ def check_pretrained(arguments: Sequence[str], *, trust: bool) -> None:
     Raises:
         MNError: as `read`.
     """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("-p")  # else it would be taken for the other
-    parser.add_argument("-pretrained_weights", type=Path)
-    file: Path | None = parser.parse_known_args(arguments)[0].pretrained_weights
-    if file is not None:
-        read(file, trust=trust, remedy="give another file to -pretrained_weights")
+    file = ""  # not by argparse, which would end a script with other options of this name
+    for argument, following in pairwise([*arguments, ""]):
+        name, joined, value = argument.partition("=")
+        if name == "-pretrained_weights":
+            file = value if joined else following
+    if file:
+        read(Path(file), trust=trust, remedy="give another file to -pretrained_weights")
