@@ -58,7 +58,7 @@ class Stopping:
     def finish_loaders(self) -> None:
         """End the loaders' background processes."""
         for running in self.loaders:
-            workers.finish_workers(running.loader if isinstance(running, ddp.RankedLoader) else running)
+            workers.finish_workers(running)
 
     def signal_name(self) -> str:
         """Name of the signal to stop this process; empty if none came."""
