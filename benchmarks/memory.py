@@ -26,10 +26,10 @@ from nnunet_mn.bridge.planning.cost import (
     network_3d_cost,
     views,
 )
-from nnunet_mn.bridge.planning.measure import GIB
 from nnunet_mn.bridge.training import assembly
 from nnunet_mn.config import MNConfig
 from nnunet_mn.cotraining import CoTrainer
+from nnunet_mn.memory import GIB
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.precision import hold_frozen_weights
 from nnunet_mn.ranks import ALONE, Ranks

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+GIB = 2**30  # bytes
+
 
 def free_bytes(device: torch.device) -> int | None:
     """Bytes of a CUDA card for new tensors of this process: torch's own reserve counts. None on another device."""

@@ -18,7 +18,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from typer.testing import CliRunner
 
 from nnunet_mn.bridge import export
-from nnunet_mn.bridge.export import CARD, CHECKPOINT, export_model
+from nnunet_mn.bridge.export import CARD, FINAL, export_model
 from nnunet_mn.bridge.model_card import FoldOnCard, model_card
 from nnunet_mn.cli import app
 from nnunet_mn.errors import MNError
@@ -70,7 +70,7 @@ def test_zip_is_a_stock_model_with_the_same_network_and_nothing_of_ours(trained:
     with zipfile.ZipFile(output) as archive:
         archive.extractall(tmp_path / "installed")
     installed = tmp_path / "installed" / trained.parent.name / trained.name
-    before, after = (load(folder / "fold_0" / CHECKPOINT) for folder in (trained, installed))
+    before, after = (load(folder / "fold_0" / FINAL) for folder in (trained, installed))
     assert set(before) - set(after) == {"mn"}
     assert after["trainer_name"] == "nnUNetTrainer"
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
@@ -129,7 +129,7 @@ def test_second_model_is_exported_beside_the_first(trained: Path, tmp_path: Path
 
 
 def test_unfinished_model_is_refused(model: Path, tmp_path: Path) -> None:
-    os.rename(model / "fold_0" / CHECKPOINT, model / "fold_0" / "checkpoint_latest.pth")
+    os.rename(model / "fold_0" / FINAL, model / "fold_0" / "checkpoint_latest.pth")
     with pytest.raises(MNError, match="train at least one fold to its end"):
         export_model(model, tmp_path / "model.zip")
 
@@ -148,9 +148,9 @@ def test_a_missing_file_that_no_validation_writes_is_to_be_put_back(model: Path,
 
 
 def test_stock_model_is_refused(model: Path, tmp_path: Path) -> None:
-    checkpoint = load(model / "fold_0" / CHECKPOINT)
+    checkpoint = load(model / "fold_0" / FINAL)
     del checkpoint["mn"]
-    torch.save(checkpoint, model / "fold_0" / CHECKPOINT)
+    torch.save(checkpoint, model / "fold_0" / FINAL)
     with pytest.raises(MNError, match="use nnUNetv2_export_model_to_zip"):
         export_model(model, tmp_path / "model.zip")
 
@@ -287,7 +287,7 @@ def test_regions_are_called_by_their_names(model: Path, tmp_path: Path) -> None:
     dataset_json = json.loads((model / "dataset.json").read_text())
     dataset_json["labels"] = {"background": 0, "whole": [1, 2], "back": 2}
     (model / "dataset.json").write_text(json.dumps(dataset_json))
-    file = model / "fold_0" / CHECKPOINT
+    file = model / "fold_0" / FINAL
     checkpoint = load(file)
     torch.save({**checkpoint, "init_args": {**checkpoint["init_args"], "dataset_json": dataset_json}}, file)
     means = {(1, 2): {"Dice": 0.75}, 2: {"Dice": 0.5}}

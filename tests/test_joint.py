@@ -27,7 +27,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 from typer.testing import CliRunner
 
-from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders
+from nnunet_mn.bridge.model_folders import FINAL, JOINT_TRAINER, ModelFolders
 from nnunet_mn.bridge.prediction.fold import find_trained_fold
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
@@ -132,7 +132,7 @@ def load(file: Path) -> dict[str, Any]:
 
 def change(folders: ModelFolders, fold: str = "0", **changes: Any) -> None:
     """Change the `mn` part of a checkpoint."""
-    file = folders.trained / f"fold_{fold}" / CHECKPOINT
+    file = folders.trained / f"fold_{fold}" / FINAL
     content = load(file)
     content["mn"] |= changes
     file.parent.mkdir(exist_ok=True)
@@ -208,7 +208,7 @@ def test_only_the_trained_configuration_changes_and_the_rest_is_the_trainings(mo
     trained_plans, plans = (
         json.loads((folder / "plans.json").read_bytes()) for folder in (model.folders.trained, model.folders.joint)
     )
-    before, after = (load(folder / "fold_0" / CHECKPOINT) for folder in (model.folders.trained, model.folders.joint))
+    before, after = (load(folder / "fold_0" / FINAL) for folder in (model.folders.trained, model.folders.joint))
     assert after["trainer_name"] == "nnUNetTrainer"
     assert after["init_args"]["plans"] == plans
     assert after["init_args"]["configuration"] == "3d_fullres"
@@ -237,7 +237,7 @@ def test_stock_commands_take_it_as_any_model(model: Model, tmp_path: Path) -> No
     model.run("nnUNetv2_find_best_configuration", model.site.name, *which, "-np", "1")
     model.run("nnUNetv2_export_model_to_zip", "-d", model.site.name, "-o", str(tmp_path / "model.zip"), *which)
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        assert f"{model.folders.dataset.name}/{model.folders.joint.name}/fold_0/{CHECKPOINT}" in archive.namelist()
+        assert f"{model.folders.dataset.name}/{model.folders.joint.name}/fold_0/{FINAL}" in archive.namelist()
 
 
 @only_classes
@@ -279,7 +279,7 @@ def test_it_needs_no_locks(copied: ModelFolders, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(fcntl, "flock", flock)
     join(copied, ["0"], keep=True)
-    assert (copied.joint / "fold_0" / CHECKPOINT).is_file()
+    assert (copied.joint / "fold_0" / FINAL).is_file()
 
 
 @only_classes
@@ -287,7 +287,7 @@ def test_a_fold_joins_those_that_are_there(copied: ModelFolders) -> None:
     join(copied, ["0"])
     shutil.copytree(copied.trained / "fold_0", copied.trained / "fold_1")
     join(copied, ["1"], keep=True)
-    assert all((copied.joint / fold / CHECKPOINT).is_file() for fold in ("fold_0", "fold_1"))
+    assert all((copied.joint / fold / FINAL).is_file() for fold in ("fold_0", "fold_1"))
     with pytest.raises(MNError, match="holds folds with another 2D network or weight; replace them by"):
         join(copied, ["1"], keep=True, weight_2d=0.7)
 
@@ -344,7 +344,7 @@ def test_files_that_the_training_of_another_fold_has_replaced_are_named(
     text = json.dumps(json.loads(file.read_text()))
     assert old in text
     file.write_text(text.replace(old, new))
-    told = rf"{name} says that .*fold_0/{CHECKPOINT} was trained with {entry} .* another fold has replaced it"
+    told = rf"{name} says that .*fold_0/{FINAL} was trained with {entry} .* another fold has replaced it"
     with pytest.raises(MNError, match=told):
         join(copied, ["0"])
     assert not copied.joint.exists()
@@ -361,7 +361,7 @@ def test_a_training_writes_its_joint_model_where_asked(
     code, output = train(site)
     assert code == 0, output
     folders = replace(model.folders, dataset=site.fold.parents[1])
-    assert (folders.joint / "fold_0" / CHECKPOINT).is_file()
+    assert (folders.joint / "fold_0" / FINAL).is_file()
     assert f"wrote the joint model {folders.joint}" in output
 
 
@@ -398,16 +398,16 @@ def test_a_training_under_another_name_is_shown(tmp_path: Path, other: str) -> N
         find_trained_fold(folders, "1")
     with pytest.raises(MNError, match=r"holds no fold_0; give"):
         find_trained_fold(folders, "0")
-    with pytest.raises(MNError, match=rf"there is no \S+{CHECKPOINT}; run"):
+    with pytest.raises(MNError, match=rf"there is no \S+{FINAL}; run"):
         folders.finished("1")
-    (dataset / other / "fold_1" / CHECKPOINT).touch()
-    with pytest.raises(MNError, match=rf"no finished training.*{CHECKPOINT} \(it is there in {other}\); run"):
+    (dataset / other / "fold_1" / FINAL).touch()
+    with pytest.raises(MNError, match=rf"no finished training.*{FINAL} \(it is there in {other}\); run"):
         folders.finished("1")
 
 
 @only_classes
 def test_unfinished_or_missing_trainings_are_refused_with_the_command(copied: ModelFolders) -> None:
-    (copied.trained / "fold_0" / CHECKPOINT).rename(copied.trained / "fold_0" / "checkpoint_latest.pth")
+    (copied.trained / "fold_0" / FINAL).rename(copied.trained / "fold_0" / "checkpoint_latest.pth")
     command = f"nnUNetv2_train {copied.dataset.name} 3d_fullres %s -tr nnUNetTrainerMN -p nnUNetPlans"
     with pytest.raises(MNError, match=f"fold 0 has no finished training.*'{command % 0} --c' to its end"):
         join(copied, ["0"])
@@ -482,7 +482,7 @@ def test_the_command_joins_and_says_how_to_predict(copied: ModelFolders, monkeyp
     result = CliRunner().invoke(app, ["join", "-d", copied.dataset.name, "-f", "0", "1", "--weight-2d", "0.4"])
     assert result.exit_code == 0, result.output
     assert f"nnUNetv2_predict -tr {JOINT_TRAINER} -p nnUNetPlans" in result.output
-    assert (copied.joint / "fold_1" / CHECKPOINT).is_file()
+    assert (copied.joint / "fold_1" / FINAL).is_file()
 
 
 @only_classes
@@ -518,7 +518,7 @@ def test_a_joint_model_is_not_validated_on_cases_of_its_training(
         trainer = nnUNetTrainerMNJoint(
             {**plans, "continue_training": False}, "3d_fullres", 0, description, torch.device("cpu")
         )
-        trainer.load_checkpoint(str(copied.joint / "fold_0" / CHECKPOINT))
+        trainer.load_checkpoint(str(copied.joint / "fold_0" / FINAL))
         (preprocessed / "splits_final.json").write_text(json.dumps(model.site.entry(train=others, val=val)))
         if not refused:
             assert trainer.do_split() == (others, list(val))

@@ -33,7 +33,7 @@ from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.bridge.last_word import WorkerFailures, last_word
-from nnunet_mn.bridge.model_folders import CHECKPOINT, LATEST, ModelFolders
+from nnunet_mn.bridge.model_folders import FINAL, LATEST, ModelFolders
 from nnunet_mn.bridge.planning.checks import check_co_trainable, check_split_is_preprocessed
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
 from nnunet_mn.bridge.training import (
@@ -561,7 +561,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             super().save_checkpoint(filename)  # writes nothing, and says so
             return
         path = Path(filename)
-        final = path.name == CHECKPOINT  # without an optimizer of the 2D network, to keep the file small
+        final = path.name == FINAL  # without an optimizer of the 2D network, to keep the file small
         if final and path.exists() and not self.has_learned:
             self.print_to_log_file(f"the training had ended before: {path} stays as it is")
             return

@@ -14,7 +14,7 @@ from evidence.self_training import pseudo_labeled
 from evidence.training import train, train_networks_before, validate_joint
 from evidence.workspace import Scale, Workspace, scale_key
 
-from nnunet_mn.bridge.model_folders import CHECKPOINT
+from nnunet_mn.bridge.model_folders import FINAL
 from nnunet_mn.bridge.reading import read
 from nnunet_mn.bridge.versions import package_versions
 
@@ -49,7 +49,7 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: 
         scale=scale_key(space.scale),
         updates=space.scale.updates,
         seconds=round(seconds, 1),
-        config=run.settings(space.scale) if run.method.ensemble_of else _config(folder / CHECKPOINT, run, space.scale),
+        config=run.settings(space.scale) if run.method.ensemble_of else _config(folder / FINAL, run, space.scale),
         versions=package_versions(),
         date=datetime.date.today().isoformat(),
         dice=scores.dice,

@@ -10,7 +10,7 @@ from evidence.runs import Run, note_settings
 from evidence.workspace import CONFIGURATION_2D, Workspace
 from filelock import FileLock
 
-from nnunet_mn.bridge.model_folders import BASELINE_TRAINER, CHECKPOINT
+from nnunet_mn.bridge.model_folders import BASELINE_TRAINER, FINAL
 from nnunet_mn.bridge.stock_commands import epoch_begun, run_stock
 from nnunet_mn.errors import MNError
 
@@ -45,7 +45,7 @@ def train(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: fl
 
 def _train(run: Run, space: Workspace, folder: Path, follow: Callable[[str], None], until: float) -> None:
     command = _training_command(run, space)
-    if (folder / "checkpoint_latest.pth").exists() or (folder / CHECKPOINT).exists():
+    if (folder / "checkpoint_latest.pth").exists() or (folder / FINAL).exists():
         command.append("--c")
     settings = run.settings(space.scale)
     if (teacher := run.teacher(space)) is not None:
@@ -84,7 +84,7 @@ def train_networks_before(run: Run, space: Workspace, on_epoch: Callable[[int], 
     method = run.method
     for needed in filter(None, (method.taught_by, method.joins, *method.ensemble_of)):
         other = run.other(needed)
-        final = other.fold_folder(space) / CHECKPOINT
+        final = other.fold_folder(space) / FINAL
         if not final.exists():
             train_networks_before(other, space, on_epoch, until)
         if other.method.joins is None:

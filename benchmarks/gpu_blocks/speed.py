@@ -9,8 +9,8 @@ from step import step_and_parts, stock_step
 
 from gpu_blocks.findings import Findings
 from gpu_blocks.site import Site
-from nnunet_mn.bridge.planning.measure import GIB
 from nnunet_mn.config import MNConfig
+from nnunet_mn.memory import GIB
 
 
 def steps(site: Site, findings: Findings, *, kind: str, batch: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_mn.bridge.files import read_object
 from nnunet_mn.bridge.model_card import FoldOnCard, model_card
-from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, PUT_BACK, ModelFolders, read_json
+from nnunet_mn.bridge.model_folders import FINAL, JOINT_TRAINER, PUT_BACK, ModelFolders, read_json
 from nnunet_mn.bridge.reading import read_by_environment
 from nnunet_mn.bridge.staging import save_tensors, staging_beside
 from nnunet_mn.bridge.stock_commands import run_stock
@@ -78,9 +78,9 @@ def _pack(model: ModelFolders, folds: Sequence[Path], staging: Path, log: Path) 
 
 def _finished_folds(model: ModelFolders) -> list[Path]:
     """The folders of the folds with a finished training."""
-    folds = sorted(file.parent for file in model.trained.glob(f"fold_*/{CHECKPOINT}"))
+    folds = sorted(file.parent for file in model.trained.glob(f"fold_*/{FINAL}"))
     if not folds:
-        raise MNError(f"{model.trained} holds no {CHECKPOINT} in any fold; train at least one fold to its end")
+        raise MNError(f"{model.trained} holds no {FINAL} in any fold; train at least one fold to its end")
     return folds
 
 
@@ -89,15 +89,15 @@ def _stage(fold: Path, target: Path) -> FoldOnCard:
     for name in _OF_FOLD:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         _copy(fold / name, target / name)
-    checkpoint = read_by_environment(fold / CHECKPOINT)
+    checkpoint = read_by_environment(fold / FINAL)
     if "mn" not in checkpoint:
         raise MNError(
-            f"{fold / CHECKPOINT} holds no M&N state: it is of stock nnU-Net, or was exported before; use "
+            f"{fold / FINAL} holds no M&N state: it is of stock nnU-Net, or was exported before; use "
             f"nnUNetv2_export_model_to_zip"
         )
-    files_beside(fold / CHECKPOINT, checkpoint)  # refuses those of another training
+    files_beside(fold / FINAL, checkpoint)  # refuses those of another training
     mn: Mapping[str, Any] = checkpoint.pop("mn")
-    save_tensors(checkpoint, target / CHECKPOINT)
+    save_tensors(checkpoint, target / FINAL)
     return _fold_on_card(fold, mn)
 
 

@@ -12,7 +12,7 @@ MN_TRAINER, STUDENT_TRAINER, JOINT_TRAINER = "nnUNetTrainerMN", "nnUNetTrainerMN
 BASELINE_TRAINER = "nnUNetTrainerMNLabeledOnly"
 # nnU-Net's checkpoints of a fold, the newest first. With `--c` it goes on from the first one that is there.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-CHECKPOINT, LATEST = CHECKPOINTS[:2]
+FINAL, LATEST = CHECKPOINTS[:2]
 PUT_BACK = "put back the file that the training wrote"
 
 
@@ -58,12 +58,12 @@ class ModelFolders:
 
     def finished(self, fold: str) -> Path:
         """The final checkpoint of a fold. Raises an MNError when its training has not ended."""
-        file = self.trained / f"fold_{fold}" / CHECKPOINT
+        file = self.trained / f"fold_{fold}" / FINAL
         if file.is_file():
             return file
         begun = " --c" if file.parent.is_dir() else ""
         raise MNError(
-            f"fold {fold} has no finished training: there is no {file}{self.others_with(f'fold_{fold}/{CHECKPOINT}')}; "
+            f"fold {fold} has no finished training: there is no {file}{self.others_with(f'fold_{fold}/{FINAL}')}; "
             f"run 'nnUNetv2_train {self.dataset.name} "
             f"{self.configuration} {fold} -tr {self.trainer} -p {self.plans}{begun}' to its end"
         )

@@ -26,10 +26,10 @@ from nnunet_mn.bridge.doctor.environment import check_weights
 from nnunet_mn.bridge.doctor.page import Row, examine
 from nnunet_mn.bridge.planning.checks import check_co_trainable
 from nnunet_mn.bridge.planning.cost_model import cost_of_planned
-from nnunet_mn.bridge.planning.measure import GIB
 from nnunet_mn.bridge.preprocessing.run import check_any_is_left, check_sound_and_no_copies, settings_of
 from nnunet_mn.bridge.preprocessing.to_do import survey
 from nnunet_mn.errors import MNError
+from nnunet_mn.memory import GIB
 
 MEASURED_BATCH = 4  # samples (docs/evidence.md)
 TIGHT = 0.85  # share of the card; the estimate may be a tenth too low, and other processes take memory too

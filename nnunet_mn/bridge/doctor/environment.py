@@ -16,8 +16,7 @@ from nnunet_mn.bridge.versions import check_nnunet_version, supported_range
 from nnunet_mn.config import MNConfig, environment_layer, resolve
 from nnunet_mn.device import cpu_count
 from nnunet_mn.errors import MNError
-
-GIB = 2**30
+from nnunet_mn.memory import GIB
 
 
 def check_environment() -> Iterator[Row]:

@@ -13,10 +13,11 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.planning.measure import GIB, Cost, measure_cost, slice_cost, teaching_bytes, weight_bytes
+from nnunet_mn.bridge.planning.measure import Cost, measure_cost, slice_cost, teaching_bytes, weight_bytes
 from nnunet_mn.bridge.training.assembly import loss_for
 from nnunet_mn.config import MNConfig
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
+from nnunet_mn.memory import GIB
 from nnunet_mn.ranks import ALONE
 from nnunet_mn.schedule import Schedule, UnlabeledCounts
 from nnunet_mn.slices import SHARE_OF_FREE_MEMORY, along_axis

@@ -18,9 +18,10 @@ from nnunet_mn.bridge.planning.cost import (
     typical_2d_cost,
     views,
 )
-from nnunet_mn.bridge.planning.measure import GIB, Cost
+from nnunet_mn.bridge.planning.measure import Cost
 from nnunet_mn.bridge.training.assembly import label_space, slice_axes
 from nnunet_mn.config import PRESETS, MNConfig
+from nnunet_mn.memory import GIB
 from nnunet_mn.networks import build_network_2d
 from nnunet_mn.networks.inventory import can_be_fetched, weights_are_here
 from nnunet_mn.networks.precision import hold_frozen_weights

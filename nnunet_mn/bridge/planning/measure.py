@@ -17,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_mn.memory import kept_for_backward
 
-GIB = 2**30
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:

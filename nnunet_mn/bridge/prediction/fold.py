@@ -15,7 +15,7 @@ from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
 from nnunet_mn.bridge.cases.splits import read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
-from nnunet_mn.bridge.model_folders import CHECKPOINT, CHECKPOINTS, ModelFolders
+from nnunet_mn.bridge.model_folders import CHECKPOINTS, FINAL, ModelFolders
 from nnunet_mn.bridge.trained_with import first_difference, meaning, meaning_at_training
 from nnunet_mn.bridge.training.joint_model import read_trained
 from nnunet_mn.errors import MNError
@@ -73,7 +73,7 @@ class TrainedFold:
     @property
     def is_finished(self) -> bool:
         """Whether the training has ended. Only then nnU-Net's validation is of its checkpoint."""
-        return self.file.name == CHECKPOINT
+        return self.file.name == FINAL
 
     def cases(self, role: str) -> Iterator[Case]:
         """The cases that are `labeled`, `val` or `unlabeled`, by name."""

@@ -25,7 +25,7 @@ def open_volume(file: Path) -> Any:
     return blosc2.open(urlpath=str(file), mode="r")
 
 
-def measure(volume: np.ndarray) -> Voxels:
+def identity_of(volume: np.ndarray) -> Voxels:
     """Identity of a preprocessed volume (C, Z, Y, X)."""
     middle = volume[:, volume.shape[1] // 2]
     return Voxels(tuple(volume.shape), hash_voxels(middle), hash_voxels(volume), thumbnail(volume))
@@ -106,6 +106,6 @@ def _remembered(findings: Findings, name: str, load: Callable[[str], Any]) -> Vo
     """The identity of a case. Its volume is read only once."""
     known = findings.get(name, "voxels")
     if known is None:
-        known = measure(load(name)[:])
+        known = identity_of(load(name)[:])
         findings.put(name, "voxels", known)
     return Voxels(tuple(known[0]), *known[1:])

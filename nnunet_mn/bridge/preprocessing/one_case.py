@@ -16,7 +16,7 @@ from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, name_som
 from nnunet_mn.bridge.cases.manifest import Manifest, Record, Voxels, look_at, with_content
 from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
-from nnunet_mn.bridge.preprocessing.leaks import measure, open_volume
+from nnunet_mn.bridge.preprocessing.leaks import identity_of, open_volume
 from nnunet_mn.bridge.preprocessing.soundness import fault_of_volume, varies
 from nnunet_mn.bridge.preprocessing.to_do import survey
 from nnunet_mn.errors import MNError
@@ -155,7 +155,7 @@ def _preprocess(job: Job, case: UnlabeledCase) -> Voxels:
         raise BadImageError(
             f"{name_some(images)} {fault} after normalization{reach}; clip huge ones or remove the case"
         )
-    return measure(volume)
+    return identity_of(volume)
 
 
 def _add_class_locations(file: Path, plans: PlansManager, dataset_json: dict[str, Any]) -> None:

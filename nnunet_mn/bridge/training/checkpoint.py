@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mn.bridge.files import replace_whole
-from nnunet_mn.bridge.model_folders import CHECKPOINT, CHECKPOINTS
+from nnunet_mn.bridge.model_folders import CHECKPOINTS, FINAL
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
 STOCK_TRAINER = "nnUNetTrainer"
 VALIDATION, REPORT = "validation", "report"  # folders beside the checkpoints
-OF_THE_END = (CHECKPOINT, VALIDATION, REPORT)  # what a finished training leaves
+OF_THE_END = (FINAL, VALIDATION, REPORT)  # what a finished training leaves
 FOREGROUND = "foreground_epoch_*.npz"
 _KEPT = "before_restart_"
 

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from nnunet_mn.bridge.files import why_no_lock
-from nnunet_mn.bridge.model_folders import CHECKPOINT, JOINT_TRAINER, ModelFolders, read_json
+from nnunet_mn.bridge.model_folders import FINAL, JOINT_TRAINER, ModelFolders, read_json
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
 from nnunet_mn.bridge.staging import save_tensors, staging_beside, take_place
 from nnunet_mn.bridge.training import joint_model, teacher_model
@@ -92,7 +92,7 @@ def _join_fold(file: Path, staging: Path, folders: ModelFolders, *, weight_2d: f
     _write_plans(model.plans.plans, staging, file)
     fold = staging / file.parent.name
     fold.mkdir()
-    save_tensors(_checkpoint(checkpoint, model.plans.plans, model.network.state_dict()), fold / CHECKPOINT)
+    save_tensors(_checkpoint(checkpoint, model.plans.plans, model.network.state_dict()), fold / FINAL)
     if (file.parent / "progress.png").is_file():  # nnU-Net's export insists on it
         shutil.copyfile(file.parent / "progress.png", fold / "progress.png")
 
@@ -142,7 +142,7 @@ def joined_plans(plans: Mapping[str, Any], folders: ModelFolders, fold: int | st
     Raises:
         MNError: when there is no joint model of this fold.
     """
-    if not (folders.joint / f"fold_{fold}" / CHECKPOINT).is_file():
+    if not (folders.joint / f"fold_{fold}" / FINAL).is_file():
         raise MNError(
             f"{JOINT_TRAINER} trains nothing, and {folders.joint} holds no fold_{fold} to validate; run "
             f"'nnunet-mn join -d {folders.dataset.name} -c {folders.configuration} -f {fold} -p {folders.plans}'"

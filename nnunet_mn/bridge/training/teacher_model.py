@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from nnunet_mn.bridge.model_folders import (
-    CHECKPOINT,
+    FINAL,
     JOINT_TRAINER,
     MN_TRAINER,
     STUDENT_TRAINER,
@@ -67,7 +67,7 @@ def load(folders: ModelFolders, fold: str, config: MNConfig, *, like: TrainedPla
     if is_joint:
         model = _from_joint(file, content, folders.configuration)
         if config.teacher_folder is None:
-            _check_of_training(model.network, file, folders.trained / f"fold_{fold}" / CHECKPOINT)
+            _check_of_training(model.network, file, folders.trained / f"fold_{fold}" / FINAL)
     else:
         model = joint_model(file, content, folders.configuration)
     _check_like(model.plans, like, file)
@@ -98,7 +98,7 @@ def cases_behind(file: Path, content: Mapping[str, Any]) -> frozenset[str]:
         return frozenset(content["mn"].get("trained_on", ()))
     folders = ModelFolders.of(file.parents[1])
     trainer = trainer_of(read_json(folders.joint / "plans.json", "configurations"), folders.configuration)
-    behind = replace(folders, trainer=trainer).trained / file.parent.name / CHECKPOINT
+    behind = replace(folders, trainer=trainer).trained / file.parent.name / FINAL
     if not behind.is_file():
         return frozenset()
     return frozenset(read_by_environment(behind).get("mn", {}).get("trained_on", ()))
@@ -140,9 +140,9 @@ def joined_with_student(
 
 def _checkpoint(folders: ModelFolders, fold: str, folder: str | None) -> Path:
     if folder is None:
-        joint = folders.joint / f"fold_{fold}" / CHECKPOINT
+        joint = folders.joint / f"fold_{fold}" / FINAL
         return joint if joint.is_file() and not _is_of_a_student(folders) else folders.finished(fold)
-    file = Path(folder).absolute() / f"fold_{fold}" / CHECKPOINT
+    file = Path(folder).absolute() / f"fold_{fold}" / FINAL
     if not file.is_file():
         raise MNError(
             f"nnUNet_mn_teacher_folder is '{folder}', but there is no {file}; give the folder "
