@@ -54,7 +54,7 @@ GROUPS = {
     "Installing and checking": ("bridge/registration", "bridge/versions", "bridge/doctor/", "cli.py"),
     "Settings and devices": ("config.py", "device.py"),
     "The 2D network and its weights": ("networks/",),
-    "Cases, splits and images": ("bridge/cases/",),
+    "Cases, splits and images": ("bridge/cases/", "bridge/words.py"),
     "Planning": ("bridge/planning/", "planners/"),
     "Preprocessing the unlabeled images": ("bridge/preprocessing/", "bridge/processes"),
     "Training and going on with a training": ("",),

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
-from nnunet_mn.bridge.cases.images import fault_of_path
 from nnunet_mn.bridge.cases.manifest import ImageFile, Record, append
 from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training, roles_of_all_folds, roles_of_fold
 from nnunet_mn.bridge.cases.sources import SOURCES
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
 from nnunet_mn.bridge.cases.wanted import write_wanted
+from nnunet_mn.bridge.words import fault_of_path
 from nnunet_mn.config import UNLABELED_SOURCES
 from nnunet_mn.errors import MNError
 

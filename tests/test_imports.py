@@ -34,3 +34,9 @@ def test_finding_and_checking_cases_needs_no_torch() -> None:
     script = f"import sys, {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_words_and_split_files_need_no_reader_of_images() -> None:
+    script = "import sys, nnunet_mn.bridge.cases.splits; assert not {'torch', 'SimpleITK', 'nibabel'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -26,7 +26,6 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_mn.bridge import reading
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.planned import PlannedDataset, planned_configuration
 from nnunet_mn.bridge.cases.preprocessed import Cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import roles_in_training, roles_of_fold
@@ -55,6 +54,7 @@ from nnunet_mn.bridge.training.stopping import Stopping
 from nnunet_mn.bridge.training.stored_masks import StoredMasks, store, to_labels
 from nnunet_mn.bridge.training.whole_images import sliding_window
 from nnunet_mn.bridge.versions import check_nnunet_version
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.config import Layer, environment_layer, resolve
 from nnunet_mn.cotraining import CoTrainer, Student
 from nnunet_mn.device import check_device, check_is_card, compile_anew, fused, prepare_torch, without_search

@@ -8,9 +8,9 @@ import numpy as np
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.description import read_description
-from nnunet_mn.bridge.cases.images import fault_of_path
 from nnunet_mn.bridge.cases.splits import SPLITS, Split
 from nnunet_mn.bridge.files import refusals_told, replace_whole, write_whole
+from nnunet_mn.bridge.words import fault_of_path
 from nnunet_mn.errors import MNError
 
 USUAL_FOLDS = 5

@@ -14,9 +14,10 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from tqdm import tqdm
 
-from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, fault_of_values
+from nnunet_mn.bridge.cases.images import BadImageError, fault_of_values
 from nnunet_mn.bridge.cases.tiff import fault_of_spacing, read_spacing, spacing_file
 from nnunet_mn.bridge.processes import map_in_processes
+from nnunet_mn.bridge.words import fault_of_path
 
 MOST_VOXELS = 10_000  # along one axis
 OTHER_UNIT = 100.0  # mean ratio of spacings; m or µm instead of mm make it 1000

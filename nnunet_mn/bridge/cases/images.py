@@ -17,9 +17,8 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_mn.bridge.cases.tiff import fault_of_spacing
+from nnunet_mn.bridge.words import fault_of_path, name_some, printable
 from nnunet_mn.errors import MNError
-
-MOST_NAMED = 5  # files or cases in one message
 
 
 class BadImageError(MNError):
@@ -40,27 +39,6 @@ class ImageFolder(NamedTuple):
     unnamed: list[str]
     ignored: list[str]
     folders: list[str]
-
-
-def name_some(items: Sequence[str]) -> str:
-    """A readable list of at most a few items."""
-    more = len(items) - MOST_NAMED
-    return ", ".join(map(printable, items[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
-
-
-def printable(name: str | Path) -> str:
-    """A file name with an escape such as \\xfc for each byte that is not UTF-8. Such a byte cannot be printed."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def fault_of_path(image: str | Path) -> str | None:
-    """Why an image cannot be opened by its path, as a sentence for the user. The image itself is not read."""
-    if (shown := printable(image)) != str(image):
-        return f"the name of {shown} is not UTF-8, and image readers fail on such names; rename the file"
-    if os.path.islink(image) and not os.path.exists(image):
-        target = printable(os.readlink(image))
-        return f"{image} is a link to {target}, which does not exist here; mount or restore it, or remove the link"
-    return None
 
 
 def visible_entries(folder: Path) -> list[tuple[str, bool]]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mn.bridge.cases.description import FORMAT, has_channels, read_description
-from nnunet_mn.bridge.cases.images import check_channels, fault_of_path, name_some, scan_folder
+from nnunet_mn.bridge.cases.images import check_channels, scan_folder
 from nnunet_mn.bridge.cases.splits import check_case_name
 from nnunet_mn.bridge.cases.tiff import spacing_file
 from nnunet_mn.bridge.files import refusals_told
+from nnunet_mn.bridge.words import fault_of_path, name_some
 from nnunet_mn.errors import MNError
 
 

@@ -5,8 +5,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.files import refusals_told
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.errors import MNError
 
 SPLITS = "splits_final.json"

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field, replace
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.preprocessed import complete_cases
 from nnunet_mn.bridge.cases.roles import Roles, roles_of_all_folds
 from nnunet_mn.bridge.cases.sources import LAST_RESORTS, SOURCES, USUAL, UnlabeledCase, filled_folders, search
 from nnunet_mn.bridge.cases.splits import SPLITS, read_splits
 from nnunet_mn.bridge.files import refusals_told
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.errors import MNError
 
 

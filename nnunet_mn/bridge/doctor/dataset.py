@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
-from nnunet_mn.bridge.cases.images import fault_of_path, name_some
 from nnunet_mn.bridge.cases.manifest import left_out
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
@@ -28,6 +27,7 @@ from nnunet_mn.bridge.planning.checks import check_co_trainable
 from nnunet_mn.bridge.planning.cost_model import cost_of_planned
 from nnunet_mn.bridge.preprocessing.run import check_any_is_left, check_sound_and_no_copies, settings_of
 from nnunet_mn.bridge.preprocessing.to_do import survey
+from nnunet_mn.bridge.words import fault_of_path, name_some
 from nnunet_mn.errors import MNError
 from nnunet_mn.memory import GIB
 

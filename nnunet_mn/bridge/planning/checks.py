@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_mn.bridge.cases.images import name_some
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 

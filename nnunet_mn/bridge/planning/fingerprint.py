@@ -13,13 +13,13 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from tqdm import tqdm
 
 from nnunet_mn.bridge.cases.headers import FEWER, Header, fault_of_unit, read_headers
-from nnunet_mn.bridge.cases.images import fault_of_path, name_some
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
 from nnunet_mn.bridge.cases.splits import splits_for_planning
 from nnunet_mn.bridge.files import read_object
 from nnunet_mn.bridge.last_word import last_word
 from nnunet_mn.bridge.processes import map_in_processes
+from nnunet_mn.bridge.words import fault_of_path, name_some
 from nnunet_mn.errors import MNError
 
 FEW_HEADERS = 1000  # are read sooner than processes start

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_mn.bridge.cases.dataset import find_dataset
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.roles import Roles, listed_split, roles_in_training
@@ -18,6 +17,7 @@ from nnunet_mn.bridge.cases.unlabeled import find_unlabeled
 from nnunet_mn.bridge.model_folders import CHECKPOINTS, FINAL, ModelFolders
 from nnunet_mn.bridge.trained_with import first_difference, meaning, meaning_at_training
 from nnunet_mn.bridge.training.joint_model import read_trained
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.errors import MNError
 
 Result = TypeVar("Result")

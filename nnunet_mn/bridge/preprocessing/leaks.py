@@ -8,11 +8,11 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.manifest import Manifest, Voxels
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.preprocessing.findings import Findings
 from nnunet_mn.bridge.preprocessing.thumbnails import alike, thumbnail
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.errors import MNError
 
 

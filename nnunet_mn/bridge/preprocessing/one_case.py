@@ -12,13 +12,14 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_mn.bridge.cases.headers import Header, fault_of_unit
-from nnunet_mn.bridge.cases.images import BadImageError, fault_of_path, name_some, printable, read_images
+from nnunet_mn.bridge.cases.images import BadImageError, read_images
 from nnunet_mn.bridge.cases.manifest import Manifest, Record, Voxels, look_at, with_content
 from nnunet_mn.bridge.cases.raw_images import n_channels
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
 from nnunet_mn.bridge.preprocessing.leaks import identity_of, open_volume
 from nnunet_mn.bridge.preprocessing.soundness import fault_of_volume, varies
 from nnunet_mn.bridge.preprocessing.to_do import survey
+from nnunet_mn.bridge.words import fault_of_path, name_some, printable
 from nnunet_mn.errors import MNError
 
 LITTLE_SPACE = 16 * 2**20  # bytes; with less free space, the disk is blamed for an unwritten case

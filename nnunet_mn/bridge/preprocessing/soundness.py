@@ -7,8 +7,8 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.preprocessing.findings import Findings
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.errors import MNError
 
 NEARLY_ALL = 0.999  # of the voxels

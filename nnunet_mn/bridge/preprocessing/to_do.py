@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.manifest import Manifest, Record, compare, confirm, look_at
 from nnunet_mn.bridge.cases.preprocessed import complete_cases
 from nnunet_mn.bridge.cases.sources import UnlabeledCase
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.errors import MNError
 
 

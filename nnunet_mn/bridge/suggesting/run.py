@@ -8,11 +8,11 @@ from typing import Any
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.draw_splits import write_splits
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.sources import IMAGES_UN
 from nnunet_mn.bridge.cases.splits import Split
 from nnunet_mn.bridge.suggesting.candidates import Candidates
 from nnunet_mn.bridge.suggesting.features import Describer, features_of
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.config import environment_layer, resolve
 from nnunet_mn.errors import MNError
 from nnunet_mn.suggesting import Suggestion, suggest

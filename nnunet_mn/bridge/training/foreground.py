@@ -15,11 +15,11 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
-from nnunet_mn.bridge.cases.images import name_some
 from nnunet_mn.bridge.cases.preprocessed import Cases, reading
 from nnunet_mn.bridge.training.locations import ForegroundLocations
 from nnunet_mn.bridge.training.stored_masks import StoredMasks
 from nnunet_mn.bridge.training.whole_images import sliding_window
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.ranks import ALONE, Ranks
 from nnunet_mn.schedule import REFRESHES
 
