@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_mn.bridge.training.state import changed_state_fields
+from nnunet_mn.bridge.training.state import changed_settings, changed_state_fields
 from nnunet_mn.config import PRESETS, Layer, MNConfig, environment_layer, resolve
 from nnunet_mn.errors import MNError
 
@@ -122,3 +122,11 @@ def test_only_fields_that_shape_the_state_stop_a_continuation() -> None:
     then = MNConfig(epochs=3, backbone="a").to_dict()
     (sentence,) = changed_state_fields(MNConfig(epochs=9, backbone="b"), then)
     assert "backbone is 'b' but the checkpoint was trained with 'a'" in sentence
+
+
+def test_an_earlier_training_tells_the_settings_that_it_did_not_have() -> None:
+    weight = {name: value for name, value in MNConfig().to_dict().items() if name != "unlabeled_weight"}
+    assert changed_settings({"config": weight}, MNConfig()) == ["unlabeled_weight changes from 1.0 to None"]
+    first = {name: value for name, value in weight.items() if name not in ("batch", "guidance", "student_masks")}
+    assert "batch changes from 'replace' to 'add'" in changed_settings({"config": first}, MNConfig())
+    assert changed_settings({"config": first}, MNConfig(batch="replace")) == []

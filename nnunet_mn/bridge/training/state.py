@@ -19,6 +19,9 @@ from nnunet_mn.schedule import Schedule, UnlabeledCounts
 # A training cannot resume with another value. They shape the tensors of a checkpoint, or are many settings at once.
 STATE_FIELDS = ("backbone", "adaptation", "preset", "optimizer_3d", "lora_rank")
 
+# What held before these settings existed: an earlier checkpoint lacks them.
+EARLIER = {"batch": "replace", "guidance": "number", "unlabeled_weight": 1.0, "student_masks": "online"}
+
 
 def cotraining_state(cotrainer: CoTrainer, *, with_optimizer: bool) -> dict[str, Any]:
     """The 2D side of the training as tensors, numbers and strings."""
@@ -131,10 +134,12 @@ def _changed(name: str, now: Any, then: Any) -> str:
 
 def changed_settings(mn: Mapping[str, Any], now: MNConfig) -> list[str]:
     """A line for each setting with another value in the checkpoint."""
-    then = mn["config"]
+    then, settings = {**EARLIER, **mn["config"]}, now.to_dict()
+    if now.batch == "replace":
+        del settings["unlabeled_weight"]  # the samples have no weight of their own
     return [
         f"{name} changes from {then[name]!r} to {value!r}"
-        for name, value in now.to_dict().items()
+        for name, value in settings.items()
         if name in then and then[name] != value
     ]
 
