@@ -253,6 +253,25 @@ def test_no_unlabeled_case_names_the_three_remedies(tmp_path: Path, sources: tup
         assert remedy in str(caught.value)
 
 
+def test_cases_in_a_place_that_is_not_searched_are_told_apart_from_none(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a", "v", "u")
+    touch(tmp_path / "imagesUn", "w")
+    unsearched = r"\(sources: split; imagesUn is not empty, but not searched\): set nnUNet_mn_unlabeled_sources="
+    with pytest.raises(MNError, match=f"{unsearched}split,imagesUn$"):
+        find(tmp_path, sources=("split",))
+    with pytest.raises(MNError, match=r"split is not empty, but not searched.*sources=imagesTs,split,imagesUn$"):
+        find(tmp_path, splits=[entry(unlabeled=["u"])], sources=("imagesTs",))
+
+
+def test_the_remedy_of_a_place_that_is_not_searched_names_the_setting(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a", "v")
+    with pytest.raises(MNError, match=r"into imagesUn .*, with nnUNet_mn_unlabeled_sources=split,imagesUn, or"):
+        find(tmp_path, sources=("split",))
+    with pytest.raises(MNError) as caught:
+        find(tmp_path, sources=("imagesTs",))
+    assert "use the test images" not in str(caught.value)
+
+
 def test_for_fold_all_every_listed_case_is_unlabeled(tmp_path: Path) -> None:
     touch(tmp_path / "imagesTr", "a", "u", "w")
     splits = [entry(unlabeled=["u"]), entry(unlabeled=["w"])]

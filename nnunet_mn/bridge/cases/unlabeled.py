@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from nnunet_mn.bridge.cases.dataset import CaseFolders
 from nnunet_mn.bridge.cases.preprocessed import complete_cases
 from nnunet_mn.bridge.cases.roles import Roles, roles_of_all_folds
-from nnunet_mn.bridge.cases.sources import LAST_RESORTS, SOURCES, USUAL, UnlabeledCase, filled_folders, search
+from nnunet_mn.bridge.cases.sources import LAST_RESORTS, LISTED, SOURCES, USUAL, UnlabeledCase, filled_folders, search
 from nnunet_mn.bridge.cases.splits import SPLITS, read_splits
 from nnunet_mn.bridge.files import refusals_told
 from nnunet_mn.bridge.words import name_some
@@ -48,7 +48,7 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
         cases, more, more_names = search(folders, roles, LAST_RESORTS)
         warnings, names_by_source = warnings + more, names_by_source | more_names
     if not cases:
-        raise MNError(_no_unlabeled_case(roles.fold, sources, filled, warnings))
+        raise MNError(_no_unlabeled_case(roles, sources, filled, warnings))
     for source in SOURCES:
         n = sum(case.source == source.name for case in cases)
         if n and source.warning:
@@ -82,12 +82,30 @@ def _labeled_in_raw(folders: CaseFolders, *, known: set[str]) -> list[str]:
     return [name for name in raw.training_cases if name not in known and raw.label_of(name).is_file()]
 
 
-def _no_unlabeled_case(fold: int | str, sources: tuple[str, ...] | None, filled: list[str], warnings: list[str]) -> str:
-    names = ", ".join(sources or [source.name for source in SOURCES])
-    why = "".join(f"; {' and '.join(filled)} is not empty, but holds none" for _ in filled[:1])
+def _no_unlabeled_case(roles: Roles, sources: tuple[str, ...] | None, filled: list[str], warnings: list[str]) -> str:
+    searched = sources or (USUAL if filled else tuple(source.name for source in SOURCES))
+    left_out = [name for name in (*([LISTED.name] if roles.unlabeled else []), *filled) if name not in searched]
+    why = "".join(f"; {name} is not empty, but holds none" for name in filled if name in searched)
+    why += "".join(f"; {name} is not empty, but not searched" for name in left_out)
     told = "".join(f" ({warning.removeprefix('WARNING: ')})" for warning in warnings)
-    remedies = ", or ".join(source.remedy for source in SOURCES)
-    return f"fold {fold} has no unlabeled case (sources: {names}{why}{told}): {remedies}"
+    remedies = _remedies(searched, left_out) if sources else [source.remedy for source in SOURCES]
+    places = f"sources: {', '.join(searched)}{why}{told}"
+    return f"fold {roles.fold} has no unlabeled case ({places}): {', or '.join(remedies)}"
+
+
+def _remedies(searched: tuple[str, ...], left_out: list[str]) -> list[str]:
+    """Advice for a search of chosen sources: another choice where it finds something, else new cases."""
+    if left_out:
+        return [f"set nnUNet_mn_unlabeled_sources={','.join((*searched, *left_out))}"]
+    remedies = []
+    for source in SOURCES:
+        if source.name in searched:
+            remedies += [] if source.last_resort else [source.remedy]
+        elif source.last_resort:  # its remedy names the setting
+            remedies.append(source.remedy)
+        else:
+            remedies.append(f"{source.remedy}, with nnUNet_mn_unlabeled_sources={','.join((*searched, source.name))}")
+    return remedies
 
 
 @refusals_told()
