@@ -214,8 +214,8 @@ def resolve(*layers: Layer) -> MNConfig:
     values: dict[str, Any] = {}
     for layer in layers:
         for name, raw in layer.values.items():
-            if name in REMOVED:
-                raise MNError(f"{layer.source} sets '{name}' to {raw!r}, but M&N no longer has it: {REMOVED[name]}")
+            if why := REMOVED.get(name.lower()):
+                raise MNError(f"{layer.source} sets '{name}' to {raw!r}, but M&N no longer has it: {why}")
             if name not in _FIELDS:
                 near = get_close_matches(name.lower(), _FIELDS, n=1)
                 hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(_FIELDS)}"
@@ -233,7 +233,7 @@ def resolve(*layers: Layer) -> MNConfig:
 
 
 def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
-    """The settings in environment variables named `nnUNet_mn_<field>`.
+    """The settings in environment variables named `nnUNet_mn_<field>`. `resolve` refuses those without such a field.
 
     Raises:
         MNError: if upper and lower case or underscores in a name are not as here: the setting would be lost without a
@@ -243,7 +243,8 @@ def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
     for name in environ:
         if (right := names.get(_letters(name), name)) != name:
             raise MNError(f"the environment sets {name}, which M&N does not read: name it {right}")
-    found = {k[len(ENVIRONMENT_PREFIX) :]: v for k, v in environ.items() if k.startswith(ENVIRONMENT_PREFIX)}
+    prefix = ENVIRONMENT_PREFIX.lower()
+    found = {name[len(prefix) :]: value for name, value in environ.items() if name.lower().startswith(prefix)}
     return Layer(ENVIRONMENT, found)
 
 

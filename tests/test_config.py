@@ -67,7 +67,21 @@ def test_a_variable_in_other_letters_is_refused_and_its_right_name_told(name: st
 
 
 def test_variables_of_others_are_left_alone() -> None:
-    assert environment_layer({"NNUNET_MN_CACHE": "x", "nnUNet_raw": "y", "nnunet_mnist_epochs": "3"}).values == {}
+    assert environment_layer({"NNUNETMN_CACHE": "x", "nnUNet_raw": "y", "nnunet_mnist_epochs": "3"}).values == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("NNUNET_MN_EPOCH", "sets 'EPOCH' to '1', but M&N has no such field; did you mean 'epochs'"),
+        ("nnUnet_mn_seeds", "sets 'seeds' to '1', but M&N has no such field; did you mean 'seed'"),
+        ("nnUNet_mn_Copy_Paste", "sets 'Copy_Paste' to '1', but M&N no longer has it: boxes"),
+        ("NNUNET_MN_LORA_ALPHA", "sets 'LORA_ALPHA' to '1', but M&N no longer has it: it equals lora_rank"),
+    ],
+)
+def test_a_misspelled_variable_in_other_letters_is_refused(name: str, told: str) -> None:
+    with pytest.raises(MNError, match=told):
+        resolve(environment_layer({name: "1"}))
 
 
 def test_a_configuration_survives_json() -> None:
