@@ -155,7 +155,15 @@ class CoTrainer:
 
         Returns:
             The loss of each student.
+
+        Raises:
+            MNError: when `n_labeled` or a mask does not fit, or after `MOST_SKIPPED_IN_A_ROW` steps without an update.
         """
+        if not 0 <= n_labeled <= len(volumes):
+            raise MNError(
+                f"n_labeled is {n_labeled}, but the batch has {len(volumes)} samples: give a number from 0 to "
+                f"{len(volumes)}"
+            )
         passes = split_passes(len(volumes), n_labeled, unlabeled_weight)
         masks = [self._train_3d(volumes, targets, one) for one in passes]
         if self.student_2d is not None:

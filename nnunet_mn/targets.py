@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nnunet_mn.errors import MNError
+
 
 class SoftTarget(NamedTuple):
     """A target at one resolution.
@@ -28,11 +30,21 @@ class LabelSpace:
         num_channels: classes with background, or regions; the logits' channels K.
         regions: the channels are overlapping regions (sigmoid) rather than classes (softmax).
         ignore_label: the value of voxels that must not count; None: the dataset has none.
+
+    Raises:
+        MNError: when there are too few channels.
     """
 
     num_channels: int
     regions: bool = False
     ignore_label: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_channels < (1 if self.regions else 2):
+            raise MNError(
+                f"num_channels is {self.num_channels}: give at least 2 for classes, since the background counts, or "
+                f"at least 1 with regions=True"
+            )
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class or region probabilities of logits `(B, K, ...)`, in fp32."""
@@ -47,14 +59,27 @@ class LabelSpace:
 
         Returns:
             Values `(B, K, ...)` in fp32, and a mask `(B, 1, ...)` if there is an ignore label.
+
+        Raises:
+            MNError: when classes have another shape. On the CPU also for a label that is no class; a card would have to
+                be waited for.
         """
         if self.regions:
             values = target[:, : self.num_channels].float()
             return SoftTarget(values, None if self.ignore_label is None else 1 - target[:, -1:].float())
+        if target.shape[1] != 1:
+            raise MNError(f"the masks have shape {tuple(target.shape)}, but must have one channel: (B, 1, D, H, W)")
         labels, mask = target.long(), None
         if self.ignore_label is not None:
             mask = (labels != self.ignore_label).float()
             labels = labels.masked_fill(labels == self.ignore_label, 0)  # any class: the mask hides it
+        if labels.device.type == "cpu" and labels.numel():
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.num_channels:
+                raise MNError(
+                    f"the masks hold labels from {low} to {high}, but the classes are 0 to {self.num_channels - 1}: "
+                    f"correct them, or num_channels"
+                )
         values = torch.zeros(len(labels), self.num_channels, *labels.shape[2:], device=labels.device)
         return SoftTarget(values.scatter_(1, labels, 1), mask)
 

@@ -149,6 +149,12 @@ def test_a_batch_may_be_all_unlabeled() -> None:
     assert all(math.isfinite(loss) for loss in losses.values())
 
 
+@pytest.mark.parametrize("n_labeled", [-1, 9])
+def test_a_number_of_labeled_samples_that_the_batch_does_not_have_is_refused(n_labeled: int) -> None:
+    with pytest.raises(MNError, match=f"n_labeled is {n_labeled}, but the batch has 4 samples: .* from 0 to 4"):
+        _trainer().step(*_batch(), n_labeled)
+
+
 def test_masks_of_unlabeled_samples_change_no_bit() -> None:
     one, other = _trainer(slice_step=2), _trainer(slice_step=2)
     volumes, targets = _batch()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnunet_mn.errors import MNError
 from nnunet_mn.losses import DeepSupervisionLoss, SoftTargetLoss
 from nnunet_mn.targets import LabelSpace, SoftTarget, combine
 
@@ -159,3 +160,23 @@ def test_every_voxel_of_an_unlabeled_sample_counts_beside_ignored_ones_at_any_sc
         mask = combine(target, pseudo, space).mask
         assert (mask[0, ..., : size // 2].max(), mask[0, ..., size // 2 :].min()) == (0, 1)
         assert mask[1:].min() == 1
+
+
+@pytest.mark.parametrize(("num_channels", "regions"), [(1, False), (0, True)])
+def test_too_few_channels_are_refused(num_channels: int, regions: bool) -> None:
+    with pytest.raises(MNError, match=f"num_channels is {num_channels}: give at least 2 .* the background counts"):
+        LabelSpace(num_channels=num_channels, regions=regions)
+    assert LabelSpace(num_channels=1, regions=True).encode(torch.ones(1, 1, 2, 2, 2)).values.sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (torch.zeros(1, 4, 4, 4), r"shape \(1, 4, 4, 4\), but must have one channel: \(B, 1, D, H, W\)"),
+        (torch.full((1, 1, 4, 4, 4), 3), "labels from 3 to 3, but the classes are 0 to 2"),
+        (torch.full((1, 1, 4, 4, 4), -1), "labels from -1 to -1, but the classes are 0 to 2"),
+    ],
+)
+def test_masks_that_do_not_fit_the_classes_are_refused(mask: torch.Tensor, told: str) -> None:
+    with pytest.raises(MNError, match=told):
+        LabelSpace(num_channels=3).encode(mask)
