@@ -63,10 +63,13 @@ def _checkpoint(site: Any, name: str = "checkpoint_final.pth") -> dict[str, Any]
 
 
 def test_a_student_learns_from_a_finished_training_and_leaves_an_ordinary_model(site: Any, train: Any) -> None:
-    site.set(iterations_per_epoch=20)
+    site.set(iterations_per_epoch=20, rounding="floor")
     site.draw = True
     code, output = train(site)
     assert code == 0, output
+    (told,) = (line for line in output.splitlines() if "changes nothing in this training" in line)
+    assert "rounding" in told
+    assert "iterations_per_epoch" not in told
     assert all((site.fold / name).is_file() for name in ("progress.png", "progress_mn.png"))
     assert "the teacher is" in output
     assert str(_folders(site).finished("0")) in output

@@ -207,6 +207,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
     """Trains nnU-Net's 3D network on labeled cases and, taught by others, on unlabeled ones. It can stop and resume."""
 
     logged: ClassVar[tuple[str, ...]] = ("unlabeled_fraction",)  # lists in nnU-Net's log, beside its own
+    unused: ClassVar[tuple[str, ...]] = ()  # settings that change nothing
 
     @last_word
     def __init__(
@@ -276,6 +277,10 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
         """The students and their teacher."""
         raise NotImplementedError
 
+    def unused_settings(self) -> tuple[str, ...]:
+        """Settings that change nothing in this training."""
+        return self.unused
+
     def foreground_network(self) -> torch.nn.Module:
         """The network for finding foreground in whole unlabeled cases: volume -> logits, or a list of them."""
         return self.cotrainer.student_3d.network
@@ -341,6 +346,8 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
         )
         self.cotrainer = self._build()  # before the unlabeled cases: missing weights fail in seconds
+        if idle := ", ".join(name for name in environment_layer().values if name in self.unused_settings()):
+            self.print_to_log_file(f"WARNING: the environment sets {idle}, which changes nothing in this training")
         if self.resumed is not None:
             self._restore(self.resumed)
         self.skips = skips.Skips(self._students(), updates=self.iterations, log=self.print_to_log_file)
@@ -677,11 +684,19 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
     """Co-trains nnU-Net's 3D network and a pretrained 2D one on labeled and unlabeled cases (arXiv 2509.15167)."""
 
     logged = (*_WithUnlabeledCases.logged, *LOGGED_2D)
+    unused = ("teacher_folder", "student_masks")  # for a student
     pretrained_hash: str | None
 
     def most_unlabeled_weight(self) -> float:
         """The setting, or the default for so many labels."""
         return self.mn_config.unlabeled_weight or default_unlabeled_weight(self.n_cases["labeled"])
+
+    def unused_settings(self) -> tuple[str, ...]:
+        spec = getattr(assembly.network_2d(self.cotrainer), "spec", None)  # another second student has none
+        if spec is None or spec.adaptation == "lora":
+            return self.unused
+        of_timm = spec.recipe["module"] == "timm_backbones"  # a model of transformers has dropout of its own
+        return (*self.unused, "lora_rank", *(["dropout_2d"] if of_timm else []))
 
     def build_cotrainer(self) -> CoTrainer:
         """Both students and their teacher."""
@@ -800,10 +815,10 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     """Trains nnU-Net's 3D network anew, taught by the frozen joint model of a finished M&N training.
 
     With masks made online the labeled batch stays whole, and as many unlabeled samples come on top. With stored ones
-    half of the batch is unlabeled. The last tenth sees labels alone. So the settings `schedule`, `batch`, `guidance`,
-    `unlabeled_weight`, `rounding`, `supervised_fraction` and `teacher` change nothing.
+    half of the batch is unlabeled. The last tenth sees labels alone. So the settings in `unused` change nothing.
     """
 
+    unused = ("schedule", "batch", "guidance", "unlabeled_weight", "rounding", "supervised_fraction", "teacher")
     taught_on: frozenset[str] = frozenset()  # cases of the teacher's training; a validation alone has no teacher
 
     def build_schedule(self) -> Schedule:
