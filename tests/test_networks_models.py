@@ -25,6 +25,8 @@ from transformers import (
     Dinov2Model,
     DPTConfig,
     DPTForSemanticSegmentation,
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
@@ -49,6 +51,7 @@ from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.build import rebuild_network_2d
 from nnunet_mn.networks.lora import is_projection
 from nnunet_mn.networks.precision import hold_frozen_weights
+from nnunet_mn.networks.recipes import recipe_of
 from nnunet_mn.networks.weights import frozen_hash, pretrained_hash
 from nnunet_mn.teaching import same_in_eval
 
@@ -107,6 +110,10 @@ def vitdet() -> PreTrainedModel:
     return VitDetModel(VitDetConfig(hidden_size=32, num_hidden_layers=8, num_attention_heads=2, **sizes))
 
 
+def mobilenet() -> PreTrainedModel:
+    return MobileNetV2ForSemanticSegmentation(MobileNetV2Config(depth_multiplier=0.25, num_labels=LABELS))
+
+
 def resnet() -> PreTrainedModel:
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)
     return ResNetForImageClassification(config)
@@ -125,6 +132,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "swin": lambda: SwinForImageClassification(swin_config()),
     "convnext": lambda: ConvNextForImageClassification(convnext_config()),
     "resnet": resnet,
+    "mobilenet": mobilenet,
 }
 TIMM = ("test_vit", "test_resnet", "test_convnext", "test_efficientnet")
 WITH_DECODER = ("segformer", "upernet-swin", "upernet-convnext", "beit", "dpt")
@@ -378,6 +386,29 @@ def test_a_model_without_feature_maps_is_refused(tmp_path: Path) -> None:
     ViTForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(MNError, match="neither a model for semantic segmentation nor a backbone"):
         build(str(tmp_path))
+
+
+def test_a_model_of_gray_images_is_refused(tmp_path: Path) -> None:
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(MNError, match="takes 1-channel images; name a model that was trained on color images"):
+        build(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "mixer_s32_224"])
+def test_a_timm_model_for_images_of_one_size_is_refused(name: str, tmp_path: Path) -> None:
+    from nnunet_mn.networks.timm_backbones import timm
+
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(timm.create_model(name).state_dict(), file)
+    with pytest.raises(MNError, match=rf"'timm:{name}@.*' cannot take images of any size \(.*\d.*\); name another"):
+        build(f"timm:{name}@{file}")
+
+
+def test_a_timm_model_without_a_tag_is_described(saved: Callable[[str], str]) -> None:
+    backbone = build(saved("test_vit")).backbone
+    del backbone.model.pretrained_cfg["tag"]
+    assert recipe_of(backbone)["model"] == "test_vit"
 
 
 def test_a_folder_of_timm_names_the_way_that_works(saved: Callable[[str], str], tmp_path: Path) -> None:

@@ -19,7 +19,13 @@ from typer.testing import CliRunner
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks import hub, inventory, weights
 from nnunet_mn.networks.cli import app
-from nnunet_mn.networks.inventory import can_be_fetched, fetch_backbone, list_backbones, weights_are_here
+from nnunet_mn.networks.inventory import (
+    can_be_fetched,
+    check_backbone,
+    fetch_backbone,
+    list_backbones,
+    weights_are_here,
+)
 from nnunet_mn.networks.registry import ENTRIES, find, license_of
 from nnunet_mn.networks.weights import check_fit, frozen_hash, hash_of, read_tensors, renamed_by_order
 
@@ -248,6 +254,22 @@ def test_a_misspelled_name_is_refused_before_the_hub_is_asked(monkeypatch: pytes
     monkeypatch.setattr(inventory, "fetch", lambda *_, **__: pytest.fail("the hub was asked"))
     with pytest.raises(MNError, match=r"'segformer_b2': no local folder.*did you mean 'segformer-b2'\?"):
         fetch_backbone("segformer_b2")
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("backbone", ["./segformer", "~/segformer", "/nowhere", "a/b/c"])
+def test_a_path_that_does_not_exist_is_told_as_a_folder(backbone: str) -> None:
+    assert not can_be_fetched(backbone)
+    with pytest.raises(MNError, match=f"'{backbone}': there is no such folder; give the full path"):
+        check_backbone(backbone)
+
+
+def test_no_file_behind_the_name_of_a_timm_model_is_told() -> None:
+    for use in (check_backbone, weights_are_here):
+        with pytest.raises(
+            MNError, match=r"'timm:test_vit@' has no file behind its @: use timm:test_vit@<weight file>"
+        ):
+            use("timm:test_vit@")
 
 
 def test_of_embedded_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ class NormedConv(nn.Module):
         super().__init__()
         self.conv = conv
         self.norm = norm
+        # MobileNet pads by them
+        self.stride, self.kernel_size, self.dilation = conv.stride, conv.kernel_size, conv.dilation
 
     def forward(self, maps: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm

@@ -74,8 +74,10 @@ class Segmenter(Backbone):
 class _Tap(nn.Module):
     """Takes the place of a classifier and keeps its input."""
 
-    def __init__(self) -> None:
+    def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
+        for size in ("stride", "kernel_size", "dilation"):  # MobileNet pads by them
+            setattr(self, size, getattr(classifier, size, None))
         self._seen: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
@@ -108,6 +110,7 @@ def load_huggingface(name: str, *, dropout: bool) -> Backbone:
     config = _read_config(folder)
     if not dropout:
         _switch_off_dropout(config)
+    _refuse_other_channels(config, name)
     kind, model_class = _classes(config, name)
     model = _load(model_class, folder, config).float().eval()  # transformers 5 keeps the precision of the file
     patch = _size(config, "patch_size") or 1
@@ -140,6 +143,12 @@ def _read_config(folder: Path) -> Any:
             f"transformers cannot read the configuration in {folder / CONFIG} ({_first_line(error)}); "
             "name a model of transformers itself, one without code of others"
         ) from error
+
+
+def _refuse_other_channels(config: Any, name: str) -> None:
+    channels = _size(config, "num_channels")
+    if channels not in (None, 3):
+        raise MNError(f"'{name}' takes {channels}-channel images; name a model that was trained on color images")
 
 
 def _first_line(error: Exception) -> str:
@@ -226,7 +235,7 @@ def _switch_off_dropout(config: Any) -> None:
 
 
 def _size(config: Any, field: str) -> int | None:
-    """A size in pixels from the configuration of a model or of its backbone; None if neither has it."""
+    """A size, in pixels or channels, from the configuration of a model or of its backbone; None if neither has it."""
     size = getattr(config, field, None) or getattr(getattr(config, "backbone_config", None), field, None)
     return max(size) if isinstance(size, (tuple, list)) else size
 
@@ -245,6 +254,6 @@ def _replace_classifier(model: nn.Module, facts: Facts) -> _Tap:
         hook.remove()
     name = next(name for name, module in model.named_modules() if module is ran[-1])
     parent, _, child = name.rpartition(".")
-    tap = _Tap()
+    tap = _Tap(ran[-1])
     setattr(model.get_submodule(parent), child, tap)
     return tap

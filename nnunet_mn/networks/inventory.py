@@ -13,7 +13,7 @@ from nnunet_mn.errors import MNError
 from nnunet_mn.networks.build import build_network_2d
 from nnunet_mn.networks.hub import cached_folder, fetch, weight_files
 from nnunet_mn.networks.network_2d import Network2D
-from nnunet_mn.networks.registry import ENTRIES, PYPI, TIMM, Entry, find, refuse_unknown
+from nnunet_mn.networks.registry import ENTRIES, PYPI, TIMM, Entry, find, is_path, refuse_unknown
 from nnunet_mn.networks.weights import hash_of
 
 _SLICE = (1, 1, 64, 64)  # of the trial pass
@@ -75,7 +75,7 @@ def weights_are_here(backbone: str) -> bool:
 def can_be_fetched(backbone: str) -> bool:
     """Whether a backbone's weights have an address on the hub. A local file or folder has none, nor has a package."""
     source = _source(backbone)
-    is_id = source.count("/") == 1 and not Path(source).is_dir()
+    is_id = source.count("/") == 1 and not (is_path(source) or Path(source).is_dir())
     return _own_file(source) is None if source.startswith(TIMM) else is_id
 
 

@@ -45,7 +45,7 @@ def empty_backbone(recipe: Mapping[str, Any], facts: Facts) -> Backbone:
 
 def _describe_timm(model: Any) -> Recipe:
     published = model.pretrained_cfg
-    return {"model": ".".join(filter(None, (published["architecture"], published["tag"])))}
+    return {"model": ".".join(filter(None, (published["architecture"], published.get("tag"))))}
 
 
 def _make_timm(recipe: Mapping[str, Any]) -> Any:

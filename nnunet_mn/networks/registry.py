@@ -103,9 +103,21 @@ def find(backbone: str) -> Entry | None:
     return next((entry for entry in ENTRIES if backbone in (entry.name, entry.source)), None)
 
 
+def is_path(backbone: str) -> bool:
+    """Whether a backbone is written as a path, which no Hugging Face id is."""
+    return backbone.startswith((".", "~", "/")) or backbone.count("/") > 1
+
+
 def refuse_unknown(backbone: str) -> None:
     """Raise an MNError for what can be no backbone, such as a misspelled name."""
-    if find(backbone) or backbone.startswith(TIMM) or backbone.count("/") == 1 or Path(backbone).is_dir():
+    if find(backbone) or backbone.startswith(TIMM) or Path(backbone).is_dir():
+        return
+    if is_path(backbone):
+        raise MNError(
+            f"backbone is '{backbone}': there is no such folder; give the full path of a folder that save_pretrained "
+            f"wrote, a Hugging Face id (owner/name), timm:<name>, or a name that 'nnunet-mn weights list' shows"
+        )
+    if backbone.count("/") == 1:
         return
     names = [entry.name for entry in ENTRIES]
     near = "".join(f"; did you mean '{name}'?" for name in get_close_matches(backbone, names, n=1))

@@ -34,12 +34,22 @@ class TimmBackbone(Backbone):
     Args:
         model: with all its weights; layers after the last map in use are removed.
         facts: its name, license and input.
+
+    Raises:
+        MNError: when it takes images of one size alone.
     """
 
     def __init__(self, model: Any, facts: Facts) -> None:
         super().__init__(model, facts)
         side = max(_PROBE, 2 * facts.patch)
-        sides = [m.shape[-1] for m in model.forward_intermediates(torch.zeros(1, 3, side, side))[1]]
+        try:
+            maps = model.forward_intermediates(torch.zeros(1, 3, side, side))[1]
+        except (AssertionError, RuntimeError, ValueError) as error:  # raised by the models for a wrong size
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise MNError(
+                f"'{facts.name}' cannot take images of any size ({reason}); name another model, such as a ResNet"
+            ) from error
+        sides = [map_.shape[-1] for map_ in maps]
         # The layers of a plain transformer share one last norm; a hierarchical model's stages have their own, or none.
         self._options = {"indices": _chosen_maps(sides, side), "norm": len(set(sides)) == 1}
         model.prune_intermediate_layers(self._options["indices"], prune_norm=not self._options["norm"], prune_head=True)
@@ -74,8 +84,9 @@ def load_timm(name: str) -> TimmBackbone:
     entry = find(name)
     source = entry.source if entry is not None else name
     embedded = source.startswith(PYPI)
-    model_name, _, file = (TIMM + _LITE0 if embedded else source).removeprefix(TIMM).partition("@")
-    published = _published(model_name)
+    told = (TIMM + _LITE0 if embedded else source).removeprefix(TIMM)
+    model_name, _, file = told.partition("@")
+    published = _published(model_name if file else told)
     model = _create(model_name, published)
     if not hasattr(model, "forward_intermediates"):
         raise MNError(f"timm's model '{model_name}' returns no feature maps; use one such as a ResNet or a ViT")
@@ -126,6 +137,10 @@ def _published(model_name: str) -> Any:
         raise MNError(
             f"M&N does not take '{TIMM}{model_name}': it gives no name of a model in timm; use {TIMM}NAME@FILE, "
             f"with the 'architecture' in its config.json as NAME and its weight file on this machine as FILE"
+        )
+    if model_name.endswith("@"):
+        raise MNError(
+            f"'{TIMM}{model_name}' has no file behind its @: use {TIMM}{model_name}<weight file>, or leave the @ out"
         )
     if not is_model(model_name):
         raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` lists them all")
