@@ -602,6 +602,18 @@ def test_a_killed_process_asks_for_fewer() -> None:
         list(map_in_processes(signal.raise_signal, [signal.SIGKILL], processes=2, remedy="a smaller -np"))
 
 
+def test_processes_that_do_not_start_are_no_full_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess._Popen", refuse)
+    with pytest.raises(
+        MNError, match=r"^worker processes do not start \(.*Broken pipe\); run again with one, by .* -np"
+    ):
+        bench.run(num_processes=2)
+    assert bench.run(num_processes=1).names == bench.dataset.unlabeled
+
+
 def test_processes_leave_an_interrupt_to_their_parent() -> None:
     before = signal.getsignal(signal.SIGINT)
     assert list(map_in_processes(signal.getsignal, [signal.SIGINT], processes=2, remedy="")) == [signal.SIG_IGN]

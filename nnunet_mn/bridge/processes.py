@@ -33,15 +33,17 @@ def map_in_processes(
         remedy: how to take fewer of them, for the message.
 
     Raises:
-        MNError: when a process was killed. Errors of `work` come through; items not yet begun are then dropped.
+        MNError: when a process was killed, or none can be started. Errors of `work` come through; items not yet begun
+            are then dropped.
     """
     if processes == 1:
         yield from map(work, items)
         return
     # Spawned, not forked: a forked child would inherit the parent's threads (CUDA, ITK) half-way.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    with _starts_told(remedy):
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        yield from _as_completed(pool, work, iter(items), at_once=2 * processes)
+        yield from _as_completed(pool, work, iter(items), at_once=2 * processes, remedy=remedy)
     except BrokenProcessPool as error:
         raise MNError(
             f"one of {processes} processes was killed, most often because memory ran out; run again with fewer of "
@@ -52,17 +54,26 @@ def map_in_processes(
 
 
 def _as_completed(
-    pool: ProcessPoolExecutor, work: Callable[[Item], Result], items: Iterator[Item], *, at_once: int
+    pool: ProcessPoolExecutor, work: Callable[[Item], Result], items: Iterator[Item], *, at_once: int, remedy: str
 ) -> Iterator[Result]:
     """Keep a bounded number of items in flight, and with it the memory."""
-    with _interrupts_ignored():
+    with _interrupts_ignored(), _starts_told(remedy):
         pending: set[Future[Result]] = {pool.submit(work, item) for item in itertools.islice(items, at_once)}
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        with _interrupts_ignored():
+        with _interrupts_ignored(), _starts_told(remedy):
             pending |= {pool.submit(work, item) for item in itertools.islice(items, len(done))}
         for future in done:
             yield future.result()
+
+
+@contextmanager
+def _starts_told(remedy: str) -> Iterator[None]:
+    """Processes start inside: an error of the system is no error of a file."""
+    try:
+        yield
+    except OSError as error:
+        raise MNError(f"worker processes do not start ({error}); run again with one, by {remedy}") from error
 
 
 @contextmanager
