@@ -41,9 +41,14 @@ def list_() -> None:
 @app.command(epilog="Example: nnunet-mn weights fetch segformer-b2")
 def fetch(
     name: Name,
-    to: Annotated[Path | None, typer.Option(help="A folder; the Hugging Face cache if not given.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="A folder, to copy elsewhere. Without it: the Hugging Face cache.")
+    ] = None,
 ) -> None:
-    """Download weights, and print the variables to export on a machine without internet."""
+    """Download weights, and print the variables to export on a machine without internet.
+
+    A training then takes a folder by its path, and a file of timm as timm:<name>@<weight file>.
+    """
     files, exports = fetch_backbone(name, to=to)
     if not files:
         typer.echo(f"The weights of '{name}' came with the install: nothing to fetch or to export")
@@ -56,7 +61,10 @@ def fetch(
 
 @app.command(epilog="Example: nnunet-mn weights check efficientnet-lite0")
 def check(
-    name: Annotated[str, typer.Argument(help="A name, a Hugging Face id, a local folder, or timm:<name>.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A name, a Hugging Face id, a local folder, timm:<name>, or timm:<name>@<weight file>."),
+    ],
 ) -> None:
     """Load weights, run the network once, and print their hash and size."""
     checked = check_backbone(name)
