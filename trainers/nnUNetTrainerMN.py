@@ -346,8 +346,9 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
         )
         self.cotrainer = self._build()  # before the unlabeled cases: missing weights fail in seconds
-        if idle := ", ".join(name for name in environment_layer().values if name in self.unused_settings()):
-            self.print_to_log_file(f"WARNING: the environment sets {idle}, which changes nothing in this training")
+        for name in environment_layer().values:
+            if name in self.unused_settings():
+                self.print_to_log_file(f"WARNING: nnUNet_mn_{name} changes nothing in this training")
         if self.resumed is not None:
             self._restore(self.resumed)
         self.skips = skips.Skips(self._students(), updates=self.iterations, log=self.print_to_log_file)
