@@ -416,7 +416,8 @@ def test_a_baseline_does_not_go_on_with_another_kind_of_optimizer(
     trainings.run(planned_dataset(), **baseline, optimizer_3d=then)
     told = f"optimizer_3d is '{now}' but the checkpoint was trained with '{then}'; put that back, or start a new"
     with pytest.raises(MNError, match=told):
-        trainings.trainer(planned_dataset(), go_on=True, **baseline, optimizer_3d=now)
+        trainings.trainer(planned_dataset(), go_on=True, **baseline | {"epochs": 2}, optimizer_3d=now).run_training()
+    trainings.trainer(planned_dataset(), validate=True, **baseline, optimizer_3d=now)
 
 
 @pytest.mark.parametrize("fields", [{"lr_3d": 0.02}, {"epochs": 1}])
@@ -730,11 +731,12 @@ def test_validation_alone_needs_no_2d_network(
     assert _same(trainer.network.state_dict(), finished.network.state_dict())
 
 
-def test_validation_alone_may_have_another_preset(
-    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any
+@pytest.mark.parametrize("changed", [{"preset": "paper"}, {"optimizer_3d": "sgd"}])
+def test_validation_alone_may_have_another_preset_and_optimizer(
+    trainings: Trainings, planned_dataset: Callable[..., Any], finished: Any, changed: dict[str, str]
 ) -> None:
     trainings.adopt(finished)
-    trainer = trainings.trainer(planned_dataset(), validate=True, preset="paper")
+    trainer = trainings.trainer(planned_dataset(), validate=True, **changed)
     assert _same(trainer.network.state_dict(), finished.network.state_dict())
 
 

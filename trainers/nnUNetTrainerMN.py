@@ -6,7 +6,7 @@ them afterwards: a class would get a second copy of a base from another file the
 
 import sys
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +97,7 @@ class _ConfiguredTrainer(nnUNetTrainer):
     num_val_iterations_per_epoch: int
     current_epoch: int
     variant: ClassVar[dict[str, Any]] = {}  # settings of a class, over those of its bases and under the plans'
-    has_next_stage: ClassVar[bool] = False  # M&N trains no cascade, for which the validation would predict
+    other_optimizer: Sequence[str] = ()  # why a training cannot go on with the optimizer of the loaded checkpoint
 
     @last_word
     def __init__(
@@ -175,16 +175,12 @@ class _ConfiguredTrainer(nnUNetTrainer):
         content, file = self._read_checkpoint(filename_or_checkpoint)
         if not self.was_initialized:
             self.initialize()
-        stored = content.get("optimizer_state")
-        state.refuse_other_optimizer(stored, self.optimizer)
-        state.keep_own_options(stored, self.optimizer)
+        self.other_optimizer = state.other_optimizer(content.get("optimizer_state"), self.optimizer)
+        if self.other_optimizer:  # torch cannot load it, and a validation alone needs none
+            content = {**content, "optimizer_state": self.optimizer.state_dict()}
+        state.keep_own_options(content.get("optimizer_state"), self.optimizer)
         with reading.handed_over(content):
             super().load_checkpoint(str(file))
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        if not self.has_next_stage:
-            self.configuration_manager.configuration.pop("next_stage", None)
-        super().perform_actual_validation(save_probabilities)
 
     def _read_checkpoint(self, filename_or_checkpoint: Any) -> tuple[dict[str, Any], Path]:
         """The content of a checkpoint, and its file for messages."""
@@ -203,7 +199,15 @@ class _ConfiguredTrainer(nnUNetTrainer):
         )
 
 
-class _WithUnlabeledCases(_ConfiguredTrainer):
+class _WithoutCascade(_ConfiguredTrainer):
+    """M&N trains no cascade. So the validation predicts for none."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        self.configuration_manager.configuration.pop("next_stage", None)
+        super().perform_actual_validation(save_probabilities)
+
+
+class _WithUnlabeledCases(_WithoutCascade):
     """Trains nnU-Net's 3D network on labeled cases and, taught by others, on unlabeled ones. It can stop and resume."""
 
     logged: ClassVar[tuple[str, ...]] = ("unlabeled_fraction",)  # lists in nnU-Net's log, beside its own
@@ -331,6 +335,7 @@ class _WithUnlabeledCases(_ConfiguredTrainer):
             self.initialize()
         if self.resumed is not None:
             self._refuse_to_continue(self.resumed)
+            state.refuse(self.other_optimizer)
         elif self.asked_to_continue:
             kept = [folder.name for folder in checkpoint.kept_folders(Path(self.output_folder))]
             lies = f" (what earlier trainings left is in {', '.join(kept)})" if kept else ""
@@ -935,9 +940,10 @@ class nnUNetTrainerMNLabeledOnly(_ConfiguredTrainer):
     """The baseline: stock nnU-Net on the labeled cases for as many updates as an M&N training takes."""
 
     variant: ClassVar[dict[str, Any]] = {"optimizer_3d": "sgd"}  # nnU-Net's
-    has_next_stage: ClassVar[bool] = True
 
+    @last_word
     def get_dataloaders(self) -> tuple[Any, Any]:
+        state.refuse(self.other_optimizer)  # here, since a validation alone has no loaders
         if self.mn_config.seed is not None and get_allowed_n_proc_DA() > 0:
             self.print_to_log_file(
                 f"WARNING: seed is {self.mn_config.seed}, but nnU-Net seeds no worker of its loader: the next training "
@@ -987,7 +993,7 @@ class nnUNetTrainerMN_4000epochs(nnUNetTrainerMN):
     variant: ClassVar[dict[str, Any]] = {"epochs": 4000}
 
 
-class nnUNetTrainerMNJoint(_ConfiguredTrainer):
+class nnUNetTrainerMNJoint(_WithoutCascade):
     """Validates the models that `nnunet-mn join` writes, by nnU-Net's `--val`. It trains nothing."""
 
     @last_word

@@ -72,11 +72,11 @@ def keep_own_options(stored: Mapping[str, Any] | None, optimizer: torch.optim.Op
         kept |= {option: own[option] for option in ("peak_lr", "fused") if option in own}
 
 
-def refuse_other_optimizer(stored: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer) -> None:
-    """Raise an MNError if a stored state of the 3D network's optimizer is of the other kind. Torch cannot load it."""
+def other_optimizer(stored: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer) -> list[str]:
+    """A sentence if a stored state of the 3D network's optimizer is of the other kind. Torch cannot go on with it."""
     groups = zip((stored or {}).get("param_groups", ()), optimizer.param_groups, strict=False)
     kinds = [["adamw" if "betas" in group else "sgd" for group in pair] for pair in groups]
-    _refuse([_changed("optimizer_3d", now, then) for then, now in kinds[:1] if now != then])
+    return [_changed("optimizer_3d", now, then) for then, now in kinds[:1] if now != then]
 
 
 def backbone_hash(cotrainer: CoTrainer) -> str | None:
@@ -155,7 +155,7 @@ def refuse_to_continue(
     wrong = changed_state_fields(now, mn["config"], by_name)
     if mn["batch_size"] != batch_size:
         wrong.append(f"the batch size is {batch_size} but the checkpoint was trained with {mn['batch_size']}")
-    _refuse(wrong)
+    refuse(wrong)
 
 
 def refuse_other_weights(mn: Mapping[str, Any], now: MNConfig, pretrained: str | None, reason: str = "") -> None:
@@ -167,10 +167,11 @@ def refuse_other_weights(mn: Mapping[str, Any], now: MNConfig, pretrained: str |
     """
     if mn.get("pretrained_hash") != pretrained:
         other = changed_state_fields(now, mn["config"], ["backbone"])
-        _refuse([f"{sentence} ({reason})" if reason else sentence for sentence in other])
+        refuse([f"{sentence} ({reason})" if reason else sentence for sentence in other])
 
 
-def _refuse(wrong: Sequence[str]) -> None:
+def refuse(wrong: Sequence[str]) -> None:
+    """Raise an MNError with these sentences, if there are any: a training cannot go on."""
     if wrong:
         told = f"the checkpoint cannot be continued: {'; '.join(wrong)}"
         raise MNError(f"{told}; put that back, or start a new training without --c")
