@@ -207,7 +207,7 @@ def _heading(chosen: list[records.Record]) -> str:
 
 
 def _tables(chosen: list[records.Record], half: records.Half) -> str:
-    parts = (tables.by_label_set, tables.by_labels, tables.table)
+    parts = (tables.by_label_set, tables.by_labels, tables.table, tables.repeats)
     return "\n\n".join(filter(None, (part(chosen, half) for part in parts)))
 
 

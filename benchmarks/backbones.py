@@ -40,11 +40,13 @@ class Variant:
     raw_intensities: bool = False
     batch_statistics: BatchStatistics = "frozen"
     freeze_statistics_after: float | None = None  # share of the updates
+    full_rate: bool = False  # the encoder learns as fast as the head; else at the tenth that suits pretrained weights
 
 
 VARIANTS = {
     "pretrained-full": Variant({"adaptation": "full"}),
     "random-full": Variant({"adaptation": "full"}, pretrained=False, batch_statistics="adapt"),
+    "random-full-rate": Variant({"adaptation": "full"}, pretrained=False, batch_statistics="adapt", full_rate=True),
     "pretrained-lora": Variant({"adaptation": "lora"}),
     "pretrained-frozen": Variant({"adaptation": "frozen"}),
     "intensities-as-they-are": Variant({"adaptation": "full"}, raw_intensities=True),
@@ -128,7 +130,10 @@ def train(
     network: Network2D, variant: Variant, data: Iterator[tuple[Tensor, Tensor]], *, updates: int, labels: LabelSpace
 ) -> None:
     """AdamW with nnU-Net's poly schedule, the loss of M&N on labeled samples."""
-    optimizer = torch.optim.AdamW(network.parameter_groups(lr=MNConfig().lr_2d, weight_decay=0.01))
+    groups = network.parameter_groups(lr=MNConfig().lr_2d, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [{**group, "lr": MNConfig().lr_2d} for group in groups] if variant.full_rate else groups
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: (1 - update / updates) ** 0.9)
     loss = SoftTargetLoss(batch_dice=True)  # many slices lack a class
     network.train()

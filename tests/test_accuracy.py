@@ -237,13 +237,54 @@ def test_a_method_stands_beside_ours_where_it_has_all_its_label_sets() -> None:
     assert tables.by_labels(found, "tune") == ""
 
 
-def test_a_method_with_fewer_seeds_is_compared_on_those() -> None:
+def test_all_trainings_count_where_one_method_has_fewer() -> None:
     found = [record("mn"), record("nnunet-adamw", dice=0.7), record("joint", dice=0.9)]
     found += [replace(record(method, dice=dice), seed=1) for method, dice in (("mn", 0.7), ("nnunet-adamw", 0.5))]
     found += [record("nnunet-upper-adamw", fold=5, n_labeled=140, dice=1.1)]
     rows = tables.by_labels(found, "tune").splitlines()[2:]
-    assert rows[1].startswith("| 4 | 0 (2 seeds) | `mn` | 0.750 ± 0.071 | +0.150 ")
-    assert rows[2] == "| 4 | 0 | `joint` | 0.900 | +0.200 [+0.200, +0.200] better | 50% |"
+    assert rows[1].startswith("| 4 | 0 (2 seeds) | `mn` | 0.750 ± 0.071 | +0.150 [+0.000, +0.300] ")
+    assert rows[2] == "| 4 | 0 | `joint` | 0.900 | +0.300 [+0.200, +0.400] better | 60% |"
+
+
+def test_trainings_that_differ_only_in_their_seed_are_set_side_by_side() -> None:
+    found = [replace(record("mn", dice=dice), seed=seed) for seed, dice in enumerate((0.8, 0.9, 0.9))]
+    found += [record("mn", fold=3), record("nnunet")]
+    first, _, *rows = tables.repeats(found, "tune").splitlines()
+    assert first == "Two trainings that differ only in the seed: 2 of 3 intervals do not include zero."
+    assert rows[2:] == [
+        "| `mn` | 0 | 0, 1 | +0.100 [+0.100, +0.100] better |",
+        "| `mn` | 0 | 0, 2 | +0.100 [+0.100, +0.100] better |",
+        "| `mn` | 0 | 1, 2 | +0.000 [+0.000, +0.000] tie |",
+    ]
+    assert tables.repeats([record("mn"), record("nnunet")], "tune") == ""
+
+
+def test_a_case_that_is_drawn_is_drawn_for_every_label_set() -> None:
+    gains = {f"case_{number:02}": (number % 10 - 4.5) / 20 for number in range(20)}
+    widths = []
+    for of_second in (1, -1):  # a case gains with both sets, or as much as it loses with the other one
+        ours = [replace(record("mn", fold=0), dice={name: {"1": gain} for name, gain in gains.items()})]
+        ours += [replace(record("mn", fold=3), dice={name: {"1": of_second * gain} for name, gain in gains.items()})]
+        theirs = [replace(record("nnunet", fold=f), dice={name: {"1": 0.0} for name in gains}) for f in (0, 3)]
+        difference = tables.paired_difference(ours, theirs, "tune")
+        assert difference is not None
+        widths.append(difference.high - difference.low)
+    assert widths[1] < widths[0]
+
+
+def test_evidence_says_how_often_trainings_differ_by_their_seed_alone() -> None:
+    here = [r for r in _of_the_main_comparison() if r.dataset == "Dataset004_Hippocampus"]
+    (found,) = re.findall(r"(\d+ of \d+) intervals do not include zero", tables.repeats(here, "report"))
+    page = " ".join((DOCS / "evidence.md").read_text(encoding="utf-8").split())
+    assert f"In {found} such pairs on hippocampus MRI the interval of the difference does not include zero" in page
+
+
+def test_cases_are_paired_across_trainings() -> None:
+    dice = {f"case_{number:02}": {"1": number / 20} for number in range(20)}
+    ours = [replace(record("mn"), seed=seed, dice={n: {"1": d["1"] + 0.1} for n, d in dice.items()}) for seed in (0, 1)]
+    difference = tables.paired_difference(ours, [replace(record("nnunet"), seed=2, dice=dice)], "tune")
+    assert difference is not None
+    assert (difference.low, difference.high) == pytest.approx((0.1, 0.1))
 
 
 def test_gain_is_no_share_of_a_distance_that_is_a_tie_and_a_loss_is_none() -> None:

@@ -36,18 +36,19 @@ class Difference:
 
 
 def paired_difference(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> Difference | None:
-    """Compare two methods on their common label sets and seeds; None if they share none.
+    """Compare the means of two methods on their common label sets; None if they share none.
 
-    Label sets (folds) are drawn with replacement, within each as many of its seeds as it has, and within each of
-    these, cases.
+    All trainings count, also where one method has more seeds: two trainings by one seed are no more alike than others.
+    For the interval validation cases and label sets (folds) are drawn with replacement, and the trainings of either
+    method on each of these. All label sets have the same validation cases.
     """
-    label_sets = _pairs(ours, theirs, half)
+    label_sets = _label_sets(ours, theirs, half)
     if not label_sets:
         return None
-    rng = np.random.default_rng(0)
-    means = np.mean([_draw([_mean_of_seeds(seeds, rng) for seeds in label_sets], rng) for _ in label_sets], axis=0)
-    low, high = np.percentile(means, [2.5, 97.5])
-    mean = np.mean([np.mean([cases.mean() for cases in seeds]) for seeds in label_sets])
+    rng = np.random.default_rng(1)
+    resampled = [_difference(*runs, rng) for runs in label_sets]
+    low, high = np.percentile(np.mean([_draw(resampled, rng) for _ in label_sets], axis=0), [2.5, 97.5])
+    mean = np.mean([np.mean(mine) - np.mean(others) for mine, others in label_sets])
     return Difference(mean=float(mean), low=float(low), high=float(high))
 
 
@@ -64,10 +65,15 @@ def comparison(ours: Sequence[Record], theirs: Sequence[Record]) -> str:
     return "\n".join(rows) if sizes else ""
 
 
-def _mean_of_seeds(seeds: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Means over cases and seeds drawn at random, `(RESAMPLES,)`."""
-    resampled = [cases[rng.integers(len(cases), size=(RESAMPLES, len(cases)))].mean(1) for cases in seeds]
-    return np.asarray(np.mean([_draw(resampled, rng) for _ in seeds], axis=0))
+def _difference(mine: np.ndarray, others: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Differences of means over trainings and cases drawn at random, `(RESAMPLES,)`, from Dice `(trainings, cases)`."""
+    n = mine.shape[1]
+    cases = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))  # the same ones for each label set
+    of_mine, of_others = (
+        np.mean([_draw(means, rng) for _ in means], axis=0)
+        for means in ([dice[cases].mean(1) for dice in runs] for runs in (mine, others))
+    )
+    return np.asarray(of_mine - of_others)
 
 
 def _draw(means: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -75,19 +81,39 @@ def _draw(means: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     return np.asarray(np.stack(means)[rng.integers(len(means), size=RESAMPLES), np.arange(RESAMPLES)])
 
 
-def _pairs(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list[list[np.ndarray]]:
-    """For each label set, for each seed, the cases' differences.
+def _label_sets(ours: Sequence[Record], theirs: Sequence[Record], half: Half) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The Dice `(trainings, cases)` of both methods on each common label set. Trainings on all labels fit to each."""
+    with_few = [{r.fold for r in runs} for runs in (ours, theirs) if not _has_all_labels(runs)]
+    folds = set.intersection(*with_few) if with_few else {r.fold for r in ours}
+    return [(_dice_of(ours, fold, half), _dice_of(theirs, fold, half)) for fold in sorted(folds) if ours and theirs]
 
-    Each run with all labels stands against all runs with few.
-    """
-    label_sets: dict[int, list[np.ndarray]] = {}
-    for mine in ours:
-        for other in theirs:
-            mine_has_all, other_has_all = METHODS[mine.method].all_labels, METHODS[other.method].all_labels
-            if mine_has_all or other_has_all or (mine.fold, mine.seed) == (other.fold, other.seed):
-                fold = other.fold if mine_has_all else mine.fold
-                label_sets.setdefault(fold, []).append(mine.case_dice(half) - other.case_dice(half))
-    return list(label_sets.values())
+
+def _dice_of(runs: Sequence[Record], fold: int, half: Half) -> np.ndarray:
+    """The Dice `(trainings, cases)` of a method's trainings on a label set."""
+    return np.array([r.case_dice(half) for r in runs if r.fold == fold or METHODS[r.method].all_labels])
+
+
+def _has_all_labels(runs: Sequence[Record]) -> bool:
+    return any(METHODS[r.method].all_labels for r in runs)
+
+
+def repeats(records: Sequence[Record], half: Half) -> str:
+    """Markdown: how far two trainings differ that have all in common but the seed; empty without any."""
+    by_seed = sorted(records, key=lambda r: (r.method, r.fold, r.seed))
+    pairs = [pair for pair in itertools.combinations(by_seed, 2) if len({(r.method, r.fold) for r in pair}) == 1]
+    found = [(first, second, paired_difference([second], [first], half)) for first, second in pairs]
+    if not found:
+        return ""
+    n_apart = sum(difference is not None and difference.verdict != "tie" for *_, difference in found)
+    lines = [
+        f"Two trainings that differ only in the seed: {n_apart} of {len(found)} intervals do not include zero.",
+        "",
+        "| method | fold | seeds | second minus first |",
+        "|---|---|---|---|",
+    ]
+    for first, second, difference in found:
+        lines.append(f"| `{first.method}` | {first.fold} | {first.seed}, {second.seed} | {difference} |")
+    return "\n".join(lines)
 
 
 def table(records: Sequence[Record], half: Half) -> str:
@@ -169,18 +195,17 @@ def by_label_set(records: Sequence[Record], half: Half) -> str:
 def by_labels(records: Sequence[Record], half: Half) -> str:
     """Markdown: baselines and what M&N leaves, by the number of labels, on our label sets; empty without any.
 
-    A method that lacks one of these sets has no row. Differences are those of common seeds. The last column is the gain
-    as a share of the distance to the upper bound. It is empty where there is no gain, or where this distance is a tie.
+    A method that lacks one of these sets has no row. The last column is the gain as a share of the distance to the
+    training with all labels. It is empty where there is no gain, or where this distance is a tie.
     """
     lines = [f"| labels | folds | method | mean Dice | over `{FAIR_BASELINE}` | of the distance to all labels |"]
     lines.append("|---|---|---|---|---|---|")
     upper = [r for r in records if r.method == UPPER_BOUND]
     for count in sorted({r.n_labeled for r in records if r.method == OURS}):
         rows = _on_our_sets(records, count)
-        for name, runs in rows.items() if FAIR_BASELINE in rows else ():
-            trained = {(r.fold, r.seed) for r in runs}
-            base = [r for r in rows[FAIR_BASELINE] if (r.fold, r.seed) in trained]
-            distance = paired_difference(upper, base, half)
+        base = rows.get(FAIR_BASELINE, [])
+        distance = paired_difference(upper, base, half)
+        for name, runs in rows.items() if base else ():
             gain = None if name == FAIR_BASELINE else paired_difference(runs, base, half)
             cells = [str(count), _folds(runs), f"`{name}`", _spread([r.case_dice(half).mean() for r in runs])]
             cells += [str(gain or ""), _share(gain, distance)]
@@ -189,10 +214,10 @@ def by_labels(records: Sequence[Record], half: Half) -> str:
 
 
 def _on_our_sets(records: Sequence[Record], n_labeled: int) -> dict[str, list[Record]]:
-    """The runs of each compared method that has all label sets of ours. It may have fewer seeds."""
-    ours = {(r.fold, r.seed) for r in records if r.method == OURS and r.n_labeled == n_labeled}
-    rows = {m: [r for r in records if r.method == m and (r.fold, r.seed) in ours] for m in _COMPARED}
-    return {name: runs for name, runs in rows.items() if {r.fold for r in runs} == {fold for fold, _ in ours}}
+    """The trainings of each compared method that has all label sets of ours."""
+    ours = {r.fold for r in records if r.method == OURS and r.n_labeled == n_labeled}
+    rows = {name: [r for r in records if r.method == name and r.fold in ours] for name in _COMPARED}
+    return {name: runs for name, runs in rows.items() if {r.fold for r in runs} == ours}
 
 
 def _share(gain: Difference | None, distance: Difference | None) -> str:
