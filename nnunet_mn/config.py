@@ -181,13 +181,14 @@ class MNConfig:
             _check(name, getattr(self, name), source="MNConfig")
         if self.guidance == "weight" and self.batch == "replace":
             raise MNError(
-                "'guidance' is 'weight', but unlabeled samples that replace labeled ones have no weight of their own: "
-                "set batch to 'add', or guidance to 'number'"
+                "'guidance' is 'weight', but with batch 'replace' (the default of preset 'paper') unlabeled samples "
+                "have no weight of their own: set batch to 'add', or guidance to 'number'"
             )
         if self.unlabeled_weight is not None and self.batch == "replace":
             raise MNError(
-                f"'unlabeled_weight' is {self.unlabeled_weight}, but unlabeled samples that replace labeled ones have "
-                f"no weight of their own: set batch to 'add', or leave unlabeled_weight out"
+                f"'unlabeled_weight' is {self.unlabeled_weight}, but with batch 'replace' (the default of preset "
+                f"'paper') unlabeled samples have no weight of their own: set batch to 'add', or leave "
+                f"unlabeled_weight out"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -236,8 +237,8 @@ def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
     """The settings in environment variables named `nnUNet_mn_<field>`. `resolve` refuses those without such a field.
 
     Raises:
-        MNError: if upper and lower case or underscores in a name are not as here: the setting would be lost without a
-            word.
+        MNError: if upper and lower case, underscores or hyphens in a name are not as here: the setting would be lost
+            without a word.
     """
     names = {_letters(f"{ENVIRONMENT_PREFIX}{name}"): f"{ENVIRONMENT_PREFIX}{name}" for name in _FIELDS}
     for name in environ:
@@ -249,7 +250,7 @@ def environment_layer(environ: Mapping[str, str] = os.environ) -> Layer:
 
 
 def _letters(name: str) -> str:
-    return name.lower().replace("_", "")
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def _options(name: str) -> tuple[tuple[Any, ...], bool]:

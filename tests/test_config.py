@@ -59,6 +59,7 @@ def test_environment_variables_are_read_by_prefix_and_converted() -> None:
         "nnUNet_mn_EPOCHS",
         "nnUNetMN_epochs",
         "nnUNet_mnepochs",
+        "nnUNet_mn-epochs",
     ],
 )
 def test_a_variable_in_other_letters_is_refused_and_its_right_name_told(name: str) -> None:

@@ -282,6 +282,12 @@ def test_of_embedded_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch)
         fetch_backbone("efficientnet-lite0")
 
 
+@pytest.mark.parametrize("name", ["timm:resnet18@some/weights.pth", "timm:resnet18@C:weights.pth", ".", "/tmp"])
+def test_what_lies_on_this_machine_is_not_fetched(name: str) -> None:
+    with pytest.raises(MNError, match=rf"'{name}' names a file or folder on this machine.*weights check {name}"):
+        fetch_backbone(name)
+
+
 @pytest.mark.parametrize("to_folder", [True, False])
 def test_fetching_says_what_to_export(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_folder: bool

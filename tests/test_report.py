@@ -262,11 +262,11 @@ def test_a_refusal_is_told_of_the_folder_that_it_belongs_to(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusal: str | None, sentence: str
 ) -> None:
     def predict(*_: Any) -> list[Any]:
-        if refusal is not None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), refusal)
-        return []
+        assert refusal is not None, "hours of predictions before the folder is found to be unfit"
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), refusal)
 
-    (tmp_path / "report").write_text("a file is in the way")
+    if refusal is None:
+        (tmp_path / "report").write_text("a file is in the way")
     monkeypatch.setattr(write.Predictions, "__init__", lambda *_: None)
     monkeypatch.setattr(write.Predictions, "all", predict)
     for name in ("structures_of", "usual_structures", "training_of", "render", "as_json"):

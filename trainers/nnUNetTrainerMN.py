@@ -335,7 +335,6 @@ class _WithUnlabeledCases(_WithoutCascade):
             self.initialize()
         if self.resumed is not None:
             self._refuse_to_continue(self.resumed)
-            state.refuse(self.other_optimizer)
         elif self.asked_to_continue:
             kept = [folder.name for folder in checkpoint.kept_folders(Path(self.output_folder))]
             lies = f" (what earlier trainings left is in {', '.join(kept)})" if kept else ""
@@ -351,8 +350,9 @@ class _WithUnlabeledCases(_WithoutCascade):
             Path(self.output_folder), foreground.location_keys(self.label_manager), iterations_per_epoch=self.iterations
         )
         self.cotrainer = self._build()  # before the unlabeled cases: missing weights fail in seconds
+        unused = self.unused_settings()
         for name in environment_layer().values:
-            if name in self.unused_settings():
+            if name in unused:
                 self.print_to_log_file(f"WARNING: nnUNet_mn_{name} changes nothing in this training")
         if self.resumed is not None:
             self._restore(self.resumed)

