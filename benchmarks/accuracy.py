@@ -230,19 +230,24 @@ def report(found: list[records.Record]) -> str:
 
 
 def summary(found: list[records.Record]) -> str:
-    """The part of the report in docs/evidence.md: the gain by labels, in the group where M&N has most label sets.
+    """The part of the report in docs/evidence.md: the gain by labels, on each dataset where it was measured."""
+    parts: list[str] = []
+    for dataset in sorted({r.dataset for r in found}):
+        chosen = _most_trained([r for r in found if r.dataset == dataset])
+        if rows := tables.by_labels(chosen, "report"):
+            parts += [f"{dataset}: {chosen[0].updates} updates of the 3D network", rows]
+    more = "each training, all methods and the commands are in [accuracy.md](../benchmarks/results/accuracy.md)."
+    return "\n\n".join([*parts, f"{_WRITTEN_BY}; {more}"])
 
-    Of several such groups it is the one with most trainings.
-    """
+
+def _most_trained(found: list[records.Record]) -> list[records.Record]:
+    """The group where M&N has most label sets; of several such groups the one with most trainings."""
 
     def size(group: Group) -> tuple[int, int]:
         runs = _of_group(found, group)
         return len({r.fold for r in runs if r.method == OURS}), len(runs)
 
-    chosen = _of_group(found, max(_groups(found), key=size))
-    heading = f"{chosen[0].dataset}: {chosen[0].updates} updates of the 3D network"
-    more = "each training, all methods and the commands are in [accuracy.md](../benchmarks/results/accuracy.md)."
-    return "\n\n".join(filter(None, [heading, tables.by_labels(chosen, "report"), f"{_WRITTEN_BY}; {more}"]))
+    return _of_group(found, max(_groups(found), key=size))
 
 
 def main() -> None:

@@ -424,9 +424,15 @@ def test_a_training_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> 
 
 
 def test_evidence_quotes_the_scale_at_which_ours_was_trained_most() -> None:
-    shorter = [replace(record(name), scale=workspace.scale_key(SCALE)) for name in ("mn", "nnunet")]
+    names = ("mn", "nnunet", "nnunet-adamw")
+    shorter = [replace(record(name), scale=workspace.scale_key(SCALE)) for name in names]
     longer = replace(shorter[1], updates=1600)
-    assert accuracy.summary([longer, *shorter]).startswith("Dataset004_Hippocampus: 600 updates")
+    elsewhere = [replace(one, dataset="Dataset005_LeftAtrium", updates=400) for one in shorter]
+    untold = replace(shorter[1], dataset="Dataset006_Lung")
+    told = accuracy.summary([longer, *shorter, *elsewhere, untold])
+    assert re.findall(r"^Dataset.*(?= of the)", told, re.MULTILINE) == [
+        "Dataset004_Hippocampus: 600 updates", "Dataset005_LeftAtrium: 400 updates",
+    ]  # fmt: skip
 
 
 def test_the_page_on_choices_says_which_ablations_were_trained_and_with_what_result() -> None:
