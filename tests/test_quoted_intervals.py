@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -57,7 +58,7 @@ def differences(method: str, base: str) -> set[Interval]:
                     [r for r in here if r.method == name and r.seed in seeds and (r.fold in folds or _has_all(r))]
                     for name in (method, base)
                 )
-                compared = (tables.paired_difference(ours, theirs, half) for half in ("tune", "report"))
+                compared = (tables.paired_difference(ours, theirs, half) for half in typing.get_args(records.Half))
                 found |= {_rounded(difference) for difference in compared if difference is not None}
     return found
 

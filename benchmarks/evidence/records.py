@@ -11,7 +11,7 @@ import numpy as np
 from nnunet_mn.distances import hausdorff_95
 from nnunet_mn.sandbox.dataset import read_volume
 
-Half = Literal["tune", "report"]
+Half = Literal["tune", "report", "all"]  # all: both halves together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class Record:
         return self.dataset, self.method, self.fold, self.seed, self.scale, self.updates
 
     def cases(self, half: Half) -> list[str]:
-        """The half of the validation cases, by name, for choosing defaults (`tune`) or for the table (`report`)."""
+        """The validation cases, by name, for choosing defaults (`tune`), for the table (`report`), or all of them."""
         names = sorted(self.dice)
         middle = len(names) // 2
-        return names[:middle] if half == "tune" else names[middle:]
+        return {"tune": names[:middle], "report": names[middle:], "all": names}[half]
 
     def case_dice(self, half: Half) -> np.ndarray:
         """Mean Dice over classes, for each case of a half."""

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from evidence.methods import BASELINE, FAIR_BASELINE, JOINT, METHODS, OURS, STUDENT, UPPER_BOUND
@@ -56,12 +56,12 @@ def comparison(ours: Sequence[Record], theirs: Sequence[Record]) -> str:
     """A table of two methods on their common label sets, with means of sets of one size; empty if they share none."""
     sizes = {r.fold: r.n_labeled for r in ours if r.fold in {other.fold for other in theirs}}
     by_size = [[fold for fold in sorted(sizes) if sizes[fold] == size] for size in sorted(set(sizes.values()))]
-    rows = ["| folds | tune | report |", "|---|---|---|"]
+    rows = ["| folds | tune | report | all cases |", "|---|---|---|---|"]
     for folds in by_size:
         for chosen in [[fold] for fold in folds] + [folds] * (len(folds) > 1):
             mine, others = ([r for r in runs if r.fold in chosen] for runs in (ours, theirs))
-            tune, report = (paired_difference(mine, others, half) for half in ("tune", "report"))
-            rows.append(f"| {', '.join(map(str, chosen))} | {tune} | {report} |")
+            tune, report, both = (paired_difference(mine, others, half) for half in get_args(Half))
+            rows.append(f"| {', '.join(map(str, chosen))} | {tune} | {report} | {both} |")
     return "\n".join(rows) if sizes else ""
 
 
