@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from filelock import FileLock
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -27,7 +28,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 DOCS = BENCHMARKS.parent / "docs"
 sys.path.insert(0, str(BENCHMARKS))
 import accuracy  # noqa: E402
-from evidence import methods, records, runs, tables, training, workspace  # noqa: E402
+from evidence import execute, methods, records, runs, tables, training, workspace  # noqa: E402
 
 SCALE = workspace.Scale(updates=600, spacing=None, patch_size=(8, 8, 8), batch_size=2, features=(4, 8))
 SPLITS = [
@@ -421,6 +422,16 @@ def test_a_training_is_not_taken_for_one_with_other_settings(tmp_path: Path) -> 
     (tmp_path / "checkpoint_latest.pth").touch()
     with pytest.raises(MNError, match="unknown settings"):
         runs.note_settings(tmp_path, MNConfig())
+
+
+def test_two_commands_do_not_work_on_the_same_run(tmp_path: Path) -> None:
+    space = replace(_space(SCALE), folder=tmp_path)
+    run = runs.Run(method=methods.find_method("joint"), fold=0, seed=0)
+    with (
+        FileLock(space.log(run.name).with_suffix(".lock")),
+        pytest.raises(MNError, match="another command works on joint_fold0_seed0"),
+    ):
+        execute.execute(run, space, lambda epoch: None)
 
 
 def test_evidence_quotes_the_scale_at_which_ours_was_trained_most() -> None:

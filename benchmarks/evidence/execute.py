@@ -13,10 +13,12 @@ from evidence.runs import Run
 from evidence.self_training import pseudo_labeled
 from evidence.training import train, train_networks_before, validate_joint
 from evidence.workspace import Scale, Workspace, scale_key
+from filelock import FileLock, Timeout
 
 from nnunet_mn.bridge.model_folders import FINAL
 from nnunet_mn.bridge.reading import read
 from nnunet_mn.bridge.versions import package_versions
+from nnunet_mn.errors import MNError
 
 
 def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: float = math.inf) -> records.Record:
@@ -27,8 +29,18 @@ def execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: 
 
     Raises:
         OutOfTimeError: when that time has come.
-        MNError: when a command fails, with its log.
+        MNError: when a command fails, with its log, or another command works on the same run.
     """
+    try:
+        with FileLock(space.log(run.name).with_suffix(".lock"), timeout=0):
+            return _execute(run, space, on_epoch, until)
+    except Timeout:
+        raise MNError(
+            f"another command works on {run.name} in {space.folder}: wait for it, or give --work another folder"
+        ) from None
+
+
+def _execute(run: Run, space: Workspace, on_epoch: Callable[[int], None], until: float) -> records.Record:
     where = pseudo_labeled(run, space, until) if run.method.teaches_itself else space
     train_networks_before(run, space, on_epoch, until)
     start = time.monotonic()

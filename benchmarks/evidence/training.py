@@ -96,7 +96,8 @@ def train_networks_before(run: Run, space: Workspace, on_epoch: Callable[[int], 
 def _join(run: Run, space: Workspace) -> None:
     """Join the networks of the finished run that this one names."""
     command = ["nnunet-mn", "join", "-d", space.dataset_id, *run.owner.arguments, "--force"]
-    run_stock(command, environment=_joint_environment(run, space), log=space.log(run.name))
+    with FileLock(space.results(run.owner.name) / "joining.lock"):  # another run may be taught by them
+        run_stock(command, environment=_joint_environment(run, space), log=space.log(run.name))
 
 
 def validate_joint(run: Run, space: Workspace) -> Path:

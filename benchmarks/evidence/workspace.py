@@ -137,6 +137,11 @@ class Workspace:
         Raises:
             MNError: when the folder holds the preprocessing of another scale, or a command fails.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "preparing.lock"):  # two commands may begin at once
+            self._prepare()
+
+    def _prepare(self) -> None:
         done = self.preprocessed / "benchmark_is_prepared"
         if done.exists():
             if done.read_text() != plans_key(self.scale):
