@@ -86,7 +86,8 @@ class MNConfig:
         backbone: the 2D network: a name of the registry, a Hugging Face id or a local folder.
         adaptation: the trained weights of its encoder: `lora` (low-rank updates), `full`, `frozen` (none), or `auto`:
             `lora` for transformers and `full` for convolutional networks.
-        preset: a set of defaults for the other settings: `nnunet` keeps nnU-Net's, `paper` takes the paper's.
+        preset: a set of defaults for the other settings: `nnunet` keeps nnU-Net's, `paper` takes the paper's. `resolve`
+            applies it. The constructor only notes its name.
         optimizer_3d: optimizer of the 3D network: `adamw`, or nnU-Net's `sgd`.
         schedule: schedule of the learning rate: nnU-Net's `poly`, or `cosine` as in the paper's code: a warm-up, then
             one cosine in each stage.

@@ -27,7 +27,7 @@ class Student:
 
     Args:
         name: for logs and messages.
-        network: volume `(B, C, D, H, W)` -> list of logits, finest first.
+        network: volume `(B, C, D, H, W)` -> logits, or a list of them, finest first.
         optimizer: updates the trained weights.
         loss: compares all outputs with their targets.
         scaler: scales the loss if autocast uses fp16.
@@ -45,6 +45,10 @@ class Student:
     skipped: int = field(default=0, init=False)
     skipped_in_a_row: int = field(default=0, init=False)
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    def begin(self) -> None:
+        """Forget the losses since the last update: an error may have ended the last step in the middle."""
+        self._losses.clear()
 
     def learning_rate(self) -> float:
         """The highest rate of all groups now."""
@@ -81,9 +85,9 @@ class Student:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
         value, size = torch.stack([torch.stack(self._losses).sum(), norm]).tolist()  # the wait for the device
         finite = math.isfinite(value) and math.isfinite(size)
-        if finite or self.scaler.is_enabled():  # the scaler skips by itself, and lowers its scale
+        if finite:
             self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.update()  # lowers its scale if the gradient was not finite
         self._losses.clear()
         self._count(value, finite=finite)
         return float(value)
@@ -115,6 +119,11 @@ def split_passes(n: int, n_labeled: int, unlabeled_weight: float | None) -> list
         return [Pass(0, n, n_labeled)]
     passes = (Pass(0, n_labeled, n_labeled), Pass(n_labeled, n, 0, unlabeled_weight))
     return [one for one in passes if one.first < one.last]
+
+
+def _as_list(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """The outputs of a network, finest first. Without deep supervision it may return a tensor."""
+    return [outputs] if isinstance(outputs, Tensor) else outputs
 
 
 @dataclass(kw_only=True)
@@ -164,6 +173,8 @@ class CoTrainer:
                 f"n_labeled is {n_labeled}, but the batch has {len(volumes)} samples: give a number from 0 to "
                 f"{len(volumes)}"
             )
+        for student in self.students:
+            student.begin()
         passes = split_passes(len(volumes), n_labeled, unlabeled_weight)
         masks = [self._train_3d(volumes, targets, one) for one in passes]
         if self.student_2d is not None:
@@ -188,9 +199,7 @@ class CoTrainer:
         The network's activations are gone when this returns.
         """
         with self.autocast():
-            outputs = self.student_3d.network(volumes[one.first : one.last])
-            if isinstance(outputs, Tensor):  # without deep supervision
-                outputs = [outputs]
+            outputs = _as_list(self.student_3d.network(volumes[one.first : one.last]))
             is_student = self.teacher.network_3d is self.student_3d.network
             masks = self.teacher(
                 volumes[one.first + one.n_labeled : one.last],
@@ -207,6 +216,6 @@ class CoTrainer:
         view = self.sampler.draw_view()
         for one, masks in taught:
             with self.autocast():
-                outputs = student.network(view(volumes[one.first : one.last]))
+                outputs = _as_list(student.network(view(volumes[one.first : one.last])))
             target = combine(view(targets[one.first : one.last]), view(masks.for_2d), self.labels)
             student.learn(outputs, [target], weight=one.weight)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from nnunet_mn.config import BatchKind, Guidance, MNConfig, Rounding, ScheduleKind
+from nnunet_mn.errors import MNError
 
 POLY_EXPONENT = 0.9  # nnU-Net's PolyLRScheduler
 REFRESHES = 4  # of the pseudo-masks behind the crops of unlabeled cases
@@ -25,14 +26,24 @@ class Schedule:
 
     Args:
         total: iterations of the whole training.
-        supervised: iterations of the supervised stage, 0 to total.
+        supervised: iterations of the supervised stage, 0 to total - 1.
         kind: `poly` is nnU-Net's decay; the share of unlabeled samples follows the learning rate. `cosine` is the
             paper's: a warm-up, then a cosine in each stage; the share grows linearly.
+
+    Raises:
+        MNError: when the supervised stage leaves no iteration for co-training.
     """
 
     total: int
     supervised: int
     kind: ScheduleKind = "poly"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.supervised < self.total:
+            raise MNError(
+                f"supervised is {self.supervised} and total is {self.total}: give a total of at least 1, and for the "
+                f"supervised stage 0 to total - 1 iterations"
+            )
 
     @classmethod
     def of(cls, config: MNConfig, *, total: int) -> "Schedule":

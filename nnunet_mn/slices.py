@@ -1,5 +1,7 @@
 """A volume as a stack of slices along its first axis, and a 2D network for volumes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
@@ -14,6 +16,18 @@ from nnunet_mn.memory import free_bytes, kept_for_backward
 
 PIXELS_PER_FORWARD = 2**20  # activations of a few GB for the encoders we know
 SHARE_OF_FREE_MEMORY = 0.5  # the rest is for the loss, gradients on their way, workspaces, and other processes
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode. Afterwards each layer has its own mode again: some may be frozen."""
+    training = [layer for layer in network.modules() if layer.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.training = True
 
 
 class SliceNetwork(Protocol):
@@ -150,10 +164,8 @@ class SliceWise(nn.Module):
         change.
         """
         is_student = torch.is_grad_enabled()  # else frozen weights count, too: their layers take memory all the same
-        was_training = self.training
-        self.eval()
         network = cast(nn.Module, self.network)
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluating(network), torch.inference_mode(False), torch.enable_grad():
             sizes = ((count, *slices.shape[1:]) for count in (1, 2))
             empty = [torch.zeros(size, dtype=slices.dtype, device=slices.device) for size in sizes]
             weights = {
@@ -166,6 +178,5 @@ class SliceWise(nn.Module):
                 )[0]
                 for slices_ in empty
             )
-        self.train(was_training)
         torch.clear_autocast_cache()
         return max(1, two - one)

@@ -61,14 +61,18 @@ class LabelSpace:
             Values `(B, K, ...)` in fp32, and a mask `(B, 1, ...)` if there is an ignore label.
 
         Raises:
-            MNError: when classes have another shape. On the CPU also for a label that is no class; a card would have to
-                be waited for.
+            MNError: when the masks have another number of channels. On the CPU also for a label that is no class; a
+                card would have to be waited for.
         """
+        channels = self.num_channels + (self.ignore_label is not None) if self.regions else 1
+        if target.shape[1] != channels:
+            counted = "one channel" if channels == 1 else f"{channels} channels"
+            raise MNError(
+                f"the masks have shape {tuple(target.shape)}, but must have {counted}: (B, {channels}, D, H, W)"
+            )
         if self.regions:
             values = target[:, : self.num_channels].float()
             return SoftTarget(values, None if self.ignore_label is None else 1 - target[:, -1:].float())
-        if target.shape[1] != 1:
-            raise MNError(f"the masks have shape {tuple(target.shape)}, but must have one channel: (B, 1, D, H, W)")
         labels, mask = target.long(), None
         if self.ignore_label is not None:
             mask = (labels != self.ignore_label).float()

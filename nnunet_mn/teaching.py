@@ -6,6 +6,7 @@ returns soft masks for each student.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_mn.device import without_search
-from nnunet_mn.slices import SliceSampler, along_axis
+from nnunet_mn.slices import SliceSampler, along_axis, evaluating
 from nnunet_mn.targets import LabelSpace
 
 _SAME_IN_EVAL: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()  # by network, by its mode
@@ -178,15 +179,12 @@ def pseudo_mask(network: nn.Module, volumes: Tensor, labels: LabelSpace) -> Tens
     """
     if len(volumes) == 0:
         return volumes.new_empty(0, labels.num_channels, *volumes.shape[2:])
-    was_training, differs = network.training, not same_in_eval(network)
-    if differs:  # else no walk over hundreds of layers
-        network.eval()
-    with torch.no_grad():  # not inference mode: its tensors cannot be saved for a student's backward pass
+    same = same_in_eval(network)  # then no walk over hundreds of layers
+    # not inference mode: its tensors cannot be saved for a student's backward pass
+    with nullcontext() if same else evaluating(network), torch.no_grad():
         outputs = network(volumes)
         probabilities = labels.probabilities(outputs if isinstance(outputs, Tensor) else outputs[0])
     torch.clear_autocast_cache()  # weights cast here have no graph: no training pass may take them
-    if differs:
-        network.train(was_training)
     return probabilities
 
 
@@ -211,6 +209,8 @@ def _takes_statistics_of_the_batch(layer: nn.Module) -> bool:
 def _random_rate(layer: nn.Module) -> float:
     if isinstance(layer, _DropoutNd):
         return layer.p
-    # Other layers use torch's dropout function instead of its module, with a rate of their own.
-    rates = (value for name, value in (vars(type(layer)) | vars(layer)).items() if "drop" in name)
+    # Other layers use torch's dropout function instead of its module, with a rate of their own. torchvision's is `p`.
+    values = (vars(type(layer)) | vars(layer)).items()
+    is_depth = "StochasticDepth" in type(layer).__name__
+    rates = (value for name, value in values if "drop" in name or (is_depth and name == "p"))
     return max((rate for rate in rates if isinstance(rate, float)), default=0.0)

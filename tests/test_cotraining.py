@@ -144,6 +144,35 @@ def test_a_network_without_deep_supervision_gives_one_output() -> None:
     assert losses[0] == losses[1]
 
 
+def test_the_second_student_may_return_a_tensor_too() -> None:
+    class OneOutput(TinyNetwork):
+        def forward(self, volume: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(volume)[0]
+
+    volumes, targets = _batch()
+    losses = []
+    for kind in (TinyNetwork, OneOutput):
+        trainer = _trainer(axes=(0, 1, 2))
+        torch.manual_seed(5)
+        trainer.student_2d = _student(kind())
+        losses.append(trainer.step(volumes, targets, n_labeled=2))
+    assert losses[0] == losses[1]
+
+
+def test_a_step_that_an_error_cut_off_leaves_nothing_for_the_next_one() -> None:
+    volumes, targets = _batch()
+    losses = []
+    for fails in (False, True):
+        trainer = _trainer()
+        if fails:
+            with pytest.raises(MNError, match="must have one channel"):
+                trainer.step(volumes, [*targets[:1], targets[1][:, 0]], n_labeled=4)
+            trainer.student_3d.learn(trainer.student_3d.network(volumes), [LABELS.encode(one) for one in targets])
+        trainer.teacher.sampler.generator.manual_seed(0)
+        losses.append(trainer.step(volumes, targets, n_labeled=2))
+    assert losses[0] == losses[1]
+
+
 def test_a_batch_may_be_all_unlabeled() -> None:
     losses = _trainer().step(*_batch(), n_labeled=0)
     assert all(math.isfinite(loss) for loss in losses.values())
@@ -279,6 +308,18 @@ def test_overflows_of_a_gradient_by_which_a_scaler_finds_its_scale_are_not_count
     student.learn([output * math.nan for output in student.network(volumes)], [LABELS.encode(targets[0])])
     student.update()
     assert student.skipped == 1
+
+
+def test_a_loss_that_is_not_finite_moves_no_weight_also_with_a_scaler_and_a_finite_gradient() -> None:
+    student = _student(TinyNetwork())
+    student.scaler = GradScaler("cpu", init_scale=2.0)
+    before = [p.detach().clone() for p in student.network.parameters()]
+    volumes, targets = _batch()
+    student.learn(student.network(volumes), [LABELS.encode(targets[0])])
+    student._losses[0] += math.inf
+    student.update()
+    assert student.skipped == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, student.network.parameters(), strict=True))
 
 
 def test_the_host_waits_for_the_device_once_a_student_and_step() -> None:

@@ -169,6 +169,15 @@ def test_too_few_channels_are_refused(num_channels: int, regions: bool) -> None:
     assert LabelSpace(num_channels=1, regions=True).encode(torch.ones(1, 1, 2, 2, 2)).values.sum() == 8
 
 
+@pytest.mark.parametrize(("ignore_label", "channels"), [(None, 2), (3, 3)])
+def test_masks_that_do_not_fit_the_regions_are_refused(ignore_label: int | None, channels: int) -> None:
+    labels = LabelSpace(num_channels=2, regions=True, ignore_label=ignore_label)
+    assert labels.encode(torch.zeros(1, channels, 4, 4, 4)).values.shape == (1, 2, 4, 4, 4)
+    for wrong in (1, channels + 1):
+        with pytest.raises(MNError, match=rf"shape \(1, {wrong}, 4, 4, 4\), but must have {channels} channels"):
+            labels.encode(torch.zeros(1, wrong, 4, 4, 4))
+
+
 @pytest.mark.parametrize(
     ("mask", "told"),
     [

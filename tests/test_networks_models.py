@@ -405,6 +405,55 @@ def test_a_timm_model_for_images_of_one_size_is_refused(name: str, tmp_path: Pat
         build(f"timm:{name}@{file}")
 
 
+@pytest.mark.parametrize(
+    ("name", "adaptation"),
+    [("eva02_tiny_patch14_224", "lora"), ("swin_tiny_patch4_window7_224", "lora"), ("xcit_nano_12_p16_224", "lora")],
+)
+def test_timms_transformers_take_slices_of_any_size(name: str, adaptation: str, tmp_path: Path) -> None:
+    from nnunet_mn.networks.timm_backbones import timm
+
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(timm.create_model(name).state_dict(), file)
+    network = build(f"timm:{name}@{file}", adaptation="auto")
+    assert network.spec.adaptation == adaptation
+    assert same_in_eval(network)
+    slices = torch.randn(2, 2, 37, 91)
+    with torch.no_grad():
+        logits = network(slices)
+        assert logits.shape == (2, 3, 37, 91)
+        rebuilt = rebuild_network_2d(json.loads(json.dumps(network.spec.to_json())))
+        rebuilt.load_state_dict(network.state_dict())
+        assert torch.allclose(rebuilt(slices), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_timms_own_dropout_is_off_unless_asked_for(dropout: float, tmp_path: Path) -> None:
+    from nnunet_mn.networks.timm_backbones import timm
+
+    file = tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    safetensors.torch.save_file(timm.create_model("focalnet_tiny_srf").state_dict(), file)
+    backbone = build(f"timm:focalnet_tiny_srf@{file}", dropout_2d=dropout, adaptation="full").backbone
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        (*_, first), (*_, second) = backbone(images), backbone(images)
+    assert torch.equal(first, second) is same_in_eval(backbone) is (dropout == 0)
+
+
+def test_a_timm_model_that_does_not_give_its_maps_alone_is_refused(tmp_path: Path) -> None:
+    from nnunet_mn.networks.timm_backbones import timm
+
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(timm.create_model("efficientvit_b0").state_dict(), file)
+    with pytest.raises(MNError, match=r"does not give its feature maps alone \(Cannot disable pooling\); name another"):
+        build(f"timm:efficientvit_b0@{file}")
+
+
+def test_weights_that_timm_does_not_have_are_named() -> None:
+    with pytest.raises(MNError, match=r"no weights 'resnet18\.bogus'; `timm.list_pretrained\('resnet18\.\*'\)` lists"):
+        build("timm:resnet18.bogus")
+
+
 def test_a_timm_model_without_a_tag_is_described(saved: Callable[[str], str]) -> None:
     backbone = build(saved("test_vit")).backbone
     del backbone.model.pretrained_cfg["tag"]

@@ -7,6 +7,7 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_mn.config import MNConfig, Rounding, ScheduleKind
+from nnunet_mn.errors import MNError
 from nnunet_mn.schedule import (
     DistillationSchedule,
     EpochStartRates,
@@ -39,6 +40,12 @@ def test_a_short_training_ends_with_a_step_of_cotraining(fraction: float, total:
     assert schedule.supervised == total - 1
     assert 0 <= schedule.unlabeled_fraction(total - 1) <= 1
     assert 0 <= schedule.learning_rate_factor(total - 1) <= 1
+
+
+@pytest.mark.parametrize(("total", "supervised"), [(10, 10), (10, -1), (0, 0)])
+def test_a_schedule_without_an_iteration_of_cotraining_is_refused(total: int, supervised: int) -> None:
+    with pytest.raises(MNError, match=f"supervised is {supervised} and total is {total}: give"):
+        Schedule(total=total, supervised=supervised)
 
 
 def test_groups_keep_the_ratio_of_their_peaks() -> None:

@@ -117,12 +117,28 @@ def test_which_networks_say_the_same_in_train_and_eval_mode(layer: nn.Module, sa
     assert same_in_eval(nn.Sequential(layer).eval())
 
 
+def test_a_frozen_layer_keeps_its_mode_when_its_network_teaches() -> None:
+    network = nn.Sequential(nn.BatchNorm3d(1).eval(), nn.Dropout(0.5), nn.Conv3d(1, 3, 1))
+    pseudo_mask(network, _volumes(), LABELS)
+    assert [layer.training for layer in network] == [False, True, True]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    network.append(nn.Identity()).register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pseudo_mask(network, _volumes(), LABELS)
+    assert [layer.training for layer in network] == [False, True, True, True]
+
+
 def test_modes_are_switched_only_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[bool] = []
     monkeypatch.setattr(Network, "train", lambda self, mode=True: modes.append(mode) or nn.Module.train(self, mode))
-    for dropout, expected in ((0.0, []), (0.5, [False, True])):
-        pseudo_mask(Network(dropout=dropout), _volumes(), LABELS)
+    for dropout, expected in ((0.0, []), (0.5, [False])):
+        network = Network(dropout=dropout)
+        pseudo_mask(network, _volumes(), LABELS)
         assert modes == expected
+        assert all(layer.training for layer in network.modules())
 
 
 def test_a_rate_that_a_layer_applies_itself_counts() -> None:
@@ -132,5 +148,9 @@ def test_a_rate_that_a_layer_applies_itself_counts() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.dropout(x, self.attention_dropout, self.training)
 
-    assert not same_in_eval(Attention())
-    assert same_in_eval(Attention().eval())
+    class StochasticDepth(nn.Module):  # as in torchvision
+        p = 0.1
+
+    for kind in (Attention, StochasticDepth):
+        assert not same_in_eval(kind())
+        assert same_in_eval(kind().eval())

@@ -13,6 +13,7 @@ Adaptation = Literal["lora", "full", "frozen"]
 BatchStatistics = Literal["frozen", "adapt"]
 
 _NORMS = ("Norm", "GRN")
+_ATTENTIONS = ("Attention", "Attn", "XCA")  # in the names of classes
 
 
 def is_convolutional(backbone: Backbone) -> bool:
@@ -24,7 +25,7 @@ def is_convolutional(backbone: Backbone) -> bool:
         return backbone.facts.kind == "convolutional"
     modules = list(backbone.encoder.modules())
     is_linear = any(isinstance(module, nn.Linear) for module in modules)
-    return not (is_linear and any("Attention" in type(module).__name__ for module in modules))
+    return not (is_linear and any(word in type(module).__name__ for module in modules for word in _ATTENTIONS))
 
 
 def chosen_adaptation(config: MNConfig, backbone: Backbone) -> Adaptation:

