@@ -159,3 +159,22 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         r"""<(?:script|img|iframe|source)[^>]+src=["']?(?:https?:)?//[^"' >]+|<link[^>]+href=["']?(?:https?:)?//\S+"""
     )
     assert [found for file in pages for found in re.findall(loaded, file.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "ends_with", "requeued"),
+    [("all is well", 0, False), ("M&N stopped on SIGUSR1 in epoch 3", 1, True), ("ERROR: a case is bad", 1, False)],
+)
+def test_the_script_for_slurm_requeues_after_a_stop_alone(
+    tmp_path: Path, said: str, ends_with: int, requeued: bool
+) -> None:
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs" / "clusters.md").read_text(), re.DOTALL)
+    for name, text in {"srun": f'echo "{said}" >&2; exit {ends_with}', "scontrol": 'echo "$@" > asked'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "17"}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == ends_with
+    assert (tmp_path / "train_17.txt").read_text() == f"{said}\n"
+    asked = tmp_path / "asked"
+    assert (asked.exists() and asked.read_text() == "requeue 17\n") is requeued
