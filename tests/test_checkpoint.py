@@ -63,6 +63,12 @@ def test_a_checkpoint_is_stocks_with_one_more_key_and_a_built_in_trainer(tmp_pat
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
 
 
+def test_a_trainer_with_a_network_of_its_own_keeps_its_name(tmp_path: Path) -> None:
+    save(_write_stock, tmp_path / "checkpoint_latest.pth", mn={}, is_of_plans=False)
+    stored = torch.load(tmp_path / "checkpoint_latest.pth", weights_only=False)
+    assert stored["trainer_name"] == STOCK["trainer_name"] != "nnUNetTrainer"
+
+
 @pytest.mark.parametrize("failing", ["torch.save", "pathlib.Path.replace", "os.fsync"])
 def test_a_failed_writing_leaves_the_previous_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -441,6 +441,16 @@ def test_folds_with_other_settings_are_refused(copied: ModelFolders) -> None:
 
 
 @only_classes
+def test_a_bound_on_memory_makes_no_other_network(copied: ModelFolders) -> None:
+    shutil.copytree(copied.trained / "fold_0", copied.trained / "fold_1")
+    config = load(copied.finished("1"))["mn"]["config"]
+    change(copied, "1", config={**config, "slices_per_forward": 8})
+    join(copied, ["0", "1"])
+    plans = json.loads((copied.joint / "plans.json").read_text())
+    assert "slices_per_forward" not in plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+
+
+@only_classes
 def test_of_two_joins_at_once_the_second_is_refused_as_if_it_came_later(
     copied: ModelFolders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,11 +512,19 @@ def test_the_joint_model_cannot_be_trained(
 
 
 @only_classes
+@pytest.mark.parametrize("of_earlier_version", [False, True])
 def test_a_joint_model_is_not_validated_on_cases_of_its_training(
-    model: Model, copied: ModelFolders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: Model, copied: ModelFolders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, of_earlier_version: bool
 ) -> None:
     shutil.copytree(model.site.root / "nnUNet_preprocessed", tmp_path / "nnUNet_preprocessed")
     join(copied, ["0"])
+    if of_earlier_version:  # the training beside it tells the cases
+        file = copied.joint / "fold_0" / FINAL
+        content = load(file)
+        del content["trained_on"]
+        torch.save(content, file)
+    else:
+        shutil.rmtree(copied.trained / "fold_0")
     roots = {"nnUNet_raw": model.site.root / "nnUNet_raw", "nnUNet_results": tmp_path}
     for name, root in (roots | {"nnUNet_preprocessed": tmp_path / "nnUNet_preprocessed"}).items():
         monkeypatch.setenv(name, str(root))

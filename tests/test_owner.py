@@ -155,6 +155,17 @@ def test_a_third_start_keeps_its_file_when_the_second_ones_comes_back(
     assert [file.read_text() for file in tmp_path.iterdir()] == [json.dumps(asdict(third if has_links else other))]
 
 
+def test_a_start_that_lost_its_file_to_another_one_is_no_owner(
+    tmp_path: Path, other: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = FoldLock(tmp_path)
+    monkeypatch.setattr(owner.time, "sleep", lambda _: own(tmp_path, other))  # while this one waits
+    with pytest.raises(MNError, match=f"already runs in {tmp_path}: process {other.pid}"):
+        lock.acquire()
+    lock.release()
+    assert json.loads(lock.file.read_text()) == asdict(other)
+
+
 def test_an_empty_restart_count_of_slurm_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "")
     assert Owner.here().restarts == 0

@@ -69,7 +69,7 @@ def test_a_student_learns_from_a_finished_training_and_leaves_an_ordinary_model(
     code, output = train(site)
     assert code == 0, output
     told = re.findall(r"WARNING: nnUNet_mn_(\w+) changes nothing", output)
-    assert sorted(told) == ["rounding", "supervised_fraction"]
+    assert sorted(told) == ["adaptation", "backbone", "rounding", "supervised_fraction"]
     assert all((site.fold / name).is_file() for name in ("progress.png", "progress_mn.png"))
     assert "the teacher is" in output
     assert str(_folders(site).finished("0")) in output
@@ -156,6 +156,17 @@ def test_a_student_is_joined_with_the_2d_network_that_taught_it(site: Any, train
 def _weights(joint: Path) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = read(joint / "fold_0" / "checkpoint_final.pth")["network_weights"]
     return weights
+
+
+def test_a_joint_model_teaches_from_any_folder_and_knows_its_cases(site: Any, tmp_path: Path) -> None:
+    folders = _folders(site)
+    own = plans_of(folders.finished("0"), read_trained(folders.finished("0")), "3d_fullres")
+    cases = read_trained(folders.finished("0"))["mn"]["trained_on"]
+    join(folders, ["0"])
+    elsewhere = tmp_path / "teachers" / folders.joint.name
+    shutil.copytree(folders.joint, elsewhere)
+    shutil.rmtree(folders.trained)
+    assert sorted(load(folders, "0", MNConfig(teacher_folder=str(elsewhere)), like=own).trained_on) == cases != []
 
 
 def test_stored_masks_are_made_once_and_stand_in_for_labels(site: Any, train: Any) -> None:

@@ -25,7 +25,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_mn import schedule
 from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
-from nnunet_mn.bridge.training import assembly, loader
+from nnunet_mn.bridge.trained_with import files_beside
+from nnunet_mn.bridge.training import assembly, loader, owner
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.adapter import Standardized, to_pixels
 from nnunet_mn.networks.timm_backbones import timm  # without its warnings
@@ -287,6 +288,106 @@ def test_a_stopped_training_without_checkpoints_does_not_say_that_it_can_go_on(
         trainer.run_training()
     trainer.stopping.stop_listening()
     assert "--c" not in str(ended.value)
+
+
+@pytest.mark.parametrize("when", ["start", "validation"])
+def test_a_signal_before_the_first_step_or_in_the_validation_gives_the_lock_back(
+    trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any, when: str
+) -> None:
+    trainings.adopt(killed)
+    trainer = trainings.trainer(planned_dataset(), go_on=True)
+    ends: list[Callable[[], None]] = []
+    trainings.monkeypatch.setattr(owner.atexit, "register", ends.append)
+
+    def signal_now(*_: Any, **__: Any) -> None:
+        assert trainer.lock.file.exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if when == "start":
+        trainer.build_cotrainer = signal_now
+    else:
+        trainings.monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", signal_now)
+    if when == "validation":
+        trainer.run_training()
+    step = trainer.run_training if when == "start" else trainer.perform_actual_validation
+    with pytest.raises(SystemExit, match=r"^M&N stopped on SIGTERM; run the same command with --c to go on$"):
+        step()
+    for end in ends:
+        end()
+    assert not trainer.lock.file.exists()
+    trainer.stopping.give_signals_back()
+
+
+def test_the_handler_of_a_signal_is_given_back_after_the_validation(
+    trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any
+) -> None:
+    trainings.adopt(killed)
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = trainings.trainer(planned_dataset(), go_on=True)
+    trainings.monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: None)
+    trainer.run_training()
+    assert signal.getsignal(signal.SIGTERM) != before
+    trainer.perform_actual_validation()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_network_of_its_own_is_not_taken_for_the_plans(
+    trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any, own: bool
+) -> None:
+    trainings.adopt(killed)
+    trainer = trainings.trainer(planned_dataset(), go_on=True)
+    if own:
+        build = staticmethod(
+            lambda *arguments, **options: nnUNetTrainer.build_network_architecture(*arguments, **options)
+        )
+        trainings.monkeypatch.setattr(type(trainer), "build_network_architecture", build)
+    trainer.run_training()
+    stored, file = _checkpoint(trainer), Path(trainer.output_folder) / "checkpoint_final.pth"
+    assert stored["trainer_name"] == ("nnUNetTrainerMN" if own else "nnUNetTrainer")
+    if own:
+        with pytest.raises(MNError, match="was trained by nnUNetTrainerMN, which builds a network of its own: use"):
+            files_beside(file, stored)
+    else:
+        files_beside(file, stored)
+
+
+@pytest.mark.parametrize("changed", ["plans", "dataset_json"])
+def test_a_training_does_not_go_on_with_images_or_labels_of_another_meaning(
+    trainings: Trainings, planned_dataset: Callable[..., Any], killed: Any, changed: str
+) -> None:
+    trainings.adopt(killed)
+    trainer = trainings.trainer(planned_dataset())
+    content = _checkpoint(killed, "latest")
+    then = content["init_args"][changed]
+    if changed == "plans":
+        then["configurations"]["3d_fullres"]["spacing"] = [9.0, 9.0, 9.0]
+        told = r"plans.json of now has spacing .* was trained with \[9.0, 9.0, 9.0\]: put the earlier plans.json back"
+    else:
+        then["labels"] = {"background": 0, "other": 1}
+        told = "dataset.json of now has labels .* was trained with .*other.*: put the earlier dataset.json back"
+    with pytest.raises(MNError, match=told):
+        trainer.load_checkpoint(content)
+
+
+def test_a_best_checkpoint_that_is_not_there_is_told(
+    trainings: Trainings, planned_dataset: Callable[..., Any], tmp_path: Path
+) -> None:
+    trainer = trainings.trainer(planned_dataset())
+    with pytest.raises(MNError, match=r"no checkpoint .*checkpoint_best.pth: train this fold first, or leave --val_be"):
+        trainer.load_checkpoint(str(tmp_path / "checkpoint_best.pth"))
+
+
+def test_a_finished_training_looks_for_no_foreground(trainings: Trainings, planned_dataset: Callable[..., Any]) -> None:
+    short = {"epochs": 1, "iterations_per_epoch": 2, "foreground_crops": True}
+    trainer = trainings.run(planned_dataset(), **short)
+    trainer.lock.release()
+    found = list(Path(trainer.output_folder).glob("foreground_*.npz"))
+    assert found
+    for file in found:
+        file.unlink()
+    trainings.run(planned_dataset(), go_on=True, **short)
+    assert not list(Path(trainer.output_folder).glob("foreground_*.npz"))
 
 
 def test_a_signal_after_the_last_epoch_ends_the_command_before_the_validation(

@@ -35,6 +35,7 @@ from nnunet_mn.bridge.last_word import WorkerFailures, last_word
 from nnunet_mn.bridge.model_folders import FINAL, LATEST, ModelFolders
 from nnunet_mn.bridge.planning.checks import check_co_trainable, check_split_is_preprocessed
 from nnunet_mn.bridge.preprocessing.run import prepare_unlabeled
+from nnunet_mn.bridge.trained_with import check_means_the_same, meaning
 from nnunet_mn.bridge.training import (
     assembly,
     checkpoint,
@@ -187,6 +188,8 @@ class _ConfiguredTrainer(nnUNetTrainer):
         if isinstance(filename_or_checkpoint, dict):
             return filename_or_checkpoint, Path("the checkpoint")
         file = Path(filename_or_checkpoint)
+        if not file.exists():
+            raise MNError(f"there is no checkpoint {file}: train this fold first, or leave --val_best out")
         return reading.read(file, trust=self.mn_config.trust_checkpoints), file
 
     @refusals_told()
@@ -343,6 +346,7 @@ class _WithUnlabeledCases(_WithoutCascade):
                 f"epoch 0"
             )
         if self.local_rank == 0:  # the ranks of a training are one owner
+            self.stopping.end_at_once()
             self.lock.acquire()
             checkpoint.remove_leftovers(Path(self.output_folder))
         self.print_to_log_file("M&N settings:", self.mn_config.to_dict())
@@ -405,7 +409,12 @@ class _WithUnlabeledCases(_WithoutCascade):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Let others have the folder and the signals."""
         self.lock.release()
+        self.stopping.give_signals_back()
 
     # ---- data ----------------------------------------------------------------------------------------------------
 
@@ -486,7 +495,7 @@ class _WithUnlabeledCases(_WithoutCascade):
 
     def _refresh_foreground(self) -> None:
         due = self.schedule.refresh_due(self._position())
-        if self.mn_config.foreground_crops and due > self.foreground.position:
+        if self.mn_config.foreground_crops and due > self.foreground.position and not self._has_ended():
             self.find_foreground(due)
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
@@ -549,6 +558,10 @@ class _WithUnlabeledCases(_WithoutCascade):
     def _students(self) -> tuple[Student, ...]:
         return self.cotrainer.students
 
+    def _has_ended(self) -> bool:
+        """Whether all epochs are done, and `--c` asks for the validation alone."""
+        return self.current_epoch >= self.num_epochs
+
     def _position(self) -> int:
         """Iterations done of the whole training."""
         return self.current_epoch * self.iterations + self.iteration
@@ -579,7 +592,9 @@ class _WithUnlabeledCases(_WithoutCascade):
             self.print_to_log_file(f"the training had ended before: {path} stays as it is")
             return
         mn = {**state.mn_state(self), **self._own_state(with_optimizer=not final)}
-        checkpoint.save(super().save_checkpoint, path, mn=mn, before=self._keep_earlier_end if final else None)
+        is_of_plans = type(self).build_network_architecture is nnUNetTrainer.build_network_architecture
+        before = self._keep_earlier_end if final else None
+        checkpoint.save(super().save_checkpoint, path, mn=mn, is_of_plans=is_of_plans, before=before)
         if path.name == LATEST:
             self._keep_earlier_end()
 
@@ -600,6 +615,8 @@ class _WithUnlabeledCases(_WithoutCascade):
         mn = reading.mn_part(content, file)
         if mn.get("dataset", self.plans_manager.dataset_name) != self.plans_manager.dataset_name:
             raise MNError(f"{file} is of {mn['dataset']}, not of {self.plans_manager.dataset_name}: move it away")
+        now = meaning(self.plans_manager.plans, self.configuration_name, self.dataset_json)
+        check_means_the_same(now, file, content)
         if not self.was_initialized:
             self.initialize()
         weights = content.get("network_weights", {})  # check_network names missing ones
@@ -813,7 +830,7 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
 
     def _restore_own(self, mn: dict[str, Any]) -> None:
         state.restore_cotraining(self.cotrainer, mn)
-        if mn["optimizer_2d"] is None and self.current_epoch < self.num_epochs:
+        if mn["optimizer_2d"] is None and not self._has_ended():
             self.print_to_log_file("WARNING: a final checkpoint holds no optimizer of the 2D network: it starts anew")
 
 
@@ -824,7 +841,10 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
     half of the batch is unlabeled. The last tenth sees labels alone. So the settings in `unused` change nothing.
     """
 
-    unused = ("schedule", "batch", "guidance", "unlabeled_weight", "rounding", "supervised_fraction", "teacher")
+    unused = (
+        *("schedule", "batch", "guidance", "unlabeled_weight", "rounding", "supervised_fraction", "teacher"),
+        *("backbone", "adaptation", "lora_rank", "dropout_2d", "lr_2d", "slice_axes", "slice_step"),
+    )
     taught_on: frozenset[str] = frozenset()  # cases of the teacher's training; a validation alone has no teacher
 
     def build_schedule(self) -> Schedule:
@@ -860,6 +880,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         self.print_to_log_file(f"the teacher is {joint.source}")
         self.teacher_hash, self.teacher_weights = joint.hash, joint.weights_hash
         self.joint = joint.network.to(self.device)
+        self.joint.network_2d.slices_per_forward = self.mn_config.slices_per_forward
         self.taught_on = joint.trained_on
         return assembly.build_distillation(self.mn_config, self.stock_parts(), self.joint)
 
@@ -876,7 +897,7 @@ class nnUNetTrainerMNStudent(_WithUnlabeledCases):
         return self.joint
 
     def stored_masks(self) -> StoredMasks | None:
-        if not self._stores_masks:
+        if not self._stores_masks or self._has_ended():
             return None
         masks = StoredMasks(Path(self.output_folder), self.teacher_hash)
         predict = sliding_window(self, self.joint)
@@ -1071,4 +1092,4 @@ class nnUNetTrainerMNBenchmark_5epochs(nnUNetTrainerBenchmark_5epochs, nnUNetTra
         return HalfUnlabeled(total=self.num_epochs * self.iterations, supervised=0)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        self.lock.release()
+        self._give_back()

@@ -10,6 +10,7 @@ from nnunet_mn.errors import MNError
 
 MN_TRAINER, STUDENT_TRAINER, JOINT_TRAINER = "nnUNetTrainerMN", "nnUNetTrainerMNStudent", "nnUNetTrainerMNJoint"
 BASELINE_TRAINER = "nnUNetTrainerMNLabeledOnly"
+STOCK_TRAINER = "nnUNetTrainer"
 # nnU-Net's checkpoints of a fold, the newest first. With `--c` it goes on from the first one that is there.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 FINAL, LATEST = CHECKPOINTS[:2]

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mn.bridge.model_folders import read_json
+from nnunet_mn.bridge.model_folders import STOCK_TRAINER, read_json
 from nnunet_mn.errors import MNError
 
 _OF_IMAGES = ("spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
@@ -39,6 +39,26 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | 
     return next((name for name, value in one.items() if value != other[name]), None)
 
 
+def check_means_the_same(now: Mapping[str, Any], file: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raise an MNError if images or labels mean something else by now than in the training of a checkpoint.
+
+    Args:
+        now: the `meaning` of today's plans and dataset.json.
+        file: the checkpoint, for the message.
+        checkpoint: its content.
+    """
+    then = meaning_at_training(checkpoint)
+    if name := first_difference(now, then):
+        raise MNError(
+            f"the {_source(name)} of now has {name} {now[name]}, but {file} was trained with {then[name]}: put the "
+            f"earlier {_source(name)} back and preprocess with it, or start a new training without --c"
+        )
+
+
+def _source(name: str) -> str:
+    return "plans.json" if name in _OF_IMAGES else "dataset.json"
+
+
 def files_beside(file: Path, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The plans.json and the dataset.json of a model, which must be those of a fold's training.
 
@@ -49,17 +69,21 @@ def files_beside(file: Path, checkpoint: Mapping[str, Any]) -> tuple[dict[str, A
         checkpoint: its content.
 
     Raises:
-        MNError: when a file cannot be read, or is of another training.
+        MNError: when a file cannot be read, or is of another training, or the network is not the plans' own.
     """
+    if (trainer := checkpoint["trainer_name"]) != STOCK_TRAINER:
+        raise MNError(
+            f"{file} was trained by {trainer}, which builds a network of its own: use nnU-Net's own commands with "
+            f"-tr {trainer} in place of this one"
+        )
     folder, configuration = file.parents[1], checkpoint["init_args"]["configuration"]
     plans, description = (
         read_json(folder / name, key) for name, key in (("plans.json", "configurations"), ("dataset.json", "labels"))
     )
     now, then = meaning(plans, configuration, description), meaning_at_training(checkpoint)
     if name := first_difference(now, then):
-        source = "plans.json" if name in _OF_IMAGES else "dataset.json"
         raise MNError(
-            f"{folder / source} says that {file} was trained with {name} {now[name]}, but it was trained with "
+            f"{folder / _source(name)} says that {file} was trained with {name} {now[name]}, but it was trained with "
             f"{then[name]}. nnU-Net keeps one such file for all folds, and the training of another fold has replaced "
             f"it: put the earlier one back, or train this fold again"
         )

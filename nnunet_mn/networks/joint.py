@@ -34,7 +34,7 @@ class Joint(nn.Module):
         axes: spatial axes that the 2D network looks along, 0 to 2. Its probabilities are averaged over them.
         regions: the channels are overlapping regions (sigmoid) rather than classes (softmax).
         weight_2d: of the 2D network in the mean, between 0 and 1.
-        slices_per_forward: most slices in flight; see `SliceWise`.
+        slices_per_forward: most slices in flight, in joint models of earlier versions; see `SliceWise`.
         deep_supervision: nnU-Net's argument. There is one output, whatever it says.
 
     Raises:

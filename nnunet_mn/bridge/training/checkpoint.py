@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mn.bridge.files import replace_whole
-from nnunet_mn.bridge.model_folders import CHECKPOINTS, FINAL
+from nnunet_mn.bridge.model_folders import CHECKPOINTS, FINAL, STOCK_TRAINER
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.weights import check_fit
 
-STOCK_TRAINER = "nnUNetTrainer"
 VALIDATION, REPORT = "validation", "report"  # folders beside the checkpoints
 OF_THE_END = (FINAL, VALIDATION, REPORT)  # what a finished training leaves
 FOREGROUND = "foreground_epoch_*.npz"
@@ -29,17 +28,17 @@ def save(
     path: Path,
     *,
     mn: Mapping[str, Any],
+    is_of_plans: bool = True,
     before: Callable[[], object] | None = None,
 ) -> None:
     """Write a stock checkpoint with the key `mn`. Stock nnU-Net alone can predict from it.
-
-    The network is the plans' own. Hence `trainer_name` may be the built-in trainer's (nnU-Net's guide to sharing
-    models, option 1).
 
     Args:
         write_stock: nnU-Net's own saving.
         path: the file. A temporary one beside it is flushed to disk and then takes its place.
         mn: M&N's own state (`state.mn_state`).
+        is_of_plans: the network is the plans' own. Then `trainer_name` is the built-in trainer's (nnU-Net's guide to
+            sharing models, option 1). Else it stays the name of the trainer, which predictions need.
         before: called when the temporary file is whole, before it takes its place.
 
     Raises:
@@ -49,7 +48,7 @@ def save(
     write_stock(stock)
     stock.seek(0)
     checkpoint = torch.load(stock, map_location="cpu", weights_only=False)  # of this process, not from a file
-    checkpoint |= {"trainer_name": STOCK_TRAINER, "mn": dict(mn)}
+    checkpoint |= {**({"trainer_name": STOCK_TRAINER} if is_of_plans else {}), "mn": dict(mn)}
     try:
         replace_whole(path, lambda stream: torch.save(checkpoint, stream), before=before)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError

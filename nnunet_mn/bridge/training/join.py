@@ -10,11 +10,10 @@ from typing import Any
 from filelock import FileLock
 
 from nnunet_mn.bridge.files import why_no_lock
-from nnunet_mn.bridge.model_folders import FINAL, JOINT_TRAINER, ModelFolders, read_json
+from nnunet_mn.bridge.model_folders import FINAL, JOINT_TRAINER, STOCK_TRAINER, ModelFolders, read_json
 from nnunet_mn.bridge.reading import mn_part, read_by_environment
 from nnunet_mn.bridge.staging import save_tensors, staging_beside, take_place
 from nnunet_mn.bridge.training import joint_model, teacher_model
-from nnunet_mn.bridge.training.checkpoint import STOCK_TRAINER
 from nnunet_mn.bridge.training.joint_plans import trainer_of
 from nnunet_mn.errors import MNError
 
@@ -113,6 +112,7 @@ def _checkpoint(source: Mapping[str, Any], plans: dict[str, Any], weights: dict[
     kept = {key: source[key] for key in _KEPT if key in source}
     return {
         **kept,
+        "trained_on": source["mn"].get("trained_on", []),
         "init_args": {**source["init_args"], "plans": plans},
         "network_weights": weights,
         "trainer_name": STOCK_TRAINER,  # it builds what the plans name

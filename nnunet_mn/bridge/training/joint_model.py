@@ -19,7 +19,7 @@ from nnunet_mn.networks import Network2D, build_network_2d
 from nnunet_mn.networks.joint import Joint
 from nnunet_mn.networks.weights import frozen_hash, load_learned_state
 
-_OF_NETWORKS = ("backbone", "adaptation", "lora_rank", "dropout_2d", "slice_axes", "slices_per_forward")
+_OF_NETWORKS = ("backbone", "adaptation", "lora_rank", "dropout_2d", "slice_axes")
 _TOLERANCE = 1e-3  # of a logit of the 2D network when it is built again
 
 
@@ -72,7 +72,6 @@ def joint_model(file: Path, checkpoint: dict[str, Any], configuration: str, *, w
     joined = trained.joined(
         network_2d.spec.to_json(),
         axes=slice_axes(config, trained.spacing),
-        slices_per_forward=config.slices_per_forward,
         weight_2d=weight_2d,
         trainer=checkpoint["mn"]["trainer"],
     )

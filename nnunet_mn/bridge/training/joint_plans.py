@@ -58,7 +58,6 @@ class TrainedPlans:
         network_2d: Mapping[str, Any],
         *,
         axes: Sequence[int],
-        slices_per_forward: int | None,
         weight_2d: float,
         trainer: str,
     ) -> "TrainedPlans":
@@ -67,7 +66,6 @@ class TrainedPlans:
         Args:
             network_2d: the description of the 2D network (`Spec.to_json`).
             axes: that the 2D network looks along, 0 to 2.
-            slices_per_forward: as in `MNConfig`.
             weight_2d: of the 2D network in the mean of probabilities.
             trainer: the name of the training's, for `trainer_of`.
         """
@@ -84,7 +82,6 @@ class TrainedPlans:
                 "axes": list(axes),
                 "regions": bool(self._labels.has_regions),
                 "weight_2d": weight_2d,
-                "slices_per_forward": slices_per_forward,
             },
             "_kw_requires_import": [],
             _TRAINER: trainer,  # nnU-Net reads none but the keys above

@@ -14,6 +14,7 @@ from nnunet_mn.errors import MNError
 
 NAME = "training.lock"
 WRITING_S = 2.0  # a file empty for longer is left from a killed start or a full disk
+SETTLING_S = 0.2  # another start that saw a dead owner's file may still move this one away
 TRIES = 10
 
 
@@ -84,8 +85,11 @@ class FoldLock:
                 if self._create(here):
                     self._mine = here
                     atexit.register(self.release)
-                    return
-                self._remove_dead(here)
+                    time.sleep(SETTLING_S)
+                    if _owner(self._read()) == here:
+                        return
+                else:
+                    self._remove_dead(here)
         except OSError as error:
             raise MNError(
                 f"the lock {self.file} cannot be written or read ({error}): free some space, or check the rights"
@@ -139,6 +143,8 @@ class FoldLock:
             os.link(file, self.file)
         except FileExistsError:
             pass
+        except FileNotFoundError:  # the owner has removed what killed starts left
+            return
         except OSError:  # a file system without hard links
             file.rename(self.file)
             return

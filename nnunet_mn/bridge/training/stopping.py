@@ -2,6 +2,7 @@
 
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -13,14 +14,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM sends these before it kills
 OF_RANKS = (*SIGNALS, signal.SIGINT)  # torch sends SIGINT to all ranks when their parent ends
 
 
-class StopRequest:
-    """Remembers the signal to stop this process.
+class _Handlers(ABC):
+    """Takes signals to this process.
 
     Forked workers inherit the handlers. In a worker the signal has its default effect.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS) -> None:
-        self.signal_name: str | None = None
         self._pid = os.getpid()
         self._previous = {number: signal.signal(number, self._handle) for number in signals}
 
@@ -29,12 +29,34 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.signal_name = signal.Signals(number).name
+        self.take(signal.Signals(number).name)
+
+    @abstractmethod
+    def take(self, name: str) -> None:
+        """Do what is due on the signal of this name."""
 
     def uninstall(self) -> None:
         """Give the signals back to their previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class StopRequest(_Handlers):
+    """Remembers the signal to stop this process."""
+
+    signal_name: str | None = None
+
+    def take(self, name: str) -> None:
+        """Remember it."""
+        self.signal_name = name
+
+
+class EndAtOnce(_Handlers):
+    """Ends this process where nothing has to be saved. Unlike a signal's default effect, this gives locks back."""
+
+    def take(self, name: str) -> None:
+        """End with a sentence."""
+        raise SystemExit(f"M&N stopped on {name}; run the same command with --c to go on")
 
 
 class Stopping:
@@ -45,6 +67,16 @@ class Stopping:
         self.in_step = False  # an update is under way
         self.loaders: tuple[Any, ...] = ()
         self._request: StopRequest | None = None
+        self._end_at_once: EndAtOnce | None = None
+
+    def end_at_once(self) -> None:
+        """On a signal end the process, before the first step and after the last one."""
+        self._end_at_once = EndAtOnce()
+
+    def give_signals_back(self) -> None:
+        """Undo `end_at_once`."""
+        if self._end_at_once is not None:
+            self._end_at_once.uninstall()
 
     def listen(self) -> None:
         """Take the signals from now on."""

@@ -88,14 +88,15 @@ def _hash_with_mean(weights_hash: str, model: JointModel) -> str:
 def cases_behind(file: Path, content: Mapping[str, Any]) -> frozenset[str]:
     """The names of the cases that a model was trained on.
 
-    A joint model holds none. They are those of the training beside it; if that is gone, nobody knows them.
+    An earlier version's joint model does not hold them. They are those of the training beside it; if that is gone,
+    nobody knows them.
 
     Args:
         file: a final checkpoint of a training or of a joint model, in its fold's folder.
         content: of this file.
     """
-    if "mn" in content:
-        return frozenset(content["mn"].get("trained_on", ()))
+    if "mn" in content or "trained_on" in content:
+        return frozenset(content.get("mn", content).get("trained_on", ()))
     folders = ModelFolders.of(file.parents[1])
     trainer = trainer_of(read_json(folders.joint / "plans.json", "configurations"), folders.configuration)
     behind = replace(folders, trainer=trainer).trained / file.parent.name / FINAL
@@ -131,7 +132,6 @@ def joined_with_student(
     joined = own.joined(
         network_2d.spec.to_json(),
         axes=teacher.network.axes,
-        slices_per_forward=teacher.network.network_2d.slices_per_forward,
         weight_2d=weight_2d,
         trainer=mn["trainer"],
     )
