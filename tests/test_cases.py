@@ -221,7 +221,8 @@ def test_listed_cases_and_imagesun_are_united(tmp_path: Path) -> None:
     assert names(found) == ["u", "w"]
     assert [case.source for case in found.cases] == ["split", "imagesUn"]
     assert found.cases[0].images == (tmp_path / "imagesTr" / "u_0000.nii.gz",)
-    assert found.warnings == ()
+    (warning,) = found.warnings
+    assert "1 case(s) in imagesTr have no label (rest)" in warning
 
 
 def test_imagests_serves_only_alone_and_with_a_warning(tmp_path: Path) -> None:
@@ -396,6 +397,13 @@ def test_cases_labeled_since_the_planning_are_named(tmp_path: Path) -> None:
         (tmp_path / "labelsTr" / f"{name}.nii.gz").touch()
     (warning,) = find(tmp_path, splits=[entry(unlabeled=["u"])]).warnings
     assert "1 case(s) in imagesTr have a label but are not preprocessed (new)" in warning
+
+
+def test_images_without_a_label_in_imagestr_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTr", "a", "v", "extra", "u")
+    touch(tmp_path / "imagesUn", "w")
+    (warning,) = find(tmp_path, splits=[entry(unlabeled=["u"])]).warnings
+    assert "1 case(s) in imagesTr have no label (extra). They are not used: move their images to imagesUn" in warning
 
 
 def test_preprocessed_cases_in_no_list_of_the_fold_are_named(tmp_path: Path) -> None:
@@ -581,6 +589,22 @@ def test_record_of_names_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "x_unlabeled.wanted.json").mkdir()
     with pytest.raises(MNError, match=r"x_unlabeled.wanted.json cannot be written \(Is a directory\)"):
         write_wanted(tmp_path / "x_unlabeled", find(tmp_path).names_by_source)
+
+
+def test_the_test_images_do_not_stand_in_for_a_folder_that_is_gone(tmp_path: Path) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / "x"
+    for name, cases in {"imagesTr": ("a", "v"), "imagesUn": ("u", "w", "new", "b"), "imagesTs": ("t",)}.items():
+        touch(raw / name, *cases)
+    write_wanted(tmp_path / "x_unlabeled", find(raw, folder).names_by_source)
+    put_preprocessed(tmp_path / "x_unlabeled", "u", "w", "b", "other")
+    shutil.rmtree(raw / "imagesUn")
+    for _ in range(2):
+        found = find(raw, folder, labeled=("a", "b"))
+        assert names(found) == ["u", "w"]
+        assert "imagesUn is gone. Its 2 preprocessed case(s) are used (u, w): put the folder back" in found.warnings[0]
+        write_wanted(tmp_path / "x_unlabeled", found.names_by_source)
+    shutil.rmtree(tmp_path / "x_unlabeled")
+    assert names(find(raw, folder)) == ["t"]
 
 
 def test_raw_data_without_images_are_as_none(tmp_path: Path) -> None:

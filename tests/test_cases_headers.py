@@ -7,12 +7,15 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import tifffile
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_mn.bridge.cases.headers import Header, read_headers
+from nnunet_mn.bridge.cases.images import read_images
+from nnunet_mn.errors import MNError
 
 
 def _by_reader(reader: type[Any], image: Path) -> Header:
@@ -78,3 +81,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, volume_tools: Any) -> None
     assert headers == {}
     assert "broken_0000.nii.gz cannot be read" in unreadable["broken"]
     assert "shape (1, 5, 6)" in unreadable["flat"]
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIOWithReorient])
+def test_channels_in_several_orientations_are_fine_for_a_reader_that_aligns_them(
+    tmp_path: Path, reader: type[Any]
+) -> None:
+    image = SimpleITK.GetImageFromArray(np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32))
+    files = [str(tmp_path / f"case_000{channel}.nii.gz") for channel in range(2)]
+    SimpleITK.WriteImage(image, files[0])
+    SimpleITK.WriteImage(SimpleITK.DICOMOrient(image, "RPS"), files[1])
+    if reader is NibabelIOWithReorient:
+        data, _ = read_images(reader(), files)
+        np.testing.assert_array_equal(data[0], data[1])
+    else:
+        with pytest.raises(MNError, match="their directions differ; align them"):
+            read_images(reader(), files)

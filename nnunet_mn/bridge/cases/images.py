@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import SimpleITK
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_mn.bridge.cases.tiff import fault_of_spacing
@@ -145,7 +146,8 @@ def read_images(
     except Exception as error:  # every reader and file format has errors of its own
         raise BadImageError(_why_unreadable(reader, images, error)) from error
     _check_voxels(data, properties, images, channels)
-    _check_directions(images)
+    if not isinstance(reader, NibabelIOWithReorient):
+        _check_directions(images)
     return data, properties
 
 

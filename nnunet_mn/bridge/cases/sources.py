@@ -16,6 +16,7 @@ from nnunet_mn.bridge.cases.roles import Roles
 from nnunet_mn.bridge.cases.splits import SPLITS
 from nnunet_mn.bridge.cases.tiff import spacing_file
 from nnunet_mn.bridge.cases.wanted import read_wanted
+from nnunet_mn.bridge.words import name_some
 from nnunet_mn.errors import MNError
 
 
@@ -112,7 +113,7 @@ def search(folders: CaseFolders, roles: Roles, names: Collection[str]) -> Found:
     raw = folders.raw_images
     if raw is None or (_holds_none(raw, names) and complete_cases(folders.unlabeled)):
         return Found(_search_preprocessed(folders.unlabeled, roles, sources), [], {})
-    return _search_raw(raw, roles, sources)
+    return _search_raw(raw, roles, sources, folders.unlabeled)
 
 
 def _holds_none(raw: RawImages, names: Collection[str]) -> bool:
@@ -126,14 +127,14 @@ def filled_folders(raw: Path, names: Collection[str]) -> list[str]:
     return [name for name in folders if visible_entries(raw / name)]
 
 
-def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Found:
+def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source], preprocessed: Path) -> Found:
     same = functools.partial(same_voxels, dataset_json=raw.description)
     labeled = frozenset(roles.labeled)
     found: dict[str, UnlabeledCase] = {}
     warnings: list[str] = []
     names_by_source: dict[str, list[str]] = {}
     for source in sources:
-        cases, more = source.find(raw, roles)
+        cases, more = _of_missing_folder(source, raw, roles, preprocessed) or source.find(raw, roles)
         warnings += more
         if source.name != LISTED.name:
             names_by_source[source.name] = [case.name for case in cases]
@@ -147,6 +148,24 @@ def _search_raw(raw: RawImages, roles: Roles, sources: Sequence[Source]) -> Foun
             else:
                 found[case.name] = case
     return Found(list(found.values()), warnings, names_by_source)
+
+
+def _of_missing_folder(
+    source: Source, raw: RawImages, roles: Roles, preprocessed: Path
+) -> tuple[list[UnlabeledCase], list[str]] | None:
+    """The recorded and preprocessed cases of a folder of images that is gone; None if there are none."""
+    folder = raw.folder / source.name
+    if not isinstance(source, FolderOfImages) or folder.exists() or folder.is_symlink():
+        return None
+    complete, others = complete_cases(preprocessed), {*roles.labeled, *roles.validated}
+    kept = [n for n in (read_wanted(preprocessed) or {}).get(source.name, ()) if n in complete and n not in others]
+    if not kept:
+        return None
+    told = (
+        f"WARNING: {folder} is gone. Its {len(kept)} preprocessed case(s) are used ({name_some(kept)}): put the folder "
+        f"back, or delete {preprocessed} to train without them"
+    )
+    return [UnlabeledCase(name, (), source.name) for name in kept], [told]
 
 
 def _check_same(

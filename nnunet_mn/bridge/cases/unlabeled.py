@@ -58,13 +58,19 @@ def find_unlabeled(folders: CaseFolders, roles: Roles, sources: tuple[str, ...] 
 
 
 def _unused_labels(folders: CaseFolders, roles: Roles) -> list[str]:
-    """Warnings about cases with a label that the fold does not use, such as those labeled since the planning."""
+    """Warnings about training cases that the fold does not use, such as those labeled since the planning."""
     preprocessed, used = complete_cases(folders.labeled), {*roles.labeled, *roles.val, *roles.unlabeled}
     warnings = []
-    if new := _labeled_in_raw(folders, known=preprocessed | used):
+    new, without_label = _others_in_raw(folders, known=preprocessed | used)
+    if new:
         warnings.append(
             f"WARNING: {len(new)} case(s) in imagesTr have a label but are not preprocessed ({name_some(new)}). They "
             f"are not used: run nnUNetv2_preprocess, and add them to {SPLITS} if it exists"
+        )
+    if without_label:
+        warnings.append(
+            f"WARNING: {len(without_label)} case(s) in imagesTr have no label ({name_some(without_label)}). They are "
+            f"not used: move their images to imagesUn"
         )
     if unlisted := sorted(preprocessed - used):
         warnings.append(
@@ -74,12 +80,12 @@ def _unused_labels(folders: CaseFolders, roles: Roles) -> list[str]:
     return warnings
 
 
-def _labeled_in_raw(folders: CaseFolders, *, known: set[str]) -> list[str]:
-    """Other cases with an image and a label in the raw dataset, if it is on this machine."""
+def _others_in_raw(folders: CaseFolders, *, known: set[str]) -> tuple[list[str], list[str]]:
+    """Other cases of imagesTr with a label and without one, if the raw dataset is on this machine."""
     raw = folders.raw_images
-    if raw is None:
-        return []
-    return [name for name in raw.training_cases if name not in known and raw.label_of(name).is_file()]
+    others = [] if raw is None else [(name, raw.label_of(name)) for name in raw.training_cases if name not in known]
+    with_label = [name for name, label in others if label.is_file()]
+    return with_label, [name for name, label in others if not label.exists()]
 
 
 def _no_unlabeled_case(roles: Roles, sources: tuple[str, ...] | None, filled: list[str], warnings: list[str]) -> str:
