@@ -28,6 +28,7 @@ from nnunet_mn.bridge.planning.fingerprint import (
     MNFingerprintExtractor,
     check_description,
     check_fingerprint,
+    check_splits,
     fingerprint,
 )
 from nnunet_mn.bridge.training.assembly import label_space, slice_axes
@@ -83,6 +84,7 @@ class _MNPlanning(ExperimentPlanner):
         name = self.default_plans_name if plans_name is None else plans_name
         check_description(dataset_name_or_id)
         check_fingerprint(dataset_name_or_id)
+        check_splits(dataset_name_or_id)
         super().__init__(
             dataset_name_or_id, target, preprocessor_name, name, overwrite_target_spacing, suppress_transpose
         )

@@ -1,9 +1,11 @@
 """Drawn splits: disjoint where they must be, stable where experiments rely on it, never lost."""
 
+import contextlib
 import json
 import os
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from nnunet_mn.bridge import files
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.draw_splits import draw_splits, training_cases, write_splits
+from nnunet_mn.bridge.cases.splits import planning_refuses
 from nnunet_mn.errors import MNError
 
 CASES = [f"case_{i:03d}" for i in range(60)]
@@ -65,12 +68,15 @@ def test_cases_are_those_that_nnunet_trains_on(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
     for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz"):
         (tmp_path / "imagesTr" / name).touch()
+    (tmp_path / "labelsTr").mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / "labelsTr" / name).touch()
     (tmp_path / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
     assert training_cases(tmp_path) == ["a", "b"]
 
 
 def test_folder_that_is_no_dataset_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MNError, match=r"cannot be listed .*dataset\.json"):
+    with pytest.raises(MNError, match=r"dataset\.json cannot be read .*write it as nnU-Net's dataset format"):
         training_cases(tmp_path)
 
 
@@ -78,6 +84,21 @@ def test_folder_that_is_no_dataset_is_told(tmp_path: Path) -> None:
 def test_description_of_another_shape_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(MNError, match=rf"{tmp_path / 'dataset.json'} .*write it as nnU-Net's dataset format"):
+        training_cases(tmp_path)
+
+
+@pytest.mark.parametrize(("ending", "said"), [("nii.gz", r"must be '\.nii\.gz', but is 'nii\.gz'"), ("", "but is ''")])
+def test_ending_without_its_dot_is_told(tmp_path: Path, ending: str, said: str) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ending}))
+    with pytest.raises(MNError, match=f"'file_ending' in {tmp_path / 'dataset.json'} .*{said}"):
+        training_cases(tmp_path)
+
+
+@pytest.mark.parametrize("images", [[3], ["a_0000.nii.gz", None], "a_0000.nii.gz"])
+def test_listed_images_that_are_no_texts_are_told(tmp_path: Path, images: Any) -> None:
+    content = {"file_ending": ".nii.gz", "dataset": {"a": {"images": images, "label": "a.nii.gz"}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(MNError, match=r"'a' in the entry 'dataset' of .*dataset\.json must have a list of images"):
         training_cases(tmp_path)
 
 
@@ -140,5 +161,70 @@ def test_name_that_is_not_utf_8_is_refused(tiny_dataset) -> None:
     raw = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=0).raw
     image = raw / "imagesTr" / "val_00_0000.nii.gz"
     image.rename(image.with_name(os.fsdecode(b"M\xfcller_0000.nii.gz")))
-    with pytest.raises(MNError, match=r"M\\xfcller is not UTF-8"):
+    with pytest.raises(MNError, match=r"M\\xfcller_0000\.nii\.gz is not UTF-8"):
         training_cases(raw)
+
+
+def test_a_misnamed_image_makes_no_case(tiny_dataset) -> None:
+    raw = tiny_dataset(n_labeled=2, n_val=0, n_unlabeled=0).raw
+    image = raw / "imagesTr" / "labeled_01_0000.nii.gz"
+    image.rename(raw / "imagesTr" / "labeled_01.nii.gz")
+    assert training_cases(raw) == ["labeled_00"]
+
+
+def test_cases_without_a_label_are_not_drawn(tiny_dataset) -> None:
+    raw = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=0).raw
+    (raw / "labelsTr" / "val_00.nii.gz").unlink()
+    assert training_cases(raw) == ["labeled_00"]
+    (raw / "labelsTr" / "labeled_00.nii.gz").unlink()
+    with pytest.raises(MNError, match=f"{raw} has no case with an image and a label"):
+        training_cases(raw)
+
+
+def test_listed_cases_without_a_label_are_not_drawn(tiny_dataset) -> None:
+    dataset = tiny_dataset(n_labeled=2, n_val=0, n_unlabeled=0)
+    listed = {name: {"images": [f"imagesTr/{name}_0000.nii.gz"]} for name in dataset.labeled}
+    listed["labeled_00"]["label"] = "labelsTr/labeled_00.nii.gz"
+    (dataset.raw / "dataset.json").write_text(json.dumps({**dataset.dataset_json, "dataset": listed}))
+    assert training_cases(dataset.raw) == ["labeled_00"]
+
+
+def test_a_raw_file_that_disagrees_with_the_written_one_is_told(tmp_path: Path, capsys) -> None:
+    raw, used = (tmp_path / root / "Dataset001_A" for root in ("raw", "preprocessed"))
+    raw.mkdir(parents=True)
+    write_splits(DatasetFolders(raw.name, raw, used), SPLITS, force=False)
+    (raw / "splits_final.json").write_text(json.dumps([{**SPLITS[0], "unlabeled": []}]))  # nnU-Net does not read it
+    write_splits(DatasetFolders(raw.name, raw, used), SPLITS, force=True)
+    assert capsys.readouterr() == ("", "")
+    write_splits(DatasetFolders(raw.name, raw, used), [{"train": ["c"], "val": ["b"], "unlabeled": []}], force=True)
+    told = capsys.readouterr().err
+    assert told.startswith(f"WARNING: {raw / 'splits_final.json'} does not agree with {used / 'splits_final.json'}")
+
+
+@pytest.mark.parametrize(
+    ("used", "refused"),
+    [
+        ([("a", "v")], False),
+        ([("a", "v"), ("b", "w")], False),  # nnU-Net takes more folds
+        ([("ab", "v")], True),
+        ([("a", "w")], True),
+    ],
+)
+def test_split_files_are_compared_as_by_nnunet(tmp_path: Path, used: list[tuple[str, str]], refused: bool) -> None:
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import _maybe_copy_splits_file
+
+    files = tmp_path / "used.json", tmp_path / "raw.json"
+    for file, folds in zip(files, (used, [("a", "v")]), strict=True):
+        file.write_text(json.dumps([{"train": [*train], "val": [*val]} for train, val in folds]))
+    with pytest.raises(AssertionError) if refused else contextlib.nullcontext():
+        _maybe_copy_splits_file(str(files[1]), str(files[0]))
+    assert planning_refuses(*files) == refused
+
+
+def test_broken_split_files_do_not_agree(tmp_path: Path) -> None:
+    used, raw = tmp_path / "used.json", tmp_path / "raw.json"
+    used.write_text("[{")
+    assert not planning_refuses(used, raw)
+    raw.write_text("[{}]")
+    assert planning_refuses(used, raw)
+    assert planning_refuses(raw, raw)

@@ -83,11 +83,13 @@ def test_register_and_unregister_name_their_files(monkeypatch, tmp_path: Path) -
 
 def test_split_of_a_raw_dataset_is_written_where_nnunet_reads_it(monkeypatch, tmp_path: Path) -> None:
     raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
-    images = raw / "Dataset004_A" / "imagesTr"
+    images, labels = (raw / "Dataset004_A" / folder for folder in ("imagesTr", "labelsTr"))
     images.mkdir(parents=True)
+    labels.mkdir()
     preprocessed.mkdir()
     for i in range(20):
         (images / f"case_{i}_0000.nii.gz").touch()
+        (labels / f"case_{i}.nii.gz").touch()
     (images.parent / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
     monkeypatch.setenv("nnUNet_raw", str(raw))
     monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))

@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import SimpleITK
 import torch
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -520,6 +521,118 @@ def test_copy_of_a_val_image_under_another_name_is_bad(fresh_planned_dataset) ->
     arguments = ["preprocess", "-d", dataset.name, "-np", "1"]
     assert CliRunner().invoke(cli.app, arguments).exit_code == 0
     assert f"'copy' (of '{dataset.val[0]}')" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+def preprocess(dataset: Any, *options: str) -> None:
+    result = CliRunner().invoke(cli.app, ["preprocess", "-d", dataset.name, "-np", "1", *options])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("cases_alone")
+def test_copy_of_a_labeled_image_is_bad_in_the_fold_that_nnunet_will_hold_it_out_of(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn", split_file=False)
+    name = dataset.labeled[0]
+    shutil.copy(dataset.raw / "imagesTr" / f"{name}_0000.nii.gz", dataset.raw / "imagesUn" / "copy_0000.nii.gz")
+    preprocess(dataset)
+    drawn = generate_crossval_split(sorted((*dataset.labeled, *dataset.val)))
+    of_copy = [f"fold {k}" for k, fold in enumerate(drawn) if name in fold["val"]]
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert [row.topic for row in rows if row.state == "bad"] == of_copy
+    assert f"'copy' (of '{name}')" in findings(rows, "bad")
+    assert findings(rows, "good").count("4 labeled, 1 val, 4 unlabeled") == 4
+    assert not (dataset.preprocessed / "splits_final.json").exists()
+
+
+@pytest.mark.usefixtures("cases_alone")
+def test_replaced_copy_of_a_val_image_is_no_longer_bad(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    images, copy = dataset.raw / "imagesTr", dataset.raw / "imagesUn" / "copy_0000.nii.gz"
+    shutil.copy(images / f"{dataset.val[0]}_0000.nii.gz", copy)
+    preprocess(dataset)
+    shutil.copy(images / f"{dataset.labeled[0]}_0000.nii.gz", copy)
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert findings(rows, "bad") == ""
+    assert "training will preprocess 1 cases" in findings(rows, "note")
+
+
+@pytest.mark.usefixtures("cases_alone")
+def test_repaired_image_is_no_longer_left_out(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn", n_unlabeled=1)
+    image = dataset.raw / "imagesUn" / f"{dataset.unlabeled[0]}_0000.nii.gz"
+    whole = SimpleITK.ReadImage(str(image))
+    SimpleITK.WriteImage(whole * float("nan"), str(image))
+    preprocess(dataset, "--skip-bad")
+    assert "every unlabeled case was left out" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    SimpleITK.WriteImage(whole, str(image))
+    rows = list(check_dataset(dataset.name, **DOCTOR))
+    assert findings(rows, "bad") == ""
+    assert "3 labeled, 2 val, 1 unlabeled" in findings(rows, "good")
+    assert "training will preprocess 1 cases" in findings(rows, "note")
+
+
+@pytest.mark.usefixtures("cases_alone")
+def test_val_case_with_damaged_properties_is_named_with_the_command(fresh_planned_dataset) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    preprocess(dataset)
+    os.truncate(dataset.preprocessed / "nnUNetPlans_3d_fullres" / f"{dataset.val[0]}.pkl", 0)
+    found = findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    assert re.match(f"fold 0: the preprocessed case '{dataset.val[0]}' in .* run nnUNetv2_preprocess", found), found
+
+
+@pytest.fixture
+def forbid_writing_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Takes a folder that then looks as if this user may not write to it. Root may."""
+    access = os.access
+
+    def forbid(folder: Path) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and (Path(path), mode) != (folder, 2))
+
+    return forbid
+
+
+@pytest.mark.usefixtures("cases_alone")
+def test_result_folder_of_the_dataset_that_cannot_be_written_to_is_bad(
+    planned_dataset, forbid_writing_to, monkeypatch, tmp_path: Path
+) -> None:
+    dataset, folder = planned_dataset(), tmp_path / planned_dataset().name
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    forbid_writing_to(folder)
+    assert findings(check_dataset(dataset.name, **DOCTOR), "bad") == ""
+    folder.mkdir()
+    assert f"{folder} cannot be written to" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+
+
+@pytest.mark.usefixtures("cases_alone")
+def test_preprocessed_folder_must_be_writable_only_where_something_is_to_be_written(
+    fresh_planned_dataset, forbid_writing_to
+) -> None:
+    dataset = fresh_planned_dataset(layout="imagesUn")
+    forbid_writing_to(dataset.preprocessed)
+    finding = f"{dataset.preprocessed} cannot be written to"
+    assert f"unlabeled: {finding}" in findings(check_dataset(dataset.name, **DOCTOR), "bad")
+    preprocess(dataset)
+    assert findings(check_dataset(dataset.name, **DOCTOR), "bad") == ""
+    for folder in (dataset.raw, dataset.preprocessed):
+        (folder / "splits_final.json").unlink()
+    assert findings(check_dataset(dataset.name, **DOCTOR), "bad") == f"splits: {finding}; " + (
+        "change its permissions or the variable"
+    )
+
+
+def test_other_dataset_of_this_number_among_the_results_is_bad(planned_dataset, monkeypatch, tmp_path: Path) -> None:
+    dataset, other = planned_dataset(), tmp_path / f"Dataset{planned_dataset().number}_Old"
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    other.mkdir()
+    (row,) = check_dataset(str(dataset.number), **DOCTOR)
+    assert row.state == "bad"
+    assert f"{dataset.raw} and {dataset.preprocessed} and {other}; rename all but one" in row.finding
+    assert find_dataset(dataset.name).name == dataset.name
+
+
+def test_dataset_that_has_only_results_is_none_to_train(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    (tmp_path / "Dataset999_Old").mkdir()
+    assert "no dataset fits '999'" in findings(check_dataset("999", **DOCTOR), "bad")
 
 
 @pytest.mark.usefixtures("cases_alone")

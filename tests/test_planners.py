@@ -351,6 +351,90 @@ def test_a_case_whose_fault_shows_only_when_it_is_read_is_named(
         extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
 
 
+def _misnamed(images: Path) -> None:
+    (images / "labeled_01_0000.nii.gz").rename(images / "labeled_01.nii.gz")
+    (images / "labeled_01_0001.nii.gz").unlink()
+
+
+def _hidden(images: Path) -> None:
+    (images / "._labeled_01_0000.nii.gz").write_bytes(b"of macOS")
+
+
+def _second_missing(images: Path) -> None:
+    (images / "labeled_01_0001.nii.gz").unlink()
+
+
+def _second_linked(images: Path) -> None:
+    _second_missing(images)
+    (images / "labeled_01_0001.nii.gz").symlink_to("/not/there.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_misnamed, r"imagesTr holds labeled_01\.nii\.gz, and nnU-Net takes this for case 'label'"),
+        (_hidden, r"imagesTr holds \._labeled_01_0000\.nii\.gz, .* images are visible files"),
+        (_second_missing, r"case 'labeled_01' in .*imagesTr lacks labeled_01_0001\.nii\.gz"),
+        (_second_linked, r"labeled_01_0001\.nii\.gz is a link to /not/there\.nii\.gz"),
+    ],
+)
+def test_a_misnamed_or_missing_image_of_a_labeled_case_is_named(
+    tiny_dataset: Callable[..., Any], spoil: Callable[[Path], None], said: str
+) -> None:
+    dataset = tiny_dataset(channels=2)
+    spoil(dataset.raw / "imagesTr")
+    with pytest.raises(MNError, match=said):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+
+
+def test_an_ending_without_its_dot_is_told(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    (dataset.raw / "dataset.json").write_text(json.dumps({**dataset.dataset_json, "file_ending": "nii.gz"}))
+    with pytest.raises(MNError, match=r"'file_ending' in .*dataset\.json must be '\.nii\.gz', but is 'nii\.gz'"):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"label": None},
+            r"1 case\(s\) in the entry 'dataset' of .*dataset\.json have no text under 'label' \(labeled_01\)",
+        ),
+        ({"images": [3]}, r"'labeled_01' in the entry 'dataset' of .* must have a list of images, each a text"),
+        ({"images": []}, r"dataset\.json lists 0 images of 'labeled_01'"),
+        ({"images": ["imagesTr/none.nii.gz"]}, r"dataset\.json lists .*none\.nii\.gz for case 'labeled_01'"),
+    ],
+)
+def test_a_faulty_entry_of_a_listed_case_is_told(
+    tiny_dataset: Callable[..., Any], change: dict[str, Any], said: str
+) -> None:
+    dataset = tiny_dataset(layout="imagesUn")
+    names = (*dataset.labeled, *dataset.val)
+    listed = {n: {"images": [f"imagesTr/{n}_0000.nii.gz"], "label": f"labelsTr/{n}.nii.gz"} for n in names}
+    description = {**dataset.dataset_json, "dataset": listed}
+    (dataset.raw / "dataset.json").write_text(json.dumps(description))
+    extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    entry = {key: value for key, value in (listed["labeled_01"] | change).items() if value is not None}
+    (dataset.raw / "dataset.json").write_text(json.dumps({**description, "dataset": {**listed, "labeled_01": entry}}))
+    with pytest.raises(MNError, match=said):
+        extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)
+    with pytest.raises(MNError, match=said):
+        plan_experiment_dataset(dataset.number, MNPlanner)
+
+
+def test_split_files_that_do_not_agree_are_named(tiny_dataset: Callable[..., Any]) -> None:
+    dataset = tiny_dataset()
+    _plan(dataset)
+    used, raw = (folder / "splits_final.json" for folder in (dataset.preprocessed, dataset.raw))
+    (first, *more), held_out = dataset.labeled, [*dataset.val]
+    used.write_text(json.dumps([_fold([first], held_out, [*dataset.unlabeled, *more])]))
+    with pytest.raises(MNError, match=f"{used} and {raw} do not agree .*copy the one that is to hold"):
+        plan_experiment_dataset(dataset.number, MNPlanner)
+    shutil.copy(used, raw)
+    plan_experiment_dataset(dataset.number, MNPlanner)
+
+
 def test_half_written_descriptions_are_named(tiny_dataset: Callable[..., Any]) -> None:
     dataset = tiny_dataset()
     extract_fingerprint_dataset(dataset.number, MNFingerprintExtractor, num_processes=1)

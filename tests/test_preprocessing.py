@@ -698,7 +698,29 @@ def test_a_corrupt_preprocessed_case_is_named(bench: Bench, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.parametrize("size", [0, 20])
+def test_validation_case_with_damaged_properties_is_named_with_the_command(
+    bench: Bench, tmp_path: Path, size: int
+) -> None:
+    bench.run()
+    shutil.copytree(bench.labeled_folder, tmp_path / "labeled")
+    os.truncate(tmp_path / "labeled" / f"{bench.dataset.val[0]}.pkl", size)
+    with pytest.raises(
+        MNError, match=f"'{bench.dataset.val[0]}' in .* cannot be read .*: delete .*nnUNetv2_preprocess"
+    ):
+        refuse_copies_of_val(bench.folder, tmp_path / "labeled", bench.dataset.val)
+
+
 # ---- the manifest
+
+
+@pytest.mark.usefixtures("old_files")
+def test_plans_with_brackets_in_their_name_find_their_records(bench: Bench) -> None:
+    bench.folder = bench.folder.with_name("pl[a]_3d_fullres_unlabeled")
+    bench.plans["configurations"]["3d_fullres"]["data_identifier"] = "pl[a]_3d_fullres"
+    bench.run()
+    assert bench.redone() == set()
+
 
 HEX = st.text("0123456789abcdef", min_size=1)
 FILES = st.lists(st.builds(ImageFile, st.text(), st.integers(0), st.integers(), st.integers(), HEX), max_size=3)

@@ -151,7 +151,23 @@ def test_a_written_split_trains_on_the_chosen_cases_too(tiny_dataset) -> None:
     assert split["val"] == list(dataset.val)
     assert split["unlabeled"] == sorted(set(dataset.unlabeled) - set(names))
     assert "--force" in refusal(dataset, "--write")
-    assert "kept the previous file" in run(dataset, "-n", "1", "--write", "--force").stderr
+    again = run(dataset, "-n", "1", "--write", "--force").stderr
+    assert "kept the previous file" in again
+    assert f"WARNING: {dataset.raw / 'splits_final.json'} does not agree with" in again
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_what_else_a_fold_holds_stays_in_the_written_split(tiny_dataset, copied: bool) -> None:
+    dataset = tiny_dataset(n_labeled=1, n_val=1, n_unlabeled=3)
+    lists = {"train": [*dataset.labeled], "val": [*dataset.val], "unlabeled": [*dataset.unlabeled]}
+    folds = [{**lists, "test": ["t"], "note": "mine"}] * 2
+    folder = dataset.preprocessed if copied else dataset.raw
+    folder.mkdir(exist_ok=True)
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    chosen(dataset, "-n", "1", "--write", "--force")
+    written = json.loads((dataset.preprocessed / "splits_final.json").read_text())
+    assert [(fold["test"], fold["note"]) for fold in written] == [(["t"], "mine")] * 2
+    assert [len(fold["train"]) for fold in written] == [2, 1]
 
 
 def test_cases_whose_images_are_gone_stay_in_the_written_split(tiny_dataset) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class CaseFolders:
 
 @refusals_told()
 def find_dataset(number_or_name: str) -> DatasetFolders:
-    """Find a dataset by its number or its name.
+    """Find a dataset by its number or its name. As for nnU-Net, none in nnUNet_results may have its number, too.
 
     Raises:
         MNError: when nnUNet_preprocessed is not set, when no dataset or more than one fits, or when a folder may not be
@@ -74,7 +75,8 @@ def find_dataset(number_or_name: str) -> DatasetFolders:
     """
     preprocessed = _set_root("nnUNet_preprocessed")
     raw = _root("nnUNet_raw")
-    name = _only_name(number_or_name, [root for root in (raw, preprocessed) if root is not None])
+    roots = [root for root in (raw, preprocessed) if root is not None]
+    name = _only_name(number_or_name, roots, others=_readable_results())
     return DatasetFolders(name, raw / name if raw is not None and (raw / name).is_dir() else None, preprocessed / name)
 
 
@@ -86,22 +88,32 @@ def results_of(number_or_name: str) -> Path:
 
 
 def _only_name(
-    number_or_name: str, roots: list[Path], *, remedy: str = "give one by its number or its whole name"
+    number_or_name: str,
+    roots: list[Path],
+    *,
+    others: Sequence[Path] = (),
+    remedy: str = "give one by its number or its whole name",
 ) -> str:
-    """The name of the only dataset in these folders that fits."""
+    """The name of the only dataset in these folders that fits. In the other ones no further name may fit."""
     prefix = f"Dataset{int(number_or_name):03d}_" if number_or_name.isdecimal() else number_or_name
-    entries = ((root, name) for root in roots for name in os.listdir(root) if name.startswith("Dataset"))
-    found = (root / name for root, name in entries if _fits(name, prefix))
-    names = {path.name for path in found if path.is_dir()}  # archives may lie beside them
-    where = f"'{number_or_name}' in {' and '.join(map(str, roots))}"
-    if not names:
-        raise MNError(f"no dataset fits {where}; {remedy}")
+    found = _folders_that_fit(prefix, roots)
+    if not found:
+        raise MNError(f"no dataset fits '{number_or_name}' in {' and '.join(map(str, roots))}; {remedy}")
+    found += _folders_that_fit(prefix, others)
+    names = {path.name for path in found}
     if len(names) > 1:  # whole names are unique
         raise MNError(
-            f"{len(names)} datasets fit ({', '.join(sorted(names))}) {where}; rename all but one, because nnU-Net's "
-            f"own commands refuse a number that occurs twice"
+            f"{len(names)} datasets fit ({', '.join(sorted(names))}) '{number_or_name}' by their folders "
+            f"{' and '.join(map(str, found))}; rename all but one, because nnU-Net's own commands refuse a number that "
+            f"occurs twice"
         )
     return names.pop()
+
+
+def _folders_that_fit(prefix: str, roots: Sequence[Path]) -> list[Path]:
+    entries = ((root, name) for root in roots for name in sorted(os.listdir(root)) if name.startswith("Dataset"))
+    found = (root / name for root, name in entries if _fits(name, prefix))
+    return [path for path in found if path.is_dir()]  # archives may lie beside them
 
 
 def _set_root(variable: str) -> Path:
@@ -114,6 +126,12 @@ def _set_root(variable: str) -> Path:
 def _root(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value and Path(value).is_dir() else None
+
+
+def _readable_results() -> list[Path]:
+    """nnUNet_results. Without a right to read there one can plan and preprocess."""
+    value = os.environ.get(FOLDERS[-1], "")
+    return [Path(value)] if os.access(value, os.R_OK | os.X_OK) and Path(value).is_dir() else []
 
 
 def _fits(name: str, prefix: str) -> bool:

@@ -29,10 +29,21 @@ def read_description(folder: Path, *needed: str, remedy: str = FORMAT) -> dict[s
     for key, kind in KINDS.items():
         if key in content and not isinstance(content[key], kind):
             raise MNError(f"'{key}' in {file} must be {WORDS[kind]}, but is {str(content[key])[:60]!r}; {remedy}")
+    ending = content.get("file_ending", ".")
+    if not ending.startswith("."):
+        raise MNError(f"'file_ending' in {file} must be '.{ending or 'nii.gz'}', but is '{ending}'; {remedy}")
     for name, entry in content.get("dataset", {}).items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
-            raise MNError(f"'{name}' in the entry 'dataset' of {file} must have a list of images; {remedy}")
+        if not _lists_images(entry):
+            raise MNError(
+                f"'{name}' in the entry 'dataset' of {file} must have a list of images, each a text, but is "
+                f"{str(entry)[:60]!r}; {remedy}"
+            )
     return content
+
+
+def _lists_images(entry: Any) -> bool:
+    images = entry.get("images") if isinstance(entry, dict) else None
+    return isinstance(images, list) and all(isinstance(image, str) for image in images)
 
 
 def has_channels(description: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Draw splits with few labeled cases, for experiments on a dataset with labels for all cases."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import numpy as np
 
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.description import read_description
-from nnunet_mn.bridge.cases.splits import SPLITS, Split
+from nnunet_mn.bridge.cases.raw_images import RawImages
+from nnunet_mn.bridge.cases.splits import SPLITS, Split, planning_refuses
 from nnunet_mn.bridge.files import refusals_told, replace_whole, write_whole
-from nnunet_mn.bridge.words import fault_of_path
 from nnunet_mn.errors import MNError
 
 USUAL_FOLDS = 5
@@ -55,24 +56,18 @@ def _fold(order: list[str], *, labeled: int, first: int, val: int) -> Split:
 
 @refusals_told()
 def training_cases(raw: Path) -> list[str]:
-    """Names of nnU-Net's training cases in a raw dataset. Hidden files, such as macOS leaves beside images, are none.
+    """Names of the training cases with a label in a raw dataset.
 
     Raises:
-        MNError: when the folder is not a dataset of nnU-Net, or a name is not UTF-8.
+        MNError: when the folder is not a dataset of nnU-Net, no case has a label, or an image's name is not UTF-8.
     """
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    description = read_description(raw, "file_ending") if (raw / "dataset.json").is_file() else None
-    try:
-        names = sorted(get_filenames_of_train_images_and_targets(str(raw), description))
-    except (OSError, KeyError, ValueError) as error:
-        raise MNError(
-            f"the cases of {raw} cannot be listed ({error!r}); check its dataset.json and imagesTr"
-        ) from error
-    for name in names:
-        if fault := fault_of_path(name):
-            raise MNError(fault)
-    return [name for name in names if not name.startswith(".")]
+    images = RawImages(raw, read_description(raw, "file_ending"))
+    images.check_names()
+    without = set(images.without_label)
+    names = [name for name in images.training_cases if name not in without]
+    if not names:
+        raise MNError(f"{raw} has no case with an image and a label, and splits are drawn from such cases; add some")
+    return names
 
 
 @refusals_told()
@@ -87,7 +82,7 @@ def refuse_to_replace(dataset: DatasetFolders, *, force: bool) -> None:
 
 
 def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -> tuple[Path, Path | None]:
-    """Write `splits_final.json` into the dataset's folder in nnUNet_preprocessed.
+    """Write `splits_final.json` into the dataset's folder in nnUNet_preprocessed. Warn if the raw one disagrees.
 
     Args:
         dataset: the folder is made if need be.
@@ -111,6 +106,12 @@ def write_splits(dataset: DatasetFolders, splits: list[Split], *, force: bool) -
             f"{file} cannot be written ({error.strerror}): free some space there, or look at its rights; what was "
             f"there before is unchanged"
         ) from error
+    if dataset.raw is not None and planning_refuses(file, dataset.raw / SPLITS):
+        warning = (
+            f"WARNING: {dataset.raw / SPLITS} does not agree with {file}, and nnU-Net plans again only if they do; "
+            f"copy the new file over the raw one if it is to hold"
+        )
+        print(warning, file=sys.stderr)  # a command's JSON may be on standard output
     return file, backup
 
 

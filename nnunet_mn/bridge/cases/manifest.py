@@ -1,11 +1,12 @@
 """The manifest: a record of every preprocessed unlabeled case. It is a file of JSON lines beside the folder."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -89,7 +90,7 @@ class Manifest:
             folder: the `_unlabeled` folder; the manifests lie beside it, one for each part of a divided job.
         """
         latest: dict[str, tuple[int, str]] = {}
-        for file in sorted(folder.parent.glob(f"{folder.name}.*.jsonl")):
+        for file in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*.jsonl")):
             with file.open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
                     try:
@@ -109,12 +110,6 @@ class Manifest:
             return Record.from_line(self._lines[name][1])
         except (ValueError, KeyError, TypeError):
             return None  # of another version: the case counts as unrecorded
-
-
-def left_out(folder: Path, names: Iterable[str]) -> set[str]:
-    """Those of the names whose images are recorded as bad, in the `_unlabeled` folder."""
-    manifest = Manifest.read(folder)
-    return {name for name in names if (record := manifest.get(name)) is not None and record.skipped is not None}
 
 
 def append(file: Path, record: Record) -> None:

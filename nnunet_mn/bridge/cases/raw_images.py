@@ -10,7 +10,7 @@ from nnunet_mn.bridge.cases.images import check_channels, scan_folder
 from nnunet_mn.bridge.cases.splits import check_case_name
 from nnunet_mn.bridge.cases.tiff import spacing_file
 from nnunet_mn.bridge.files import refusals_told
-from nnunet_mn.bridge.words import fault_of_path, name_some
+from nnunet_mn.bridge.words import fault_of_path, name_some, printable
 from nnunet_mn.errors import MNError
 
 
@@ -79,6 +79,29 @@ class RawImages:
             _check_listed_images(name, images, channels=n_channels(self.description))
             return images
         return self._of_case(name, self._training_files[name], self.folder / "imagesTr")
+
+    def check_as_listed(self, name: str) -> None:
+        """Raise an MNError if a case in nnU-Net's own list has misnamed, missing or surplus images.
+
+        nnU-Net cuts the name of each file with the right ending blindly, and its case may have no image.
+        """
+        folder, cut = self.folder / "imagesTr", len(self.ending) + 5
+        images = self.of_training_case(printable(name))
+        if images is None:
+            files = [file for file in sorted(os.listdir(folder)) if file.endswith(self.ending) and file[:-cut] == name]
+            raise MNError(
+                f"{folder} holds {name_some(files)}, and nnU-Net takes this for case '{printable(name)}', but images "
+                f"are visible files called NAME_0000{self.ending} with the number of their channel; rename or remove it"
+            )
+        for image in images:
+            if fault := fault_of_path(image):
+                raise MNError(fault)
+
+    def check_names(self) -> None:
+        """Raise an MNError if an image of a training case has a name that is not UTF-8."""
+        for file in (file for files in self._training_files.values() for file in files):
+            if fault := fault_of_path(file):
+                raise MNError(fault)
 
     def in_folder(self, name: str) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
         """The cases of a folder of unlabeled images, and warnings about other files there.

@@ -58,6 +58,35 @@ def splits_for_planning(preprocessed: Path, raw: Path) -> tuple[list[Split] | No
     return read_splits(preprocessed, raw)
 
 
+def check_agreement(preprocessed: Path, raw: Path) -> None:
+    """Raise an MNError if nnU-Net would refuse to plan with the split files in these folders."""
+    if planning_refuses(preprocessed / SPLITS, raw / SPLITS):
+        raise MNError(
+            f"{preprocessed / SPLITS} and {raw / SPLITS} do not agree in 'train' and 'val', and nnU-Net plans only if "
+            f"they do; copy the one that is to hold over the other"
+        )
+
+
+@refusals_told()
+def planning_refuses(used: Path, raw: Path) -> bool:
+    """Whether nnU-Net would refuse to plan with both split files. Every fold of the raw one must be in the used one."""
+    if not (used.is_file() and raw.is_file()):
+        return False
+    try:
+        ours, theirs = ([(set(e["train"]), set(e["val"])) for e in json.loads(f.read_bytes())] for f in (used, raw))
+    except (ValueError, KeyError, TypeError):  # broken
+        return True
+    return theirs != ours[: len(theirs)]
+
+
+@refusals_told()
+def unread_entries(preprocessed: Path, raw: Path) -> list[dict[str, Any]]:
+    """What each fold in the file of `splits_for_planning` holds beside its lists. It is empty without a file."""
+    file = next((folder / SPLITS for folder in (preprocessed, raw) if (folder / SPLITS).is_file()), None)
+    content = _read_folds(file) if file is not None else []
+    return [{key: value for key, value in entry.items() if key not in PARTS} for entry in content]
+
+
 def check_case_name(name: str, where: str) -> str:
     """Return the name if it can be part of file names. nnU-Net takes `NAME_seg.b2nd` for the segmentation of NAME.
 
@@ -79,14 +108,18 @@ def _differs(first: Path, second: Path) -> bool:
 
 
 def _read_split_file(file: Path) -> tuple[list[Split], list[str]]:
+    read = [_check_entry(entry, f"fold {fold} of {file}") for fold, entry in enumerate(_read_folds(file))]
+    return [entry for entry, _ in read], [w for _, warnings in read for w in warnings]
+
+
+def _read_folds(file: Path) -> list[Any]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
         raise MNError(f"{file} cannot be read as JSON ({error}); restore it or write it anew") from error
     if not isinstance(content, list) or not content:
         raise MNError(f"{file} must hold a list of folds, but holds {str(content)[:60]!r}; write it anew")
-    read = [_check_entry(entry, f"fold {fold} of {file}") for fold, entry in enumerate(content)]
-    return [entry for entry, _ in read], [w for _, warnings in read for w in warnings]
+    return content
 
 
 def _check_entry(entry: Any, where: str) -> tuple[Split, list[str]]:

@@ -1,13 +1,13 @@
 """The doctor's checks of a dataset: plans, splits, cases, leaks, preprocessed files."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
-from nnunet_mn.bridge.cases.manifest import left_out
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.raw_images import RawImages
@@ -18,21 +18,24 @@ from nnunet_mn.bridge.cases.roles import (
     roles_in_training,
     roles_of_all_folds,
 )
-from nnunet_mn.bridge.cases.sources import USUAL, filled_folders
+from nnunet_mn.bridge.cases.sources import USUAL, UnlabeledCase, filled_folders
 from nnunet_mn.bridge.cases.splits import Split, read_splits
 from nnunet_mn.bridge.cases.unlabeled import find_unlabeled, find_unlabeled_of_all_folds
-from nnunet_mn.bridge.doctor.environment import check_weights
+from nnunet_mn.bridge.doctor.environment import check_results, check_rights, check_weights
 from nnunet_mn.bridge.doctor.page import Row, examine
 from nnunet_mn.bridge.planning.checks import check_co_trainable
 from nnunet_mn.bridge.planning.cost_model import cost_of_planned
 from nnunet_mn.bridge.preprocessing.run import check_any_is_left, check_sound_and_no_copies, settings_of
-from nnunet_mn.bridge.preprocessing.to_do import survey
+from nnunet_mn.bridge.preprocessing.to_do import Survey, survey
 from nnunet_mn.bridge.words import fault_of_path, name_some
 from nnunet_mn.errors import MNError
 from nnunet_mn.memory import GIB
 
 MEASURED_BATCH = 4  # samples (docs/evidence.md)
 TIGHT = 0.85  # share of the card; the estimate may be a tenth too low, and other processes take memory too
+FOLDS = 5  # nnU-Net's, where there is no split file
+
+Look = Callable[[tuple[UnlabeledCase, ...]], Survey]
 
 
 def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Iterator[Row]:
@@ -55,14 +58,22 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
         yield from examine("GPU memory", functools.partial(check_memory, planned))
     yield from examine("2D weights", lambda: check_weights(planned.config()))
     yield from (_note("splits", warning) for warning in warnings)
-    folds: Sequence[int | str] = range(len(splits)) if splits is not None else ("all",)
-    if splits is None and 0 < len(complete_cases(planned.cases.labeled)) < FEWEST_FOR_STOCK_SPLIT:
+    yield from examine("nnUNet_results", functools.partial(check_results, folders.name))
+    folds: Sequence[int] = range(FOLDS if splits is None else len(splits))
+    if splits is None and len(complete_cases(planned.cases.labeled)) < FEWEST_FOR_STOCK_SPLIT:
         folds = (0,)  # each would have all cases
     elif splits is None:
         yield _note("splits", "there is no splits_final.json; nnU-Net will draw five folds of all cases with labels")
+        yield from examine("splits", functools.partial(check_rights, "splits", folders.preprocessed))
+    look = _looking_once(planned)
     for fold in folds:
-        yield from examine(f"fold {fold}", functools.partial(check_fold, planned, splits, fold))
-    yield from examine("unlabeled", functools.partial(check_unlabeled, planned))
+        yield from examine(f"fold {fold}", functools.partial(check_fold, planned, splits, fold, look))
+    yield from examine("unlabeled", functools.partial(check_unlabeled, planned, look))
+
+
+def _looking_once(planned: PlannedDataset) -> Look:
+    """A survey that looks at the same cases only once. Folds mostly share them, and new files may have to be read."""
+    return functools.cache(lambda cases: survey(cases, planned.cases.unlabeled, settings_of(planned)))
 
 
 def check_labels(folder: Path | None) -> list[Row]:
@@ -117,11 +128,13 @@ def judge(needed: float, *, total: float | None) -> Row:
     return Row("good", "GPU memory", text)
 
 
-def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | str) -> list[Row]:
+def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int, look: Look) -> list[Row]:
     """Count the cases of a fold, and refuse missing ones and copies of validation cases."""
     topic, cases = f"fold {fold}", planned.cases
     here = sorted(dataset_class_of(cases.labeled).get_identifiers(str(cases.labeled)))  # as the trainer
-    roles = roles_in_training(splits, fold, here, lambda: listed_split(splits, fold, here))
+    roles = roles_in_training(
+        splits, fold, here, lambda: listed_split(_drawn(here) if splits is None else splits, fold, here)
+    )
     if missing := sorted({*roles.labeled, *roles.val} - complete_cases(cases.labeled)):
         raise MNError(
             f"{len(missing)} of the split's cases ({name_some(missing)}) are not preprocessed in {cases.labeled}; put "
@@ -132,13 +145,19 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int | 
     if _is_supervised(cases, roles, roles_of_all_folds(splits)):
         return [_note(topic, f"{counts}, no unlabeled: for nnUNetTrainer or nnUNetTrainerMNLabeledOnly")]
     found = find_unlabeled(cases, roles, planned.config().unlabeled_sources)
-    names = {case.name for case in found.cases}
-    names -= left_out(cases.unlabeled, names)
+    state = look(found.cases)
+    names = {case.name for case in found.cases} - state.skipped.keys()
     check_any_is_left(names)
-    done = names & complete_cases(cases.unlabeled)
+    done = (names - {case.name for case in state.to_do}) & complete_cases(cases.unlabeled)
     alike = check_sound_and_no_copies(planned, roles, done)
     notes = [_note(topic, text) for text in (*roles.warnings, *found.warnings, *alike)]
     return [Row("good", topic, f"{counts}, {len(names)} unlabeled"), *notes]
+
+
+def _drawn(cases: list[str]) -> list[Split]:
+    """The split that nnU-Net's `do_split` will draw and write."""
+    splits: list[Split] = generate_crossval_split(cases, seed=12345, n_splits=FOLDS)
+    return splits
 
 
 def _is_supervised(cases: CaseFolders, of_fold: Roles, of_all: Roles) -> bool:
@@ -147,10 +166,10 @@ def _is_supervised(cases: CaseFolders, of_fold: Roles, of_all: Roles) -> bool:
     return bool(of_all.unlabeled) and not of_fold.unlabeled and not elsewhere
 
 
-def check_unlabeled(planned: PlannedDataset) -> list[Row]:
+def check_unlabeled(planned: PlannedDataset, look: Look) -> list[Row]:
     """How many of the unlabeled cases of all folds are preprocessed, and whether an image cannot be opened."""
     found = find_unlabeled_of_all_folds(planned.cases, planned.config().unlabeled_sources)
-    state = survey(found.cases, planned.cases.unlabeled, settings_of(planned))
+    state = look(found.cases)
     images = [image for case in state.to_do for image in case.images]
     if faults := [fault for fault in map(fault_of_path, images) if fault is not None]:
         raise MNError(f"{name_some(faults)}; or leave them out with `nnunet-mn preprocess --skip-bad`")
@@ -165,4 +184,4 @@ def check_unlabeled(planned: PlannedDataset) -> list[Row]:
         f"changed. Preprocessing will show whether they can be read. Then the doctor and the training look for copies "
         f"of validation cases"
     )
-    return [_note("unlabeled", text), *notes]
+    return [_note("unlabeled", text), *notes, *check_rights("unlabeled", planned.folders.preprocessed)]

@@ -122,10 +122,22 @@ def _check_folder(variable: str) -> list[Row]:
         is_there = Path(value).exists()
         finding = f"{value} {'is not a folder; ' if is_there else 'does not exist; make it or '}correct the variable"
         return [Row("bad" if needed else "note", variable, finding)]
-    for rights, verb in ((os.R_OK | os.X_OK, "read"), (os.W_OK if needed else os.F_OK, "written to")):
-        if not os.access(value, rights):
-            return [Row("bad", variable, f"{value} cannot be {verb}; change its permissions or the variable")]
-    return [Row("good", variable, value)]
+    return check_rights(variable, Path(value), write=needed) or [Row("good", variable, value)]
+
+
+def check_rights(topic: str, folder: Path, *, write: bool = True) -> list[Row]:
+    """Whether a folder, if it is there, can be read and, if need be, written to. There is only a bad row."""
+    for rights, verb in ((os.R_OK | os.X_OK, "read"), (os.W_OK if write else os.F_OK, "written to")):
+        if folder.is_dir() and not os.access(folder, rights):
+            return [Row("bad", topic, f"{folder} cannot be {verb}; change its permissions or the variable")]
+    return []
+
+
+def check_results(dataset: str) -> list[Row]:
+    """Whether a training can write to a dataset's folder in nnUNet_results, if it is there. There is only a bad row."""
+    variable = FOLDERS[-1]
+    root = os.environ.get(variable)
+    return check_rights(variable, Path(root, dataset)) if root else []
 
 
 def check_settings() -> list[Row]:

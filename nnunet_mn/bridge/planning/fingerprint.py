@@ -15,7 +15,7 @@ from tqdm import tqdm
 from nnunet_mn.bridge.cases.headers import FEWER, Header, fault_of_unit, read_headers
 from nnunet_mn.bridge.cases.raw_images import RawImages
 from nnunet_mn.bridge.cases.roles import labeled_for_planning, roles_of_all_folds
-from nnunet_mn.bridge.cases.splits import splits_for_planning
+from nnunet_mn.bridge.cases.splits import check_agreement, splits_for_planning
 from nnunet_mn.bridge.files import read_object
 from nnunet_mn.bridge.last_word import last_word
 from nnunet_mn.bridge.processes import map_in_processes
@@ -36,8 +36,8 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):
         dataset_name_or_id, num_processes, verbose: as stock's.
 
     Raises:
-        MNError: when no case is labeled, an image or a label of a labeled case cannot be read, their shapes differ, or
-            the split file or dataset.json is broken.
+        MNError: when no case is labeled, an image or a label of a labeled case is missing or cannot be read, their
+            shapes differ, or the split file or dataset.json is broken.
     """
 
     dataset: dict[str, Any]
@@ -52,6 +52,9 @@ class MNFingerprintExtractor(DatasetFingerprintExtractor):
         labeled, warnings = labeled_for_planning(self.dataset, splits)
         self.dataset = {name: self.dataset[name] for name in labeled}
         self.warnings += warnings
+        raw = RawImages(Path(self.input_folder), self.dataset_json)
+        for name in self.dataset:
+            raw.check_as_listed(name)
 
     @property
     def reader(self) -> type[Any]:
@@ -128,7 +131,19 @@ def _analyze(
 
 def check_description(dataset_name_or_id: str | int) -> None:
     """Raise an MNError if a dataset's dataset.json is broken. Stock would not name the file."""
-    RawImages.read(Path(nnUNet_raw) / maybe_convert_to_dataset_name(dataset_name_or_id))
+    raw = RawImages.read(Path(nnUNet_raw) / maybe_convert_to_dataset_name(dataset_name_or_id))
+    listed = raw.description.get("dataset", {})
+    if bare := [name for name, entry in listed.items() if not isinstance(entry.get("label"), str)]:
+        raise MNError(
+            f"{len(bare)} case(s) in the entry 'dataset' of {raw.folder / 'dataset.json'} have no text under 'label' "
+            f"({name_some(bare)}), and nnU-Net needs one for each; add it, or move their images to imagesUn"
+        )
+
+
+def check_splits(dataset_name_or_id: str | int) -> None:
+    """Raise an MNError if the split files of a dataset differ so that stock would not plan. It would not say why."""
+    name = maybe_convert_to_dataset_name(dataset_name_or_id)
+    check_agreement(Path(nnUNet_preprocessed) / name, Path(nnUNet_raw) / name)
 
 
 def check_fingerprint(dataset_name_or_id: str | int) -> None:

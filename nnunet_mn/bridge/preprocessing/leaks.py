@@ -9,7 +9,7 @@ import blosc2
 import numpy as np
 
 from nnunet_mn.bridge.cases.manifest import Manifest, Voxels
-from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
+from nnunet_mn.bridge.cases.preprocessed import UNREADABLE, complete_cases, dataset_class_of, unreadable
 from nnunet_mn.bridge.preprocessing.findings import Findings
 from nnunet_mn.bridge.preprocessing.thumbnails import alike, thumbnail
 from nnunet_mn.bridge.words import name_some
@@ -79,11 +79,8 @@ def _of_unlabeled(folder: Path, names: Sequence[str]) -> dict[str, Voxels]:
                 found[name] = record.voxels
             else:
                 found[name] = _remembered(findings, name, lambda name: open_volume(folder / f"{name}.b2nd"))
-        except (OSError, RuntimeError, ValueError) as error:
-            raise MNError(
-                f"the preprocessed case '{name}' in {folder} cannot be read ({error}); delete its file {name}.b2nd and "
-                f"run `nnunet-mn preprocess` for this dataset"
-            ) from error
+        except UNREADABLE as error:
+            raise unreadable(name, str(folder), error) from error
     findings.save()
     return found
 
@@ -94,10 +91,8 @@ def _of_val(folder: Path, names: Sequence[str], unlabeled: Path) -> dict[str, Vo
     for name in names:
         try:
             found[name] = _remembered(findings, name, lambda name: dataset.load_case(name)[0])
-        except (OSError, RuntimeError, ValueError) as error:
-            raise MNError(
-                f"the preprocessed case '{name}' in {folder} cannot be read ({error}); run nnUNetv2_preprocess again"
-            ) from error
+        except UNREADABLE as error:
+            raise unreadable(name, str(folder), error, command="nnUNetv2_preprocess") from error
     findings.save()
     return found
 

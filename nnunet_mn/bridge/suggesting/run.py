@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from nnunet_mn.bridge.cases.dataset import DatasetFolders
 from nnunet_mn.bridge.cases.draw_splits import write_splits
 from nnunet_mn.bridge.cases.sources import IMAGES_UN
-from nnunet_mn.bridge.cases.splits import Split
+from nnunet_mn.bridge.cases.splits import Split, unread_entries
 from nnunet_mn.bridge.suggesting.candidates import Candidates
 from nnunet_mn.bridge.suggesting.features import Describer, features_of
 from nnunet_mn.bridge.words import name_some
@@ -81,9 +82,11 @@ def read_estimates(report: Path) -> dict[str, float]:
 def write_chosen(
     folders: DatasetFolders, candidates: Candidates, chosen: Sequence[Suggestion], *, fold: int, force: bool
 ) -> tuple[Path, Path | None]:
-    """Write `with_chosen` as `write_splits` does."""
+    """Write `with_chosen` as `write_splits` does, with what else the user's file holds in its folds."""
     splits = with_chosen(candidates, [one.case for one in chosen], fold=fold)
-    return write_splits(folders, splits, force=force)
+    others = chain(unread_entries(folders.preprocessed, folders.raw_here()), repeat({}))
+    kept = [split | other for split, other in zip(splits, others, strict=False)]
+    return write_splits(folders, kept, force=force)
 
 
 def with_chosen(candidates: Candidates, chosen: list[str], *, fold: int) -> list[Split]:
