@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ from nnunet_mn.bridge.reading import mn_part, read
 from nnunet_mn.bridge.registration import trainers_path
 from nnunet_mn.bridge.trained_with import files_beside
 from nnunet_mn.bridge.training import assembly, loader, owner
+from nnunet_mn.config import MNConfig
 from nnunet_mn.errors import MNError
 from nnunet_mn.networks.adapter import Standardized, to_pixels
 from nnunet_mn.networks.timm_backbones import timm  # without its warnings
 from nnunet_mn.networks.weights import read_tensors, renamed_by_order
+from nnunet_mn.trainers.nnUNetTrainerMN import nnUNetTrainerMN
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # nnU-Net and its plots warn
 
@@ -1003,6 +1006,17 @@ def test_settings_without_effect_are_told(trainings: Trainings, planned_dataset:
         trainings.monkeypatch.delenv(f"nnUNet_mn_{name}")
     trainer = trainings.run(planned_dataset(), name="lora", adaptation="lora", **short)
     assert "changes nothing" not in Path(trainer.log_file).read_text()
+
+
+@pytest.mark.parametrize(("rate", "unused"), [(0.1, ("lora_rank",)), (0.0, ("lora_rank", "dropout_2d"))])
+def test_a_setting_for_a_models_own_dropout_is_used(rate: float, unused: tuple[str, ...]) -> None:
+    network = torch.nn.Sequential(torch.nn.Dropout(rate))
+    network.spec = SimpleNamespace(adaptation="full")
+    students = (None, SimpleNamespace(network=network))
+    trainer = SimpleNamespace(
+        cotrainer=SimpleNamespace(students=students), mn_config=MNConfig(dropout_2d=0.1), unused=()
+    )
+    assert nnUNetTrainerMN.unused_settings(trainer) == unused
 
 
 def test_the_papers_preset_trains_with_its_own_optimizers_and_loss(

@@ -73,6 +73,7 @@ from nnunet_mn.schedule import (
     default_unlabeled_weight,
     scale_learning_rates,
 )
+from nnunet_mn.teaching import same_in_eval
 
 LOGGED_2D = ("train_losses_2d", "val_losses_2d", "mean_fg_dice_2d", "dice_per_class_or_region_2d", "lrs_2d")
 LR_3D_ADAMW = 1e-3
@@ -715,11 +716,12 @@ class nnUNetTrainerMN(_WithUnlabeledCases):
         return self.mn_config.unlabeled_weight or default_unlabeled_weight(self.n_cases["labeled"])
 
     def unused_settings(self) -> tuple[str, ...]:
-        spec = getattr(assembly.network_2d(self.cotrainer), "spec", None)  # another second student has none
+        network = assembly.network_2d(self.cotrainer)
+        spec = getattr(network, "spec", None)  # another second student has none
         if spec is None or spec.adaptation == "lora":
             return self.unused
-        of_timm = spec.recipe["module"] == "timm_backbones"  # a model of transformers has dropout of its own
-        return (*self.unused, "lora_rank", *(["dropout_2d"] if of_timm else []))
+        no_dropout = self.mn_config.dropout_2d > 0 and same_in_eval(network)  # the model has none of its own
+        return (*self.unused, "lora_rank", *(["dropout_2d"] if no_dropout else []))
 
     def build_cotrainer(self) -> CoTrainer:
         """Both students and their teacher."""
