@@ -14,7 +14,7 @@ from nnunet_mn.bridge.cases.splits import SPLITS, Split, planning_refuses
 from nnunet_mn.bridge.files import refusals_told, replace_whole, write_whole
 from nnunet_mn.errors import MNError
 
-USUAL_FOLDS = 5
+USUAL_FOLDS = 5  # nnU-Net's, where there is no split file
 
 
 def draw_splits(cases: Sequence[str], *, labeled: int, val: int | None, folds: int, seed: int) -> list[Split]:

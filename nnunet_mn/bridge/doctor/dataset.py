@@ -8,6 +8,7 @@ import torch
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_mn.bridge.cases.dataset import CaseFolders, find_dataset
+from nnunet_mn.bridge.cases.draw_splits import USUAL_FOLDS
 from nnunet_mn.bridge.cases.planned import PlannedDataset, load_planned
 from nnunet_mn.bridge.cases.preprocessed import complete_cases, dataset_class_of
 from nnunet_mn.bridge.cases.raw_images import RawImages
@@ -33,7 +34,6 @@ from nnunet_mn.memory import GIB
 
 MEASURED_BATCH = 4  # samples (docs/evidence.md)
 TIGHT = 0.85  # share of the card; the estimate may be a tenth too low, and other processes take memory too
-FOLDS = 5  # nnU-Net's, where there is no split file
 
 Look = Callable[[tuple[UnlabeledCase, ...]], Survey]
 
@@ -59,7 +59,7 @@ def check_dataset(number_or_name: str, *, plans: str, configuration: str) -> Ite
     yield from examine("2D weights", lambda: check_weights(planned.config()))
     yield from (_note("splits", warning) for warning in warnings)
     yield from examine("nnUNet_results", functools.partial(check_results, folders.name))
-    folds: Sequence[int] = range(FOLDS if splits is None else len(splits))
+    folds: Sequence[int] = range(USUAL_FOLDS if splits is None else len(splits))
     if splits is None and len(complete_cases(planned.cases.labeled)) < FEWEST_FOR_STOCK_SPLIT:
         folds = (0,)  # each would have all cases
     elif splits is None:
@@ -156,7 +156,7 @@ def check_fold(planned: PlannedDataset, splits: list[Split] | None, fold: int, l
 
 def _drawn(cases: list[str]) -> list[Split]:
     """The split that nnU-Net's `do_split` will draw and write."""
-    splits: list[Split] = generate_crossval_split(cases, seed=12345, n_splits=FOLDS)
+    splits: list[Split] = generate_crossval_split(cases, seed=12345, n_splits=USUAL_FOLDS)
     return splits
 
 
